@@ -1,0 +1,51 @@
+# convatlas: `make help` lists the targets. Everything is set up by itself from python3 and make.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+UV := uv==0.9.30
+PORT ?= 5000
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test test-slow lint format ui report clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready  ## make .venv with exactly the packages of requirements.lock
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "convatlas needs Python 3.11 or newer; set PYTHON=python3.11, for example.")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check "$(UV)"
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/bin/uv pip sync --quiet --require-hashes --compile-bytecode requirements.lock
+	$(VENV)/bin/python -m pip --version > /dev/null
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+repro: setup  ## run the pipeline: prepare, resolve, train, report
+	dvc repro
+
+test: setup  ## run the tests that take seconds
+	python -m pytest
+
+test-slow: setup  ## run the long ones as well
+	python -m pytest -m "not gpu and not network"
+
+lint: setup  ## check style and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: setup  ## put the style right
+	ruff check --fix .
+	ruff format .
+
+ui: setup  ## open the runs in MLflow at http://127.0.0.1:5000 (PORT=... for another port)
+	python -m convatlas.ui port=$(PORT)
+
+report: setup  ## write the reports of the runs that are there
+	dvc repro report summarise
+
+clean:  ## delete what the pipeline made; .venv, mlflow.db and DVC's cache stay
+	rm -rf runs plan reports data/prepared .work .plan.partial .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,60 @@
+"""What starting a training costs beside importing its libraries: `python benchmarks/start.py`.
+
+Times two processes in turn: one that imports torch, pytorch-lightning and mlflow and does nothing, and a training
+from its command line to its first step, MLflow run included. Aim: at most 1.3 times. Needs `data/prepared/digits`.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+IMPORTS = "import torch, pytorch_lightning, mlflow; from mlflow import MlflowClient; import os; os._exit(0)"
+FIRST_STEP = """
+import os, runpy, sys
+from convatlas.tasks.base import Task
+Task.on_train_batch_start = lambda *_: os._exit(0)
+sys.argv = ["train", "model=lenet5", "output_dir={folder}/run", "tracking.uri=sqlite:///{folder}/mlflow.db"]
+runpy.run_module("convatlas.train", run_name="__main__", alter_sys=True)
+"""
+FINISH = """
+import runpy, sys
+sys.argv = ["train", "model=lenet5", "trainer=debug", "recipe.epochs=1", "output_dir={folder}/finished",
+            "tracking.uri=sqlite:///{folder}/mlflow.db", "tracking.log_model=false"]
+runpy.run_module("convatlas.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def seconds(code: str) -> tuple[float, float]:
+    """Return wall and processor seconds of a Python process that runs the code."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    wall = time.perf_counter() - start
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main(repeats: int = 5) -> None:
+    """Print the medians and their ratio."""
+    imports, starts = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        seconds(FINISH.format(folder=folder))  # the database is made, and everything is in the disk cache
+        for number in range(repeats):
+            imports.append(seconds(IMPORTS))
+            starts.append(seconds(FIRST_STEP.format(folder=folder).replace("/run", f"/run{number}")))
+    for what, place in (("wall", 0), ("processor", 1)):
+        one = statistics.median(t[place] for t in imports)
+        two = statistics.median(t[place] for t in starts)
+        ratio = statistics.median(b[place] / a[place] for a, b in zip(imports, starts, strict=True))
+        print(f"{what:<10} imports {one:5.2f} s   start to first step {two:5.2f} s   ratio {ratio:4.2f}")
+
+
+if __name__ == "__main__":
+    main()

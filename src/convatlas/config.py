@@ -1,0 +1,270 @@
+"""The typed form of a run's configuration.
+
+Hydra composes a run from the files under `conf/`; `RunConfig` checks it: every key known, every type and range right.
+What is checked here is what the rest of the code relies on; the values themselves live in `conf/` alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from convatlas.errors import UserError, near_matches
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: no unknown keys, nothing changed after it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# ---- data -----------------------------------------------------------------------------------------------------------
+
+
+class DataConfig(Section):
+    """`conf/data`: which prepared data set a net sees, and how it was made."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    task: Literal["classification", "detection", "segmentation"]
+    source: dict[str, Any]
+    """`_target_` and arguments of the function that reads or makes the raw images; see `convatlas.data.sources`."""
+    root: Path
+    """Where raw files lie. Nothing is ever written there."""
+    prepared: Path
+    """Where `python -m convatlas.prepare` writes the three splits and the data card."""
+    image_size: Positive
+    """Side of the square images that nets get, in pixels; prepared images of another size are resized on the way."""
+    in_channels: Positive
+    num_classes: Annotated[int, Field(ge=2)]
+    """Classes a net distinguishes; in segmentation and detection the background is class 0 and counted."""
+    split: SplitConfig
+
+
+class SplitConfig(Section):
+    """How validation, and the test where there is no official one, are cut: stratified, whole groups together."""
+
+    validation: Rate
+    test: Rate
+    """Fraction held out as test where the source has no official test split; 0 where it has one."""
+    seed: int
+
+
+# ---- recipe ---------------------------------------------------------------------------------------------------------
+
+
+class SGD(Section):
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"]
+    lr: Annotated[float, Field(gt=0)]
+    momentum: Rate
+    nesterov: bool
+    weight_decay: Annotated[float, Field(ge=0)]
+
+
+class RMSProp(Section):
+    """RMSProp as in the Inception, NASNet and EfficientNet papers."""
+
+    name: Literal["rmsprop"]
+    lr: Annotated[float, Field(gt=0)]
+    alpha: Rate
+    eps: Annotated[float, Field(gt=0)]
+    momentum: Rate
+    weight_decay: Annotated[float, Field(ge=0)]
+
+
+class Adam(Section):
+    """Adam, or AdamW with decoupled weight decay."""
+
+    name: Literal["adam", "adamw"]
+    lr: Annotated[float, Field(gt=0)]
+    betas: tuple[Rate, Rate]
+    eps: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+
+
+class Schedule(Section):
+    """The learning rate over the steps of a training, after a linear warm-up."""
+
+    name: Literal["constant", "multi_step", "cosine", "polynomial"]
+    warmup_epochs: Annotated[float, Field(ge=0)]
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...]
+    """`multi_step`: fractions of the training after which the rate is multiplied by `gamma`."""
+    gamma: Annotated[float, Field(gt=0, le=1)]
+    power: Annotated[float, Field(gt=0)]
+    """`polynomial`: exponent of the remaining fraction."""
+    final_fraction: Annotated[float, Field(ge=0, le=1)]
+    """`cosine` and `polynomial`: the last rate as a fraction of the first."""
+
+
+class Augmentation(Section):
+    """What happens to training images, drawn anew for each image and epoch. Zero or false switches a part off."""
+
+    crop_padding: Annotated[int, Field(ge=0)]
+    """Pad by so many pixels on each side, then crop the original size at random."""
+    horizontal_flip: bool
+    cutout: Annotated[int, Field(ge=0)]
+    """Side of one square, in pixels, that is set to the mean (DeVries and Taylor 2017)."""
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)]
+    scale: Annotated[float, Field(ge=0, lt=1)]
+    """Zoom drawn from [1 - scale, 1 + scale]."""
+    brightness: Annotated[float, Field(ge=0, lt=1)]
+    """Factor drawn from [1 - brightness, 1 + brightness]."""
+
+
+class Loss(Section):
+    """The weights of a task's loss terms."""
+
+    label_smoothing: Rate
+    auxiliary: dict[str, float]
+    """Weights of named loss terms other than 1, for example `{dice: 1.0}`."""
+
+
+class Recipe(Section):
+    """`conf/recipe`: how a net is trained."""
+
+    epochs: Positive
+    batch_size: Positive
+    """Images in one optimiser step over all devices."""
+    evaluation_batch_size: Positive
+    optimizer: Annotated[SGD | RMSProp | Adam, Field(discriminator="name")]
+    decay_norms_and_biases: bool
+    schedule: Schedule
+    loss: Loss
+    augmentation: Augmentation
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
+    """Keep an exponential moving average of the weights, and evaluate and save that."""
+    gradient_clip_norm: Annotated[float, Field(gt=0)] | None
+    early_stopping_patience: Positive | None
+    """Stop after so many epochs without a better validation score."""
+    monitor: str | None
+    """The validation metric that chooses the best epoch; null takes the task's own."""
+
+
+# ---- machine and tracking -------------------------------------------------------------------------------------------
+
+
+class TrainerConfig(Section):
+    """`conf/trainer`: the machine a run uses. Threads and workers belong to it because they decide the last bits."""
+
+    accelerator: Literal["cpu", "gpu", "auto"]
+    devices: Positive
+    num_nodes: Positive
+    strategy: Literal["single", "ddp"]
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    threads: Positive
+    workers: Annotated[int, Field(ge=0)]
+    sync_batchnorm: bool
+    deterministic: bool
+    progress_bar: bool
+    checkpoint_every_n_steps: Positive | None
+    """Save for resuming so often within an epoch as well; null saves at the end of each epoch."""
+    limit_batches: Positive | None
+    """Stop each epoch after so many batches, for trying things out; null trains on all."""
+
+
+class TrackingConfig(Section):
+    """`conf/tracking`: what goes to MLflow."""
+
+    enabled: bool
+    uri: str | None
+    """A tracking server or database; null takes MLFLOW_TRACKING_URI, and without it `mlflow.db` here."""
+    system_metrics: bool
+    log_model: bool
+    """Log the best net as an MLflow model, with signature and input example, so that it can be served."""
+    register_as: str | None
+    """Register that model under this name."""
+    alias: str | None
+    """Alias of the registered version, for example `champion`."""
+
+
+# ---- a run ----------------------------------------------------------------------------------------------------------
+
+
+class RunConfig(Section):
+    """One variant of one study: a net, its data and its training, for one or several seeds."""
+
+    study: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.=-]+$")]
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)]
+    output_dir: Path
+    """Everything of the run goes below it: one folder a seed."""
+    work_dir: Path | None
+    """Where an unfinished training keeps its checkpoints; null takes `<output_dir>/.work`."""
+    overwrite: bool
+    """Throw away what `output_dir` holds of these seeds, and train again."""
+    data: DataConfig
+    model: dict[str, Any]
+    """`_target_` and keyword arguments of the net; `about` says what it is."""
+    recipe: Recipe
+    trainer: TrainerConfig
+    tracking: TrackingConfig
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunConfig:
+        task = self.model.get("about", {}).get("task", self.data.task)
+        if task != self.data.task:
+            raise ValueError(
+                f"model is for {task} but data={self.data.name} is for {self.data.task}; choose another of the two"
+            )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={list(self.seeds)} names a seed twice")
+        processes = self.trainer.devices * self.trainer.num_nodes
+        if processes > 1 and self.trainer.strategy == "single":
+            raise ValueError(f"trainer.devices={self.trainer.devices} needs trainer.strategy=ddp")
+        if self.recipe.batch_size % processes:
+            raise ValueError(
+                f"recipe.batch_size={self.recipe.batch_size} is the batch over all devices "
+                f"and must be a multiple of {processes}"
+            )
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """Return the configuration as plain, JSON-ready values; `RunConfig.read` takes it back."""
+        return self.model_dump(mode="json")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the result: the configuration without where it is written and how it is tracked."""
+        ignored = {"seeds", "output_dir", "work_dir", "overwrite", "tracking"}
+        plain = {key: value for key, value in self.plain().items() if key not in ignored}
+        plain["trainer"].pop("progress_bar")
+        return plain
+
+
+DataConfig.model_rebuild()
+
+
+def read_config(values: dict[str, Any], where: str = "the configuration") -> RunConfig:
+    """Check plain values and return the typed configuration.
+
+    Raises:
+        UserError: a key is unknown or missing, or a value has a wrong type or lies outside its range.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(describe(error, where)) from error
+
+
+def describe(error: ValidationError, where: str) -> str:
+    """Put the first finding of pydantic into one sentence that names the key."""
+    first = error.errors()[0]
+    union_tags = {"sgd", "rmsprop", "adam", "adamw"}
+    key = ".".join(str(part) for part in first["loc"] if part not in union_tags)
+    if first["type"] == "extra_forbidden":
+        return f"{where}: there is no key {key}; it may come from another version of convatlas. Remove it."
+    if first["type"] == "missing":
+        return f"{where}: the key {key} is missing. Add it, or compose the configuration again."
+    if first["type"] == "union_tag_invalid":
+        tag = str(first.get("ctx", {}).get("tag"))
+        return f"{where}: {key}.name={tag} is not known. {near_matches(tag, union_tags)}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not key:
+        return f"{where}: {message}."
+    return f"{where}: {key}={first['input']!r} is not valid: {message[0].lower()}{message[1:]}."

@@ -1,0 +1,158 @@
+"""The data card `dataset.json`: what a prepared data set is, whence it comes, how it was divided, what was left out.
+
+It holds nothing that depends on time or machine: preparing the same data twice gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from convatlas.config import DataConfig, SplitConfig
+from convatlas.errors import UserError
+
+__all__ = ["CARD_FILE", "Card", "Rejected", "SplitCounts", "fingerprint", "plain_source", "remedy"]
+
+CARD_FILE = "dataset.json"
+
+
+class Entry(BaseModel):
+    """A part of the card: no unknown keys, nothing changed after it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SplitCounts(Entry):
+    """How much is in one split.
+
+    Attributes:
+        images: images.
+        groups: groups of images that belong together, where the source has any.
+        classes: by class name: images in classification, boxes in detection, pixels in segmentation.
+    """
+
+    images: int
+    groups: int | None
+    classes: dict[str, int]
+
+
+class Rejected(Entry):
+    """An item of the source that is left out."""
+
+    item: int
+    reason: str
+
+
+class Card(Entry):
+    """A prepared data set.
+
+    Attributes:
+        format: version of this file format.
+        name: as in `conf/data`.
+        title, origin, licence, made, notes: see `convatlas.data.sources.RawDataset`.
+        task: what the annotations are for.
+        classes: names by class number; in detection and segmentation number 0 is the background.
+        image_shape: `(C, H, W)` of the stored images.
+        mean, std: of each channel over the training split, pixels in [0, 1].
+        counts: by split.
+        empty_classes: by split, the classes that do not occur in it; splits that have all are not listed.
+        rejected: what was left out, by the item's position in the source.
+        duplicates: images that are equal to an earlier one in every byte; they lie in the same split.
+        conflicting_duplicates: pairs of positions in the source of equal images with different annotations.
+        source: `_target_` and options that the images came from.
+        split: fractions and seed.
+        files: sha256 of every array file.
+        fingerprint: sha256 over the files' names and hashes: equal fingerprints mean equal data.
+    """
+
+    format: Literal[1] = 1
+    name: str
+    title: str
+    origin: str
+    licence: str
+    made: bool
+    notes: tuple[str, ...]
+    task: Literal["classification", "detection", "segmentation"]
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    counts: dict[str, SplitCounts]
+    empty_classes: dict[str, tuple[str, ...]]
+    rejected: tuple[Rejected, ...]
+    duplicates: int
+    conflicting_duplicates: tuple[tuple[int, int], ...]
+    source: dict[str, Any]
+    split: SplitConfig
+    files: dict[str, str]
+    fingerprint: str
+
+    @classmethod
+    def read(cls, folder: Path) -> Card:
+        """Read the card of a prepared data set.
+
+        Raises:
+            UserError: the folder or the card is missing, or the card cannot be understood.
+        """
+        path = folder / CARD_FILE
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError as error:
+            raise UserError(f"{path} is missing. {remedy(folder.name)}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise UserError(
+                f"{path} is not a data card of this version ({where}: {first['msg']}). {remedy(folder.name)}"
+            ) from error
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}. {remedy(folder.name)}") from error
+
+    def to_json(self) -> str:
+        """Write the card as JSON text, always the same for the same card."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+    def check(self, config: DataConfig) -> None:
+        """Compare with a run's configuration.
+
+        Raises:
+            UserError: a key of `conf/data` says something else than what was prepared.
+        """
+        wanted_and_found = {
+            "name": (config.name, self.name),
+            "task": (config.task, self.task),
+            "num_classes": (config.num_classes, len(self.classes)),
+            "in_channels": (config.in_channels, self.image_shape[0]),
+            "split.validation": (config.split.validation, self.split.validation),
+            "split.test": (config.split.test, self.split.test),
+            "split.seed": (config.split.seed, self.split.seed),
+            "source": (plain_source(config), self.source),
+        }
+        for key, (wanted, found) in wanted_and_found.items():
+            if wanted != found:
+                raise UserError(
+                    f"data.{key}={wanted}, but the data prepared in {config.prepared} have {key}={found}. "
+                    f"Set data.{key} to that, or prepare anew: {remedy(config.name)}"
+                )
+
+
+def remedy(name: str) -> str:
+    """Say how a data set is prepared; the last sentence of a message."""
+    return f"Run `python -m convatlas.prepare data={name}`."
+
+
+def plain_source(config: DataConfig) -> dict[str, Any]:
+    """Return `data.source` as it reads back from JSON, for the card and for comparison with it."""
+    plain: dict[str, Any] = json.loads(json.dumps(config.source, default=str))
+    return plain
+
+
+def fingerprint(files: Mapping[str, str]) -> str:
+    """Return one sha256 over file names and their sha256."""
+    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()

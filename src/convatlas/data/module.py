@@ -1,0 +1,132 @@
+"""The prepared data as Lightning wants them.
+
+Use it with `Trainer(use_distributed_sampler=False)`: the batches are divided among the processes here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+
+from convatlas.config import DataConfig, Recipe
+from convatlas.data.augmentation import Augmenter
+from convatlas.data.batches import Batch, EpochSampler, EvaluationBatches, StatelessLoader, TrainingBatches
+from convatlas.data.prepared import PreparedData
+
+__all__ = ["DataModule", "batches_done"]
+
+
+class DataModule(pl.LightningDataModule):
+    """Loaders of the three splits; see `convatlas.data.batches` for what a batch holds.
+
+    Args:
+        prepared: the data set.
+        config: `conf/data`; it must agree with what was prepared.
+        recipe: batch sizes and augmentation.
+        workers: processes that make the batches of a loader; 0 makes them in the training process.
+        limit_batches: stop each epoch of training, validation and test after so many batches.
+        seed: decides order and augmentation.
+
+    Attributes:
+        start_batch: to resume within an epoch, set it before `Trainer.fit`; `batches_done` reads it from a checkpoint.
+            Batches before it are not made.
+
+    Raises:
+        UserError: the prepared data are not those of the configuration.
+        ValueError: the task does not allow an augmentation.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedData,
+        config: DataConfig,
+        recipe: Recipe,
+        *,
+        workers: int,
+        limit_batches: int | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        prepared.card.check(config)
+        self.prepared = prepared
+        self.image_size = config.image_size
+        self.recipe = recipe
+        self.augmenter = Augmenter(recipe.augmentation, config.task, config.image_size)
+        self.workers = workers
+        self.limit_batches = limit_batches
+        self.seed = seed
+        self.start_batch = 0
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Training steps of an epoch; it does not depend on the number of processes unless the split is tiny."""
+        return self._limited(len(self._training_batches()))
+
+    def train_dataloader(self) -> StatelessLoader:
+        """Return the loader of shuffled, augmented training batches; it begins at `start_batch`."""
+        batches = self._training_batches()
+        sampler = EpochSampler(self._limited(len(batches)))
+        sampler.start_batch = self.start_batch
+        return self._loader(batches, sampler)
+
+    def val_dataloader(self) -> StatelessLoader:
+        """Return the loader of the validation split, in order."""
+        return self._evaluation_loader("validation")
+
+    def test_dataloader(self) -> StatelessLoader:
+        """Return the loader of the test split, in order."""
+        return self._evaluation_loader("test")
+
+    def sample_batch(self, images: int = 16) -> Batch:
+        """Return a few test images, spread evenly over the split, for pictures."""
+        split = self.prepared.split("test")
+        batches = EvaluationBatches(split, image_size=self.image_size, batch_size=len(split))
+        return batches.reader.read(np.linspace(0, len(split) - 1, min(images, len(split))).astype(np.int64))
+
+    def _training_batches(self) -> TrainingBatches:
+        rank, world_size = self._place()
+        return TrainingBatches(
+            self.prepared.split("train"),
+            image_size=self.image_size,
+            batch_size=self.recipe.batch_size,
+            augmenter=self.augmenter,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _evaluation_loader(self, split: str) -> StatelessLoader:
+        rank, world_size = self._place()
+        batches = EvaluationBatches(
+            self.prepared.split(split),
+            image_size=self.image_size,
+            batch_size=self.recipe.evaluation_batch_size,
+            rank=rank,
+            world_size=world_size,
+        )
+        return self._loader(batches, range(self._limited(len(batches))))
+
+    def _loader(self, batches: TrainingBatches | EvaluationBatches, sampler: EpochSampler | range) -> StatelessLoader:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return StatelessLoader(batches, sampler, self.workers, pin_memory=on_gpu)
+
+    def _limited(self, batches: int) -> int:
+        return batches if self.limit_batches is None else min(batches, self.limit_batches)
+
+    def _place(self) -> tuple[int, int]:
+        """Return this process's number and how many there are; without a trainer there is one."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+
+def batches_done(checkpoint: Mapping[str, Any]) -> int:
+    """Return how many batches of its epoch a checkpoint of Lightning has been trained on.
+
+    Counted are steps that were finished. A checkpoint of a complete epoch gives that epoch's number of batches;
+    `DataModule.start_batch` then takes it as the beginning of the next.
+    """
+    progress: Mapping[str, Any] = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    done: int = progress["processed"]
+    return done

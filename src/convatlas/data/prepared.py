@@ -1,0 +1,183 @@
+"""Reading a prepared data set: memory-mapped arrays and their data card.
+
+A folder `data/prepared/<name>/` holds for each split S of train, validation and test:
+
+| file | task | content |
+|---|---|---|
+| S_images.npy | all | `(N, C, H, W)` uint8 |
+| S_labels.npy | classification | `(N,)` int64 |
+| S_boxes.npy | detection | `(M, 4)` float32, `x1, y1, x2, y2` in pixels |
+| S_box_labels.npy | detection | `(M,)` int64, from 1 |
+| S_box_offsets.npy | detection | `(N + 1,)` int64: image i has the boxes `offsets[i]` to `offsets[i + 1]` |
+| S_masks.npy | segmentation | `(N, H, W)` uint8 |
+| S_groups.npy | all, where there are groups | `(N,)` int64 |
+
+and `dataset.json`, see `convatlas.data.card`. Imports here stay few: every training process waits for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convatlas.config import DataConfig
+from convatlas.data.card import CARD_FILE, Card, fingerprint, remedy
+from convatlas.errors import UserError
+
+__all__ = ["ARRAYS", "PreparedData", "Split", "array_file", "hash_file"]
+
+ARRAYS: dict[str, dict[str, type[np.generic]]] = {
+    "classification": {"images": np.uint8, "labels": np.int64},
+    "detection": {"images": np.uint8, "boxes": np.float32, "box_labels": np.int64, "box_offsets": np.int64},
+    "segmentation": {"images": np.uint8, "masks": np.uint8},
+}
+"""The arrays of a split and their types, by task; `groups` may be there besides."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The images and annotations of one split, memory-mapped and read-only; shapes as in the table above.
+
+    Sent to another process it takes the folder's name along, not the images.
+    """
+
+    folder: Path
+    name: str
+    card: Card
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64] | None = None
+    boxes: NDArray[np.float32] | None = None
+    box_labels: NDArray[np.int64] | None = None
+    box_offsets: NDArray[np.int64] | None = None
+    masks: NDArray[np.uint8] | None = None
+    groups: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __reduce__(self) -> tuple[Callable[..., Split], tuple[Path, str, Card]]:
+        return open_split, (self.folder, self.name, self.card)
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedData:
+    """A prepared data set."""
+
+    folder: Path
+    card: Card
+    splits: dict[str, Split]
+
+    @classmethod
+    def open(cls, folder: Path, verify: bool = False) -> PreparedData:
+        """Open a data set.
+
+        Args:
+            folder: where `python -m convatlas.prepare` wrote it.
+            verify: compare every file with its sha256 as well, which reads all of it.
+
+        Raises:
+            UserError: something is missing, cut short, or not what the card says; it names the file.
+        """
+        card = Card.read(folder)
+        if verify:
+            _verify_hashes(folder, card)
+        return cls(folder, card, {name: open_split(folder, name, card) for name in card.counts})
+
+    @classmethod
+    def open_for(cls, config: DataConfig) -> PreparedData:
+        """Open the data set that a configuration names, and check that it is the one meant.
+
+        Raises:
+            UserError: it is not prepared, or not as the configuration says.
+        """
+        if not (config.prepared / CARD_FILE).exists():
+            raise UserError(
+                f"data={config.name} is not prepared: {config.prepared} has no {CARD_FILE}. {remedy(config.name)}"
+            )
+        prepared = cls.open(config.prepared)
+        prepared.card.check(config)
+        return prepared
+
+    def split(self, name: str) -> Split:
+        """Return the split "train", "validation" or "test"."""
+        return self.splits[name]
+
+
+def open_split(folder: Path, name: str, card: Card) -> Split:
+    """Open the arrays of one split; see `PreparedData.open`."""
+    types: dict[str, Any] = dict(ARRAYS[card.task])
+    if array_file(name, "groups") in card.files:
+        types["groups"] = np.int64
+    arrays = {array: _open_array(folder / array_file(name, array), dtype, folder) for array, dtype in types.items()}
+    for array, found in arrays.items():
+        expected = _expected_shape(array, card, name, arrays)
+        if found.shape != expected:
+            raise UserError(
+                f"{folder / array_file(name, array)} has shape {found.shape}, not {expected}. {remedy(card.name)}"
+            )
+    return Split(folder, name, card, **arrays)
+
+
+def array_file(split: str, array: str) -> str:
+    """Return the file name of an array."""
+    return f"{split}_{array}.npy"
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open_array(path: Path, dtype: type[np.generic], folder: Path) -> NDArray[Any]:
+    try:
+        # A plain view of the map: numpy's memmap class costs time at every slice.
+        array = np.asarray(_map(path))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing. {remedy(folder.name)}") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is cut short or damaged ({error}). {remedy(folder.name)}") from error
+    if array.dtype != dtype:
+        raise UserError(f"{path} holds {array.dtype}, not {np.dtype(dtype)}. {remedy(folder.name)}")
+    return array
+
+
+def _map(path: Path) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def _expected_shape(array: str, card: Card, split: str, arrays: dict[str, NDArray[Any]]) -> tuple[int, ...]:
+    images = card.counts[split].images
+    if array == "images":
+        return images, *card.image_shape
+    if array == "masks":
+        return images, *card.image_shape[1:]
+    if array == "box_offsets":
+        return (images + 1,)
+    if array in {"boxes", "box_labels"}:
+        offsets = arrays["box_offsets"]
+        boxes = int(offsets[-1]) if offsets.size else 0
+        return (boxes, 4) if array == "boxes" else (boxes,)
+    return (images,)
+
+
+def _verify_hashes(folder: Path, card: Card) -> None:
+    for name, expected in card.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing. {remedy(folder.name)}")
+        if hash_file(path) != expected:
+            raise UserError(
+                f"{path} is not the file that was prepared: its sha256 differs from dataset.json. {remedy(folder.name)}"
+            )
+    if fingerprint(card.files) != card.fingerprint:
+        raise UserError(
+            f"{folder / CARD_FILE} was changed: its fingerprint does not belong to its files. {remedy(folder.name)}"
+        )

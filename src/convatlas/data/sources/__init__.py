@@ -1,0 +1,82 @@
+"""Sources: each file reads (or makes) one data set and returns it whole, before any split or scaling.
+
+A source is a function `load(root: Path, **options) -> RawDataset`; `source._target_` in a `conf/data` file names it,
+and the other keys below `source` are its options. `root` is the folder with the raw files; nothing is ever written
+there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["RawDataset"]
+
+
+@dataclass
+class RawDataset:
+    """A data set of small images as its source has it.
+
+    Attributes:
+        images: `(N, C, H, W)` uint8.
+        classes: names by class number. In detection and segmentation number 0 is the background.
+        labels: classification: `(N,)` int64 class numbers.
+        boxes: detection: for each image `(objects, 4)` float32, `x1, y1, x2, y2` in pixels.
+        box_labels: detection: for each image `(objects,)` int64 class numbers from 1.
+        masks: segmentation: `(N, H, W)` uint8 class numbers.
+        groups: `(N,)` int64; items of one group (a patient, a writer) must not be split.
+        official_split: `(N,)` of "train" or "test" where the source has an official test split.
+        made: True where the images are made by a program and were never seen by a camera or a scanner.
+        title, origin, licence: for the data card: what it is, who made it, on which terms.
+        notes: for the data card: what a reader of the results has to know about the data.
+    """
+
+    images: NDArray[np.uint8]
+    classes: list[str]
+    title: str
+    origin: str
+    licence: str
+    made: bool
+    labels: NDArray[np.int64] | None = None
+    boxes: list[NDArray[np.float32]] | None = None
+    box_labels: list[NDArray[np.int64]] | None = None
+    masks: NDArray[np.uint8] | None = None
+    groups: NDArray[np.int64] | None = None
+    official_split: NDArray[np.str_] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def task(self) -> Literal["classification", "detection", "segmentation"]:
+        """What the annotations are for.
+
+        Raises:
+            ValueError: there are none, or those of more than one task.
+        """
+        detection = self.boxes is not None and self.box_labels is not None
+        if (self.boxes is None) == (self.box_labels is None):
+            if self.labels is not None and not detection and self.masks is None:
+                return "classification"
+            if detection and self.labels is None and self.masks is None:
+                return "detection"
+            if self.masks is not None and not detection and self.labels is None:
+                return "segmentation"
+        raise ValueError("give exactly one of labels, boxes with box_labels, or masks.")
+
+    def take(self, items: NDArray[np.int64]) -> RawDataset:
+        """Return the data set of these items alone, in this order; `items`: `(n,)` positions."""
+        return replace(
+            self,
+            images=self.images[items],
+            labels=None if self.labels is None else self.labels[items],
+            boxes=None if self.boxes is None else [self.boxes[i] for i in items],
+            box_labels=None if self.box_labels is None else [self.box_labels[i] for i in items],
+            masks=None if self.masks is None else self.masks[items],
+            groups=None if self.groups is None else self.groups[items],
+            official_split=None if self.official_split is None else self.official_split[items],
+        )

@@ -1,0 +1,204 @@
+"""Digit scenes: real handwritten digits on noisy grey backgrounds, with exact boxes. A made set for detection.
+
+The digits are the 1,797 pictures of 8 x 8 pixels inside scikit-learn (UCI "Optical Recognition of Handwritten Digits",
+Alpaydin and Kaynak 1998). The scenes are made here: their places, sizes, greys and noise never met a camera.
+
+Honest splits: the digits are dealt into pools first, and each scene takes its digits from one pool. The last pools make
+the official test split and the number of its pool is a scene's group, so that no digit is ever in two splits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from convatlas.data.sources import RawDataset
+
+__all__ = ["Scene", "deal_into_pools", "draw_scene", "enlarge", "load"]
+
+POOLS = 25
+TEST_POOLS = 5
+MOST_DIGITS = 6
+PLACES_TRIED = 40
+SIZES = (0.16, 0.42)
+"""Side of a digit's picture as a share of the scene's side, before its empty border is left out."""
+VISIBLE_INK = 0.35
+"""Fainter ink than this share of the darkest is not painted: what is painted is what can be seen."""
+LEAST_CONTRAST = 70
+"""Least difference of full ink from the background, in grey levels of 255."""
+MOST_OVERLAP = 0.1
+"""Most that two boxes may share, as a fraction of the smaller one; no ink covers another."""
+
+Ink = NDArray[np.float32]
+"""`(height, width)`, from 0 (none) to 1 (full)."""
+Box = tuple[int, int, int, int]
+
+
+@dataclass
+class Scene:
+    """One scene.
+
+    Attributes:
+        image: `(side, side)` uint8.
+        boxes: `(objects, 4)` float32: `x1, y1, x2, y2`; the first column and row with ink, and those after the last.
+        digits: `(objects,)` int64, the rows of the pictures that were pasted, in the order of the boxes.
+    """
+
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+    digits: NDArray[np.int64]
+
+
+def load(
+    root: Path,  # noqa: ARG001 - every source takes `root`; this one needs no files
+    scenes: int = 1500,
+    image_size: int = 96,
+    noise: float = 10.0,
+    seed: int = 0,
+) -> RawDataset:
+    """Make the scenes; the same arguments make the same bytes.
+
+    Args:
+        root: not read, nothing is written there: the digits come with scikit-learn.
+        scenes: number of scenes, spread evenly over 25 pools of digits; the last 5 pools are the test split.
+        image_size: side of a scene in pixels, 48 or more.
+        noise: standard deviation of the noise, in grey levels of 255; 0 makes each background one flat grey.
+        seed: decides pools and scenes. A scene depends on its number too, so that more scenes leave the first as is.
+
+    Raises:
+        ValueError: fewer scenes than pools, or too small an `image_size`.
+    """
+    if scenes < POOLS:
+        raise ValueError(f"data.source.scenes={scenes} leaves pools of digits empty; use {POOLS} or more.")
+    if image_size < 48:
+        raise ValueError(
+            f"data.source.image_size={image_size} makes digits smaller than their 8 pixels; use 48 or more."
+        )
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    pictures, labels = (source.images / 16).astype(np.float32), source.target.astype(np.int64)
+    pools = deal_into_pools(labels, POOLS, seed)
+    groups = np.arange(scenes, dtype=np.int64) % POOLS
+    made = [
+        draw_scene(pictures, np.flatnonzero(pools == pool), image_size, noise, np.random.default_rng([seed, number]))
+        for number, pool in enumerate(groups)
+    ]
+    return RawDataset(
+        images=np.stack([scene.image for scene in made])[:, None],
+        classes=["background", *map(str, range(10))],
+        title="Digit scenes",
+        origin="Made by convatlas from the 1,797 real digits that ship inside scikit-learn (UCI Optical Recognition of "
+        "Handwritten Digits, Alpaydin and Kaynak 1998)",
+        licence="digits: CC BY 4.0 (UCI Machine Learning Repository); scenes: as convatlas",
+        made=True,
+        boxes=[scene.boxes for scene in made],
+        box_labels=[labels[scene.digits] + 1 for scene in made],
+        groups=groups,
+        official_split=np.where(groups >= POOLS - TEST_POOLS, "test", "train"),
+        notes=[
+            "The scenes are made: real digits, pasted by a program at random places and sizes on made backgrounds.",
+            "A box is the extent of the digit's painted pixels; no ink covers another.",
+            "A digit occurs in scenes of its own pool only, and a pool lies in one split.",
+            "A writer may occur in several splits, since the source does not say who wrote what.",
+        ],
+    )
+
+
+def deal_into_pools(labels: NDArray[np.int64], pools: int, seed: int) -> NDArray[np.int64]:
+    """Give each digit a pool: `(N,)` from 0 to `pools` - 1. Pools differ by one digit of a class at most."""
+    generator = np.random.default_rng(seed)
+    dealt = np.empty(len(labels), dtype=np.int64)
+    first = 0
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        dealt[members] = (first + np.arange(len(members))) % pools
+        first += len(members)  # go on where the last class ended, so that pools are of one size as well
+    return dealt
+
+
+def draw_scene(
+    pictures: NDArray[np.float32], digits: NDArray[np.int64], side: int, noise: float, generator: Generator
+) -> Scene:
+    """Draw one to six of the given digits on a background of their own.
+
+    Args:
+        pictures: `(N, 8, 8)`, ink from 0 to 1.
+        digits: rows of `pictures` that may be used, six or more; a scene uses each once at most.
+        side: of the scene, in pixels.
+        noise: standard deviation in grey levels.
+        generator: draws everything.
+    """
+    background = float(generator.uniform(60, 195))
+    canvas = np.full((side, side), background, dtype=np.float32)
+    inked = np.zeros((side, side), dtype=bool)
+    boxes: list[Box] = []
+    pasted: list[int] = []
+    for digit in generator.choice(digits, size=generator.integers(1, MOST_DIGITS, endpoint=True), replace=False):
+        ink = enlarge(pictures[digit], round(side * generator.uniform(*SIZES)))
+        box = find_place(ink, inked, boxes, generator)
+        if box is None:
+            continue
+        x1, y1, x2, y2 = box
+        canvas[y1:y2, x1:x2] += ink * (ink_grey(background, generator) - background)
+        inked[y1:y2, x1:x2] |= ink > 0
+        boxes.append(box)
+        pasted.append(int(digit))
+    if noise > 0:
+        canvas += uneven_light(side, generator) + generator.normal(0, noise, canvas.shape).astype(np.float32)
+    return Scene(
+        image=np.clip(np.rint(canvas), 0, 255).astype(np.uint8),
+        boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        digits=np.array(pasted, dtype=np.int64),
+    )
+
+
+def enlarge(picture: Ink, side: int) -> Ink:
+    """Enlarge an 8 x 8 picture to `side` pixels by cubic interpolation, drop faint ink and cut off the empty border."""
+    padded = np.pad(picture, 1)  # strokes at the picture's edge end softly instead of being cut
+    steps = (np.arange(side) + 0.5) * len(picture) / side + 0.5
+    ink = ndimage.map_coordinates(padded, np.meshgrid(steps, steps, indexing="ij"), order=3, mode="nearest")
+    ink = np.where(ink < VISIBLE_INK, 0, np.clip(ink, 0, 1)).astype(np.float32)
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def find_place(ink: Ink, inked: NDArray[np.bool_], boxes: list[Box], generator: Generator) -> Box | None:
+    """Return a box for this ink where it covers no other and boxes overlap little; None if no try found one."""
+    height, width = ink.shape
+    last_x, last_y = inked.shape[1] - width, inked.shape[0] - height
+    for _ in range(PLACES_TRIED):
+        x, y = int(generator.integers(last_x, endpoint=True)), int(generator.integers(last_y, endpoint=True))
+        box = (x, y, x + width, y + height)
+        covers = inked[y : y + height, x : x + width] & (ink > 0)
+        if not covers.any() and all(overlap(box, other) <= MOST_OVERLAP for other in boxes):
+            return box
+    return None
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Return the area that two boxes share as a fraction of the smaller box."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return max(0, width) * max(0, height) / smaller
+
+
+def ink_grey(background: float, generator: Generator) -> float:
+    """Draw the grey of full ink, darker or lighter than the background by `LEAST_CONTRAST` or more."""
+    darker, lighter = background - LEAST_CONTRAST, 255 - background - LEAST_CONTRAST
+    drawn = float(generator.uniform(-max(0.0, darker), max(0.0, lighter)))
+    return background + drawn + (LEAST_CONTRAST if drawn >= 0 else -LEAST_CONTRAST)
+
+
+def uneven_light(side: int, generator: Generator) -> NDArray[np.float32]:
+    """Draw a smooth field of about 12 grey levels: a 4 x 4 grid of random values, interpolated."""
+    coarse = generator.normal(0, 12, (4, 4))
+    steps = np.linspace(0, 3, side)
+    field = ndimage.map_coordinates(coarse, np.meshgrid(steps, steps, indexing="ij"), order=3, mode="nearest")
+    return field.astype(np.float32)

@@ -1,0 +1,26 @@
+"""The one error that a person causes and can mend, and the words for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Something the person who started the program can put right.
+
+    The message is one sentence or two: what is wrong, naming the key or the file, and what to do about it. Entry
+    points print it without a traceback and exit with status 2.
+    """
+
+
+def near_matches(word: str, known: Iterable[str], how_many: int = 4) -> str:
+    """Say which of `known` look like `word`, or list them when few, as the end of an error message."""
+    names = sorted(set(known))
+    close = (
+        get_close_matches(word, names, n=how_many, cutoff=0.5) or [n for n in names if word and word in n][:how_many]
+    )
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    shown = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
+    return f"There is: {shown}." if names else ""

@@ -1,0 +1,81 @@
+"""Files that are either whole or not there: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from convatlas.errors import UserError
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside `path` for writing; it takes the name `path` only when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole."""
+    with written_whole(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as JSON, readable for people and the same bytes for the same values."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_yaml(path: Path, value: Any, header: str = "") -> None:
+    """Write plain values as YAML in the order they have, under comment lines."""
+    comment = "".join(f"# {line}\n" for line in header.splitlines())
+    write_text(path, comment + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120))
+
+
+def read_yaml(path: Path, remedy: str) -> Any:
+    """Read a YAML file.
+
+    Raises:
+        UserError: it is not there or not YAML; `remedy` ends the sentence.
+    """
+    try:
+        return yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; {remedy}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable as YAML; {remedy}") from error
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """Read a JSON file; raises as `read_yaml` does."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; {remedy}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable as JSON; {remedy}") from error
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Put the folder `new` in the place of `old`: at every moment one of the two stands there, or the old beside it."""
+    old.parent.mkdir(parents=True, exist_ok=True)
+    aside = old.with_name(f".{old.name}.{os.getpid()}.old")
+    if old.exists():
+        old.replace(aside)
+    new.replace(old)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,50 @@
+"""What a user can get wrong about a net's numbers or an image's size, and the sentence that says what fits."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+__all__ = ["blocks_for_depth", "require_image_size", "require_positive", "require_probability"]
+
+
+def blocks_for_depth(depth: int, step: int, others: int) -> int:
+    """Return the n >= 1 for which `depth` = `step` * n + `others`.
+
+    Args:
+        depth: layers with weights, as the papers count them.
+        step: layers that one more block in every stage adds.
+        others: layers outside the blocks.
+
+    Raises:
+        ValueError: there is no such n; the message names the nearest depths that fit.
+    """
+    blocks, rest = divmod(depth - others, step)
+    if rest == 0 and blocks >= 1:
+        return blocks
+    if blocks < 1:
+        remedy = f"the smallest that fits is {step + others}"
+    else:
+        below = step * blocks + others
+        remedy = f"the nearest that fit are {below} and {below + step}"
+    raise ValueError(f"model.depth={depth} is not {step}n+{others} for a whole n of at least 1; {remedy}.")
+
+
+def require_image_size(images: Tensor, minimum: int, net: str) -> None:
+    """Raise a ValueError if `images: (B, C, H, W)` are lower or narrower than `minimum` pixels."""
+    height, width = images.shape[-2:]
+    if min(height, width) < minimum:
+        raise ValueError(
+            f"data.image_size: {net} takes images from {minimum}x{minimum} pixels; these have {height}x{width}."
+        )
+
+
+def require_positive(option: str, value: int) -> None:
+    """Raise a ValueError unless `value`, given as `model.<option>`, is at least 1."""
+    if value < 1:
+        raise ValueError(f"model.{option}={value} must be at least 1.")
+
+
+def require_probability(option: str, value: float) -> None:
+    """Raise a ValueError unless `value`, given as `model.<option>`, is a probability below 1."""
+    if not 0 <= value < 1:
+        raise ValueError(f"model.{option}={value} is a probability; choose from 0 up to, but not including, 1.")

@@ -1,0 +1,1 @@
+"""Classification nets, one family a file."""

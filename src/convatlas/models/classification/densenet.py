@@ -1,0 +1,42 @@
+"""DenseNet for ImageNet, as torchvision holds it.
+
+Huang, Liu, van der Maaten, Weinberger, "Densely Connected Convolutional Networks" (CVPR 2017), Table 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from convatlas.models.adapters import torchvision_model
+from convatlas.models.checks import require_image_size, require_probability
+
+__all__ = ["densenet"]
+
+DEPTHS = (121, 161, 169, 201)
+
+
+def densenet(depth: int = 121, dropout: float = 0.0, num_classes: int = 1000, in_channels: int = 3) -> nn.Module:
+    """Build DenseNet-121, -161, -169 or -201: `(B, C, H, W) -> (B, num_classes)`, images from 29x29 pixels.
+
+    Args:
+        depth: layers with weights.
+        dropout: probability of dropping an activation behind each dense layer.
+        num_classes: classes.
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: the paper has no such depth, or `dropout` is no probability; in a call, the images are too small.
+    """
+    if depth not in DEPTHS:
+        raise ValueError(f"model.depth={depth} is not in the paper; choose one of {', '.join(map(str, DEPTHS))}.")
+    require_probability("dropout", dropout)
+    net = torchvision_model(f"densenet{depth}", num_classes, in_channels, drop_rate=dropout)
+
+    def check(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        # Stem and first pooling halve twice, rounding up, and the three transitions halve once each, rounding down.
+        require_image_size(arguments[0], 29, f"densenet{depth}")
+
+    net.register_forward_pre_hook(check)
+    return net

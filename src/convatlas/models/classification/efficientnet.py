@@ -1,0 +1,142 @@
+"""EfficientNet: one small net, and one rule that scales its depth, width and resolution together.
+
+Tan, Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (ICML 2019), sections 3 and 4. The
+blocks are timm's, with TensorFlow's padding; the baseline and the rounding are here, so that depth or width can also
+be scaled alone, as the paper does to compare.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+__all__ = ["SCALINGS", "Scaling", "efficientnet", "round_depth", "round_width"]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Coefficients of one released net.
+
+    Attributes:
+        width: factor of all channels.
+        depth: factor of the blocks in a stage.
+        resolution: side of the images in pixels.
+        dropout: probability of setting a feature before the classifier to zero.
+    """
+
+    width: float
+    depth: float
+    resolution: int
+    dropout: float
+
+
+SCALINGS = {
+    "b0": Scaling(1.0, 1.0, 224, 0.2),
+    "b1": Scaling(1.0, 1.1, 240, 0.2),
+    "b2": Scaling(1.1, 1.2, 260, 0.3),
+    "b3": Scaling(1.2, 1.4, 300, 0.3),
+    "b4": Scaling(1.4, 1.8, 380, 0.4),
+    "b5": Scaling(1.6, 2.2, 456, 0.4),
+    "b6": Scaling(1.8, 2.6, 528, 0.5),
+    "b7": Scaling(2.0, 3.1, 600, 0.5),
+}
+"""The released nets. They are rounded by hand: 1.2^phi, 1.1^phi and 1.15^phi of equation 3 do not give them."""
+
+STEM_CHANNELS = 32
+HEAD_CHANNELS = 1280
+STAGES = (
+    "ds_r{repeats}_k3_s{stride}_e1_c16_se0.25",
+    "ir_r{repeats}_k3_s{stride}_e6_c24_se0.25",
+    "ir_r{repeats}_k5_s{stride}_e6_c40_se0.25",
+    "ir_r{repeats}_k3_s{stride}_e6_c80_se0.25",
+    "ir_r{repeats}_k5_s{stride}_e6_c112_se0.25",
+    "ir_r{repeats}_k5_s{stride}_e6_c192_se0.25",
+    "ir_r{repeats}_k3_s{stride}_e6_c320_se0.25",
+)
+"""Table 1 in timm's notation: kernel, expansion, channels; `se`: squeeze as a fraction of a block's input channels."""
+REPEATS = (1, 2, 2, 3, 3, 4, 1)
+STRIDES = (1, 2, 2, 2, 1, 2, 1)
+
+
+def round_width(channels: int, width: float, divisor: int = 8) -> int:
+    """Scale channels to the nearest multiple of `divisor`, but never below 90 % of the exact value."""
+    exact = channels * width
+    rounded = max(divisor, int(exact + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * exact else rounded
+
+
+def round_depth(repeats: int, depth: float) -> int:
+    """Scale the blocks of a stage, rounding up."""
+    return math.ceil(repeats * depth)
+
+
+def efficientnet(
+    variant: str = "b0",
+    *,
+    width: float | None = None,
+    depth: float | None = None,
+    dropout: float | None = None,
+    drop_path_rate: float = 0.2,
+    strides: Sequence[int] = STRIDES,
+    repeats: Sequence[int] = REPEATS,
+    divisor: int = 8,
+    bn_momentum: float = 0.01,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+) -> nn.Module:
+    """Build EfficientNet; `forward_features` gives `(B, 1280 * width, H/32, W/32)`.
+
+    The resolution is the size of the images: `SCALINGS[variant].resolution` in the paper.
+
+    Args:
+        variant: `b0` to `b7`.
+        width: factor of all channels; null takes the variant's.
+        depth: factor of the blocks in a stage; null takes the variant's.
+        dropout: probability of setting a feature before the classifier to zero; null takes the variant's.
+        drop_path_rate: probability of dropping the last residual branch; it grows linearly with the block's place.
+        strides: strides of the first blocks of the seven stages; the stem always has 2.
+        repeats: blocks of the seven stages before `depth` scales them.
+        divisor: scaled channels are multiples of it.
+        bn_momentum: weight of a new batch in the running statistics; 0.01 is TensorFlow's 0.99.
+        num_classes: classes.
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+    from timm.models._efficientnet_builder import decode_arch_def
+    from timm.models.efficientnet import EfficientNet
+
+    if variant not in SCALINGS:
+        raise ValueError(f"model.variant={variant} is not known; choose {', '.join(SCALINGS)}.")
+    scaling = SCALINGS[variant]
+    width = scaling.width if width is None else width
+    depth = scaling.depth if depth is None else depth
+    if width <= 0 or depth <= 0:
+        raise ValueError(f"model.width={width} and model.depth={depth} must be above 0.")
+    if len(strides) != len(STAGES) or not set(strides) <= {1, 2}:
+        raise ValueError(f"model.strides={list(strides)} must be {len(STAGES)} numbers, each 1 or 2.")
+    if len(repeats) != len(STAGES) or min(repeats) < 1:
+        raise ValueError(f"model.repeats={list(repeats)} must be {len(STAGES)} numbers, each at least 1.")
+    stages = [
+        [stage.format(repeats=round_depth(count, depth), stride=stride)]
+        for stage, count, stride in zip(STAGES, repeats, strides, strict=True)
+    ]
+    net: nn.Module = EfficientNet(
+        decode_arch_def(stages),
+        num_classes=num_classes,
+        in_chans=in_channels,
+        stem_size=STEM_CHANNELS,
+        num_features=round_width(HEAD_CHANNELS, width, divisor),
+        round_chs_fn=partial(round_width, width=width, divisor=divisor),
+        pad_type="same",
+        act_layer=nn.SiLU,
+        norm_layer=partial(nn.BatchNorm2d, eps=1e-3, momentum=bn_momentum),
+        drop_rate=scaling.dropout if dropout is None else dropout,
+        drop_path_rate=drop_path_rate,
+    )
+    return net

@@ -1,0 +1,219 @@
+"""FBNet-A, B and C: nets that a differentiable search found.
+
+Wu et al., "FBNet: Hardware-Aware Efficient ConvNet Design via Differentiable Neural Architecture Search" (CVPR 2019),
+table 1 and figures 2 and 4. Each of 22 layers is one of nine candidates; the tables below are the search's choices.
+As in the nets that the authors released, a block with expansion 1 has no first 1x1 convolution, and every convolution
+has a bias though batch norm follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from convatlas.models.layers.shuffle import ChannelShuffle
+
+__all__ = ["BLOCKS", "FOUND", "BlockKind", "FBNet", "FBNetBlock"]
+
+
+@dataclass(frozen=True)
+class BlockKind:
+    """One candidate of table 2, `skip` aside."""
+
+    kernel: int
+    expansion: int
+    groups: int = 1
+
+
+BLOCKS = {
+    "k3_e1": BlockKind(3, 1),
+    "k3_e1_g2": BlockKind(3, 1, groups=2),
+    "k3_e3": BlockKind(3, 3),
+    "k3_e6": BlockKind(3, 6),
+    "k5_e1": BlockKind(5, 1),
+    "k5_e1_g2": BlockKind(5, 1, groups=2),
+    "k5_e3": BlockKind(5, 3),
+    "k5_e6": BlockKind(5, 6),
+}
+
+STEM_CHANNELS = 16
+STAGE_CHANNELS = (16, 24, 32, 64, 112, 184, 352)
+STRIDES = (2, 1, 2, 2, 2, 1, 2, 1)
+"""Table 1: output channels of the seven searched stages, and strides of the stem and of their first layers."""
+
+FOUND = {
+    "a": (
+        ("skip",),
+        ("k3_e3", "k3_e1", "skip", "skip"),
+        ("k5_e6", "k3_e3", "k5_e1", "k3_e3"),
+        ("k5_e6", "k5_e3", "k5_e1_g2", "k5_e6"),
+        ("k3_e6", "k5_e1_g2", "k5_e3", "k3_e1_g2"),
+        ("k5_e6", "k5_e6", "k5_e3", "k5_e6"),
+        ("k5_e6",),
+    ),
+    "b": (
+        ("k3_e1",),
+        ("k3_e6", "k5_e1", "k3_e1", "k3_e1"),
+        ("k5_e6", "k5_e3", "k3_e6", "k5_e6"),
+        ("k5_e6", "k5_e6", "skip", "k5_e3"),
+        ("k5_e6", "k3_e1", "k5_e1", "k5_e3"),
+        ("k5_e6", "k5_e1", "k5_e6", "k5_e6"),
+        ("k3_e6",),
+    ),
+    "c": (
+        ("k3_e1",),
+        ("k3_e6", "skip", "k3_e1", "k3_e1"),
+        ("k5_e6", "k5_e3", "k5_e6", "k3_e6"),
+        ("k5_e6", "k5_e3", "k5_e6", "k5_e6"),
+        ("k5_e6", "k5_e6", "k5_e6", "k5_e3"),
+        ("k5_e6", "k5_e6", "k5_e6", "k5_e6"),
+        ("k3_e6",),
+    ),
+}
+"""Figure 4: the candidate of each layer, stage by stage."""
+
+HEAD_CHANNELS = {"a": 1504, "b": 1984, "c": 1984}
+
+
+def convolution(
+    in_channels: int,
+    out_channels: int,
+    kernel: int = 1,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    bias: bool = False,
+    activation: bool = True,
+) -> nn.Sequential:
+    """Convolution, batch norm, ReLU unless told; `(B, in, H, W) -> (B, out, H/stride, W/stride)`."""
+    layers = nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=bias),
+        nn.BatchNorm2d(out_channels),
+    )
+    return layers.append(nn.ReLU()) if activation else layers
+
+
+class FBNetBlock(nn.Module):
+    """Figure 3: 1x1 convolution to `expansion` times the channels, depthwise convolution, 1x1 without activation.
+
+    `(B, in, H, W) -> (B, out, H/stride, W/stride)`; the input is added where both shapes are equal. With groups the
+    1x1 convolutions are grouped and a channel shuffle follows the first.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kind: kernel, expansion and groups.
+        stride: stride of the depthwise convolution.
+        always_expand: keep the first 1x1 convolution where the expansion is 1.
+        bias: give the convolutions biases.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kind: BlockKind,
+        *,
+        stride: int = 1,
+        always_expand: bool = False,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        middle = in_channels * kind.expansion
+        self.residual = stride == 1 and in_channels == out_channels
+        self.layers = nn.Sequential()
+        if kind.expansion > 1 or always_expand:
+            self.layers.append(convolution(in_channels, middle, groups=kind.groups, bias=bias))
+        if kind.groups > 1:
+            self.layers.append(ChannelShuffle(kind.groups))
+        self.layers.append(convolution(middle, middle, kind.kernel, stride=stride, groups=middle, bias=bias))
+        self.layers.append(convolution(middle, out_channels, groups=kind.groups, bias=bias, activation=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block."""
+        return x + self.layers(x) if self.residual else self.layers(x)
+
+
+class FBNet(nn.Module):
+    """FBNet: a 3x3 convolution, 22 found layers in seven stages, a 1x1 convolution, global pooling, one linear layer.
+
+    Args:
+        variant: `a`, `b` or `c`.
+        width: factor of all channels, rounded to multiples of 8; the paper has 1.
+        strides: strides of the stem and of the first layers of the seven stages.
+        always_expand: keep the first 1x1 convolution of blocks with expansion 1, as in figure 3 of the paper; the
+            released nets leave it out.
+        conv_bias: give the convolutions biases, as in the released nets; batch norm takes their effect away.
+        dropout: probability of setting a feature before the classifier to zero.
+        num_classes: classes.
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+
+    def __init__(
+        self,
+        variant: str = "c",
+        width: float = 1.0,
+        *,
+        strides: Sequence[int] = STRIDES,
+        always_expand: bool = False,
+        conv_bias: bool = True,
+        dropout: float = 0.2,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        if variant not in FOUND:
+            raise ValueError(f"model.variant={variant} is not known; choose a, b or c.")
+        if width <= 0:
+            raise ValueError(f"model.width={width} must be above 0.")
+        if len(strides) != len(STRIDES) or not set(strides) <= {1, 2}:
+            raise ValueError(f"model.strides={list(strides)} must be {len(STRIDES)} numbers, each 1 or 2.")
+        channels = self._scaled(STEM_CHANNELS, width)
+        self.stem = convolution(in_channels, channels, 3, stride=strides[0], bias=conv_bias)
+        self.stages = nn.Sequential()
+        for full_channels, names, stage_stride in zip(STAGE_CHANNELS, FOUND[variant], strides[1:], strict=True):
+            stage = nn.Sequential()
+            out_channels = self._scaled(full_channels, width)
+            for index, name in enumerate(names):
+                stride = stage_stride if index == 0 else 1
+                if name == "skip":
+                    if stride > 1:
+                        raise ValueError(
+                            f"model.strides={list(strides)}: variant {variant} skips a layer that has stride 2 there; "
+                            "a skipped layer keeps the resolution, so set that stride to 1."
+                        )
+                    assert channels == out_channels
+                    continue
+                stage.append(
+                    FBNetBlock(
+                        channels,
+                        out_channels,
+                        BLOCKS[name],
+                        stride=stride,
+                        always_expand=always_expand,
+                        bias=conv_bias,
+                    )
+                )
+                channels = out_channels
+            self.stages.append(stage)
+        head_channels = self._scaled(HEAD_CHANNELS[variant], width)
+        self.head = convolution(channels, head_channels, bias=conv_bias)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(head_channels, num_classes)
+
+    @staticmethod
+    def _scaled(channels: int, width: float) -> int:
+        return max(int(channels * width / 8 + 0.5), 1) * 8
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """`(B, C, H, W) -> (B, 1984 * width, H/32, W/32)`; 1504 in variant a."""
+        return self.head(self.stages(self.stem(images)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`(B, C, H, W) -> (B, num_classes)` logits."""
+        return self.classifier(self.dropout(self.forward_features(images).mean((2, 3))))

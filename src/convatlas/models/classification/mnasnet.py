@@ -1,0 +1,82 @@
+"""MnasNet-A1, found by reinforcement learning with the measured latency of a phone in the reward.
+
+Tan et al., "MnasNet: Platform-Aware Neural Architecture Search for Mobile" (CVPR 2019), figure 7. The blocks are
+timm's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import nn
+
+__all__ = ["mnasnet_a1"]
+
+STEM_CHANNELS = 32
+HEAD_CHANNELS = 1280
+STAGES = (
+    "ds_r{repeats}_k3_s{stride}_e1_c16_noskip",
+    "ir_r{repeats}_k3_s{stride}_e6_c24",
+    "ir_r{repeats}_k5_s{stride}_e3_c40_se0.25",
+    "ir_r{repeats}_k3_s{stride}_e6_c80",
+    "ir_r{repeats}_k3_s{stride}_e6_c112_se0.25",
+    "ir_r{repeats}_k5_s{stride}_e6_c160_se0.25",
+    "ir_r{repeats}_k3_s{stride}_e6_c320",
+)
+"""Figure 7 in timm's notation: kernel, expansion, channels; `se`: squeeze as a fraction of a block's input channels."""
+REPEATS = (1, 2, 3, 4, 2, 3, 1)
+STRIDES = (1, 2, 2, 2, 1, 2, 1)
+
+
+def mnasnet_a1(
+    width: float = 1.0,
+    *,
+    strides: Sequence[int] = STRIDES,
+    repeats: Sequence[int] = REPEATS,
+    head_channels: int = HEAD_CHANNELS,
+    dropout: float = 0.2,
+    bn_momentum: float = 0.01,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+) -> nn.Module:
+    """Build MnasNet-A1; `forward_features` gives `(B, head_channels, H/32, W/32)`.
+
+    Args:
+        width: factor of all channels but the head's, rounded to multiples of 8 (the paper's depth multiplier).
+        strides: strides of the first blocks of the seven stages; the stem always has 2.
+        repeats: blocks of the seven stages.
+        head_channels: channels of the last 1x1 convolution.
+        dropout: probability of setting a feature before the classifier to zero.
+        bn_momentum: weight of a new batch in the running statistics; 0.01 is the paper's 0.99.
+        num_classes: classes.
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+    from timm.models._efficientnet_builder import decode_arch_def, round_channels
+    from timm.models.efficientnet import EfficientNet
+
+    if width <= 0:
+        raise ValueError(f"model.width={width} must be above 0.")
+    if len(strides) != len(STAGES) or not set(strides) <= {1, 2}:
+        raise ValueError(f"model.strides={list(strides)} must be {len(STAGES)} numbers, each 1 or 2.")
+    if len(repeats) != len(STAGES) or min(repeats) < 1:
+        raise ValueError(f"model.repeats={list(repeats)} must be {len(STAGES)} numbers, each at least 1.")
+    stages = [
+        [stage.format(repeats=count, stride=stride)]
+        for stage, count, stride in zip(STAGES, repeats, strides, strict=True)
+    ]
+    net: nn.Module = EfficientNet(
+        decode_arch_def(stages),
+        num_classes=num_classes,
+        in_chans=in_channels,
+        stem_size=STEM_CHANNELS,
+        num_features=head_channels,
+        round_chs_fn=partial(round_channels, multiplier=width),
+        act_layer=nn.ReLU,
+        norm_layer=partial(nn.BatchNorm2d, eps=1e-3, momentum=bn_momentum),
+        drop_rate=dropout,
+    )
+    return net

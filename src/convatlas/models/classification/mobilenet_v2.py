@@ -1,0 +1,79 @@
+"""MobileNetV2: inverted residuals with linear bottlenecks.
+
+Sandler, Howard, Zhu, Zhmoginov, Chen, "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (CVPR 2018), table 2.
+The blocks are timm's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import nn
+
+__all__ = ["mobilenet_v2"]
+
+STEM_CHANNELS = 32
+HEAD_CHANNELS = 1280
+STAGES = (
+    "ds_r{repeats}_k3_s{stride}_e1_c16",
+    "ir_r{repeats}_k3_s{stride}_e6_c24",
+    "ir_r{repeats}_k3_s{stride}_e6_c32",
+    "ir_r{repeats}_k3_s{stride}_e6_c64",
+    "ir_r{repeats}_k3_s{stride}_e6_c96",
+    "ir_r{repeats}_k3_s{stride}_e6_c160",
+    "ir_r{repeats}_k3_s{stride}_e6_c320",
+)
+"""Table 2 in timm's notation: kernel, expansion, channels."""
+REPEATS = (1, 2, 3, 4, 3, 3, 1)
+STRIDES = (1, 2, 2, 2, 1, 2, 1)
+
+
+def mobilenet_v2(
+    width: float = 1.0,
+    *,
+    strides: Sequence[int] = STRIDES,
+    repeats: Sequence[int] = REPEATS,
+    head_channels: int = HEAD_CHANNELS,
+    dropout: float = 0.2,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+) -> nn.Module:
+    """Build MobileNetV2; `forward_features` gives `(B, head_channels, H/32, W/32)`.
+
+    Args:
+        width: factor of all channels, rounded to multiples of 8; below 1 the head keeps its channels (section 4).
+        strides: strides of the first blocks of the seven stages; the stem always has 2.
+        repeats: blocks of the seven stages.
+        head_channels: channels of the last 1x1 convolution at width 1.
+        dropout: probability of setting a feature before the classifier to zero.
+        num_classes: classes.
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+    from timm.models._efficientnet_builder import decode_arch_def, round_channels
+    from timm.models.efficientnet import EfficientNet
+
+    if width <= 0:
+        raise ValueError(f"model.width={width} must be above 0; the paper has 0.35, 0.5, 0.75, 1.0 and 1.4.")
+    if len(strides) != len(STAGES) or not set(strides) <= {1, 2}:
+        raise ValueError(f"model.strides={list(strides)} must be {len(STAGES)} numbers, each 1 or 2.")
+    if len(repeats) != len(STAGES) or min(repeats) < 1:
+        raise ValueError(f"model.repeats={list(repeats)} must be {len(STAGES)} numbers, each at least 1.")
+    stages = [
+        [stage.format(repeats=count, stride=stride)]
+        for stage, count, stride in zip(STAGES, repeats, strides, strict=True)
+    ]
+    net: nn.Module = EfficientNet(
+        decode_arch_def(stages),
+        num_classes=num_classes,
+        in_chans=in_channels,
+        stem_size=STEM_CHANNELS,
+        num_features=max(head_channels, round_channels(head_channels, width)),
+        round_chs_fn=partial(round_channels, multiplier=width),
+        act_layer=nn.ReLU6,
+        drop_rate=dropout,
+    )
+    return net

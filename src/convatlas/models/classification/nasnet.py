@@ -1,0 +1,488 @@
+"""NASNet-A and PNASNet-5: nets of searched cells, the cells given as data.
+
+Zoph, Vasudevan, Shlens, Le, "Learning Transferable Architectures for Scalable Image Recognition" (CVPR 2018), section 3
+and figure 4. Liu, Zoph et al., "Progressive Neural Architecture Search" (ECCV 2018), figure 1. What the papers leave
+open (stems, how sizes are matched, TensorFlow's padding) follows the authors' published TF-slim definition.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convatlas.models.checks import require_image_size, require_positive, require_probability
+from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath, set_training_progress
+
+__all__ = ["CELLS", "Block", "Cell", "NASNet", "NASNetOutput", "Wiring"]
+
+
+# ---- the cells as data ----------------------------------------------------------------------------------------------
+
+
+class Block(NamedTuple):
+    """The sum of two operations on two earlier states."""
+
+    left: str
+    left_state: int
+    right: str
+    right_state: int
+
+
+class Wiring(NamedTuple):
+    """A cell: state 0 is its input, state 1 the output of the cell before, block i makes state i + 2."""
+
+    blocks: tuple[Block, ...]
+    concatenated: tuple[int, ...]
+    """States that make the cell's output: those that no block uses."""
+
+
+class Cells(NamedTuple):
+    """The cells of one net; without a reduction cell the first cell of a stage is the normal one with stride 2."""
+
+    normal: Wiring
+    reduction: Wiring | None
+
+
+NASNET_A = Cells(
+    normal=Wiring(
+        blocks=(
+            Block("separable_5x5", 0, "separable_3x3", 1),
+            Block("separable_5x5", 1, "separable_3x3", 1),
+            Block("average_3x3", 0, "identity", 1),
+            Block("average_3x3", 1, "average_3x3", 1),
+            Block("separable_3x3", 0, "identity", 0),
+        ),
+        concatenated=(1, 2, 3, 4, 5, 6),
+    ),
+    reduction=Wiring(
+        blocks=(
+            Block("separable_5x5", 0, "separable_7x7", 1),
+            Block("max_3x3", 0, "separable_7x7", 1),
+            Block("average_3x3", 0, "separable_5x5", 1),
+            Block("identity", 3, "average_3x3", 2),
+            Block("separable_3x3", 2, "max_3x3", 0),
+        ),
+        concatenated=(3, 4, 5, 6),
+    ),
+)
+
+PNASNET_5 = Cells(
+    normal=Wiring(
+        blocks=(
+            Block("separable_5x5", 1, "max_3x3", 1),
+            Block("separable_7x7", 0, "max_3x3", 0),
+            Block("separable_5x5", 0, "separable_3x3", 0),
+            Block("separable_3x3", 4, "max_3x3", 0),
+            Block("separable_3x3", 1, "identity", 0),
+        ),
+        concatenated=(2, 3, 4, 5, 6),
+    ),
+    reduction=None,
+)
+
+CELLS = {"nasnet_a": NASNET_A, "pnasnet_5": PNASNET_5}
+
+
+# ---- operations -----------------------------------------------------------------------------------------------------
+
+
+class Norm(nn.BatchNorm2d):
+    """Batch normalisation with the authors' epsilon."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-3)
+
+
+def relu_conv_norm(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    """ReLU, 1x1 convolution, BN."""
+    convolution = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+    return nn.Sequential(nn.ReLU(), convolution, Norm(out_channels))
+
+
+class SeparableConv(nn.Module):
+    """A depthwise and a pointwise convolution with nothing between them, padded as TensorFlow's SAME does.
+
+    `(B, in, H, W) -> (B, out, ceil(H/stride), ceil(W/stride))`. With stride 2 and an even size SAME puts the odd row
+    and column of zeros behind the map, where a symmetric padding would look at other pixels.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(in_channels, in_channels, kernel_size, stride=stride, groups=in_channels, bias=False)
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.kernel_size = kernel_size
+        self.stride = stride
+
+    def _padding(self, size: int) -> tuple[int, int]:
+        """Zeros before and behind a dimension of `size` pixels."""
+        steps = (size - 1) // self.stride
+        total = max(steps * self.stride + self.kernel_size - size, 0)
+        return total // 2, total - total // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad and convolve."""
+        height, width = x.shape[-2:]
+        return self.pointwise(self.depthwise(F.pad(x, self._padding(width) + self._padding(height))))
+
+
+class StackedSeparableConv(nn.Sequential):
+    """ReLU, separable convolution, BN, twice; only the first one strides and changes the number of channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
+        super().__init__(
+            nn.ReLU(),
+            SeparableConv(in_channels, out_channels, kernel_size, stride),
+            Norm(out_channels),
+            nn.ReLU(),
+            SeparableConv(out_channels, out_channels, kernel_size, 1),
+            Norm(out_channels),
+        )
+
+
+class Pool(nn.Module):
+    """3x3 average or maximum pooling, padded as TensorFlow's SAME; the average leaves the padding out.
+
+    `(B, C, H, W) -> (B, C, ceil(H/stride), ceil(W/stride))`.
+    """
+
+    def __init__(self, kind: str, stride: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool; with stride 2 an even size gets its one row of padding behind, by rounding the output size up."""
+        height, width = x.shape[-2:]
+        padding = (1, 1) if self.stride == 1 else (height % 2, width % 2)
+        if self.kind == "max":
+            return F.max_pool2d(x, 3, self.stride, padding, ceil_mode=self.stride > 1)
+        return F.avg_pool2d(x, 3, self.stride, padding, ceil_mode=self.stride > 1, count_include_pad=False)
+
+
+class FactorizedReduction(nn.Module):
+    """Halve a map without losing every second pixel: two 1x1 convolutions look at the even and at the odd diagonal.
+
+    `(B, in, H, W) -> (B, out, ceil(H/2), ceil(W/2))`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        half = out_channels // 2
+        self.even = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
+        self.norm = Norm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """ReLU, both convolutions, BN."""
+        x = F.relu(x)
+        shifted = F.pad(x, (-1, 1, -1, 1))
+        return self.norm(torch.cat([self.even(x), self.odd(shifted)], 1))
+
+
+def make_operation(name: str, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """Build one operation of a block; what does not change the channels by itself gets a 1x1 convolution if it must."""
+    kind, _, size = name.partition("_")
+    if kind == "separable":
+        return StackedSeparableConv(in_channels, out_channels, int(size[0]), stride)
+    if kind in {"max", "average"}:
+        pool = Pool(kind, stride)
+        if in_channels == out_channels:
+            return pool
+        return nn.Sequential(pool, nn.Conv2d(in_channels, out_channels, 1, bias=False), Norm(out_channels))
+    assert kind == "identity", name
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    return relu_conv_norm(in_channels, out_channels, stride)
+
+
+# ---- the cell -------------------------------------------------------------------------------------------------------
+
+
+class Shape(NamedTuple):
+    """What a cell must know of an earlier output: its channels, and how often the image was halved."""
+
+    channels: int
+    halvings: int
+
+
+class Step(NamedTuple):
+    """One cell in the sequence of a net.
+
+    Attributes:
+        wiring: the cell's blocks.
+        filters: channels of every block.
+        stride: 2 halves the map; only operations on states 0 and 1 stride.
+        back: which earlier output is state 1, counted back from the cell's input, which is 1.
+    """
+
+    wiring: Wiring
+    filters: int
+    stride: int
+    back: int
+
+
+class Combination(nn.Module):
+    """One block of a cell: the sum of two operations, each followed by drop path unless it is an identity."""
+
+    def __init__(
+        self, block: Block, state_channels: list[int], filters: int, stride: int, drop_path_rate: float
+    ) -> None:
+        super().__init__()
+        self.states = (block.left_state, block.right_state)
+        self.left, self.right = (
+            self._operation(name, state_channels[state], filters, stride if state < 2 else 1, drop_path_rate)
+            for name, state in ((block.left, block.left_state), (block.right, block.right_state))
+        )
+
+    @staticmethod
+    def _operation(name: str, in_channels: int, filters: int, stride: int, drop_path_rate: float) -> nn.Module:
+        operation = make_operation(name, in_channels, filters, stride)
+        return operation if name == "identity" else nn.Sequential(operation, ScheduledDropPath(drop_path_rate))
+
+    def forward(self, states: list[Tensor]) -> Tensor:
+        """Apply the operations to the states that the wiring names, and add."""
+        left, right = self.states
+        return self.left(states[left]) + self.right(states[right])
+
+
+class Cell(nn.Module):
+    """One cell: its input and the output before it to `(B, filters * concatenated states, H/stride, W/stride)`.
+
+    Args:
+        step: wiring, filters and stride.
+        current: shape of the cell's input.
+        previous: shape of the output before it, which is brought to the size of the input and to `filters` channels;
+            None in the first cell of a net, which takes its raw input in this place.
+        drop_path_rate: final rate of dropping the result of an operation.
+    """
+
+    def __init__(self, step: Step, current: Shape, previous: Shape | None, drop_path_rate: float) -> None:
+        super().__init__()
+        wiring, filters, stride, _ = step
+        self.concatenated = wiring.concatenated
+        self.fit_previous = self._fit_previous(filters, current, previous)
+        self.fit_current = relu_conv_norm(current.channels, filters)
+        channels = [filters] * (2 + len(wiring.blocks))
+        channels[1] = current.channels if previous is None else filters
+        self.blocks = nn.ModuleList(
+            Combination(block, channels, filters, stride, drop_path_rate) for block in wiring.blocks
+        )
+        # A raw input that is part of the output gets the channels of the other parts, without a ReLU.
+        self.fit_raw: nn.Module = nn.Identity()
+        if 1 in wiring.concatenated and channels[1] != filters:
+            self.fit_raw = nn.Sequential(nn.Conv2d(channels[1], filters, 1, bias=False), Norm(filters))
+
+    @staticmethod
+    def _fit_previous(filters: int, current: Shape, previous: Shape | None) -> nn.Module:
+        if previous is None or previous == Shape(filters, current.halvings):
+            return nn.Identity()
+        if previous.halvings < current.halvings:
+            return FactorizedReduction(previous.channels, filters)
+        return relu_conv_norm(previous.channels, filters)
+
+    def forward(self, current: Tensor, previous: Tensor) -> Tensor:
+        """Compute the states one after another and concatenate those that the wiring names."""
+        states = [self.fit_current(current), self.fit_previous(previous)]
+        for block in self.blocks:
+            states.append(block(states))
+        states[1] = self.fit_raw(states[1])
+        return torch.cat([states[i] for i in self.concatenated], 1)
+
+
+# ---- the net --------------------------------------------------------------------------------------------------------
+
+
+SMALLEST_IMAGE = {"cifar": 1, "imagenet": 3, "small": 1}
+"""By stem: side in pixels from which every convolution has something to look at."""
+
+SMALLEST_IMAGE_WITH_AUXILIARY = {"cifar": 27, "imagenet": 211, "small": 105}
+"""By stem: side in pixels from which 14x14 are left before the second reduction, the least the head can take."""
+
+
+class Stem(nn.Sequential):
+    """The convolutions before the first cell; `(B, in, H, W) -> (B, filters, H', W')`.
+
+    `cifar` keeps the size, `imagenet` halves it without padding, `small`, which is not in the papers, quarters it.
+    """
+
+    def __init__(self, kind: str, in_channels: int, filters: int) -> None:
+        if kind == "small":
+            first = nn.Conv2d(in_channels, filters, 3, stride=2, padding=1, bias=False)
+            second = nn.Conv2d(filters, filters, 3, stride=2, padding=1, bias=False)
+            super().__init__(first, Norm(filters), nn.ReLU(), second, Norm(filters))
+        elif kind == "imagenet":
+            super().__init__(nn.Conv2d(in_channels, filters, 3, stride=2, bias=False), Norm(filters))
+        else:
+            super().__init__(nn.Conv2d(in_channels, filters, 3, padding=1, bias=False), Norm(filters))
+        self.halvings = {"cifar": 0, "imagenet": 1, "small": 2}[kind]
+
+
+def layout(cells: Cells, repeats: int, filters: int, stem: str, skip_reduction_input: bool) -> list[Step]:
+    """List the cells of a net: two strided ones of an ImageNet stem, then three stages of `repeats` normal cells."""
+    steps = []
+    if stem == "imagenet":
+        strided = cells.reduction or cells.normal
+        steps = [Step(strided, filters // 4, 2, 2), Step(strided, filters // 2, 2, 2)]
+    for stage in range(3):
+        width = filters * 2**stage
+        first = Step(cells.normal, width, stride=1, back=2)
+        if stage > 0 and cells.reduction is None:
+            first = first._replace(stride=2)
+        elif stage > 0 and cells.reduction is not None:
+            steps.append(Step(cells.reduction, width, stride=2, back=2))
+            first = first._replace(back=3 if skip_reduction_input else 2)
+        steps += [first] + [Step(cells.normal, width, stride=1, back=2)] * (repeats - 1)
+    return steps
+
+
+class AuxiliaryHead(nn.Module):
+    """Classifier on the maps before the second reduction; `(B, channels, H, W) -> (B, num_classes)`.
+
+    Average pooling 5x5 with stride 3 leaves 4x4 of the papers' 16x16 (CIFAR) and 14x14 (224 pixels), which one
+    convolution takes whole; of larger maps it takes every position, and the mean follows.
+    """
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.reduce = nn.Sequential(nn.Conv2d(channels, 128, 1, bias=False), Norm(128), nn.ReLU())
+        self.whole = nn.Sequential(nn.Conv2d(128, 768, 4, bias=False), Norm(768), nn.ReLU())
+        self.classifier = nn.Linear(768, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool, two convolutions, one linear layer."""
+        x = self.reduce(F.avg_pool2d(F.relu(x), 5, stride=3))
+        return self.classifier(self.whole(x).mean((2, 3)))
+
+
+class NASNetOutput(NamedTuple):
+    """What a net with an auxiliary head returns in training."""
+
+    logits: Tensor
+    auxiliary: tuple[Tensor, ...]
+
+
+class NASNet(nn.Module):
+    """A net of searched cells, for example NASNet-A (6 @ 768): `repeats` 6, last output 6 * 4 * `filters` = 768.
+
+    Args:
+        cells: `nasnet_a` or `pnasnet_5`.
+        repeats: normal cells in each of the three stages (the papers' N).
+        filters: channels of a block in the first stage, doubled in each further one.
+        stem: `cifar`, a 3x3 convolution; `imagenet`, a strided one and two strided cells; `small`, two strided ones.
+        stem_filters: channels of those convolutions.
+        skip_reduction_input: the first normal cell behind a reduction cell takes, as its previous output, the one that
+            the reduction cell took, not the reduction cell's input (as in NASNet-A large); not for `pnasnet_5`.
+        drop_path_rate: probability of dropping an operation's result in the last cell at the end of the training; it
+            grows in proportion to the cell's position and to the training's progress, see `set_training_progress`. The
+            authors' values are 0.4 (CIFAR), 0.3 (large) and 0 (mobile).
+        dropout: probability of dropping a feature before the classifier.
+        auxiliary: add a classifier before the second reduction, with loss weight 0.4; training then returns a
+            `NASNetOutput`.
+        num_classes: classes.
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: unknown cells or stem, a number out of its range, or a reduction input to skip where there is none.
+    """
+
+    def __init__(
+        self,
+        *,
+        cells: str = "nasnet_a",
+        repeats: int = 6,
+        filters: int = 32,
+        stem: str = "cifar",
+        stem_filters: int = 96,
+        skip_reduction_input: bool = False,
+        drop_path_rate: float = 0.0,
+        dropout: float = 0.0,
+        auxiliary: bool = False,
+        num_classes: int = 10,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        self._check(cells, repeats, filters, stem, stem_filters)
+        require_probability("drop_path_rate", drop_path_rate)
+        require_probability("dropout", dropout)
+        if skip_reduction_input and CELLS[cells].reduction is None:
+            raise ValueError(
+                f"model.skip_reduction_input=true has no meaning with model.cells={cells}, which has no reduction cell."
+            )
+        steps = layout(CELLS[cells], repeats, filters, stem, skip_reduction_input)
+        self.stem = Stem(stem, in_channels, stem_filters)
+        self.cells = nn.ModuleList()
+        shapes = [Shape(stem_filters, self.stem.halvings)]
+        for position, step in enumerate(steps, start=1):
+            current, previous = shapes[-1], shapes[-step.back] if position > 1 else None
+            rate = drop_path_rate * position / len(steps)
+            self.cells.append(Cell(step, current, previous, rate))
+            channels = step.filters * len(step.wiring.concatenated)
+            shapes.append(Shape(channels, current.halvings + int(step.stride == 2)))
+        self.smallest_image = SMALLEST_IMAGE[stem]
+        self.smallest_image_in_training = SMALLEST_IMAGE_WITH_AUXILIARY[stem]
+        self.backs = [step.back for step in steps]
+        self.auxiliary_index = max(i for i, step in enumerate(steps) if step.stride == 2) - 1
+        self.auxiliary_head: AuxiliaryHead | None = None
+        self.auxiliary_loss_weights: tuple[float, ...] = ()
+        if auxiliary:
+            self.auxiliary_head = AuxiliaryHead(shapes[self.auxiliary_index + 1].channels, num_classes)
+            self.auxiliary_loss_weights = (0.4,)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(shapes[-1].channels, num_classes)
+        self._initialise()
+
+    @staticmethod
+    def _check(cells: str, repeats: int, filters: int, stem: str, stem_filters: int) -> None:
+        if cells not in CELLS:
+            raise ValueError(f"model.cells={cells} is not known; choose one of {', '.join(CELLS)}.")
+        if stem not in SMALLEST_IMAGE:
+            raise ValueError(f"model.stem={stem} is not known; choose one of {', '.join(SMALLEST_IMAGE)}.")
+        require_positive("repeats", repeats)
+        require_positive("filters", filters)
+        require_positive("stem_filters", stem_filters)
+        if stem == "imagenet" and filters < 4:
+            raise ValueError(f"model.filters={filters} must be at least 4 with model.stem=imagenet, which quarters it.")
+
+    def _initialise(self) -> None:
+        """He initialisation over a filter's outputs; for a depthwise filter these are as many as its inputs."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                depthwise = module.groups > 1
+                nn.init.kaiming_normal_(module.weight, mode="fan_in" if depthwise else "fan_out", nonlinearity="relu")
+
+    def set_training_progress(self, fraction: float) -> None:
+        """Tell the drop paths which share of the training is done, from 0 to 1."""
+        set_training_progress(self, fraction)
+
+    def _outputs(self, images: Tensor) -> list[Tensor]:
+        """Return the stem's and every cell's output, in order.
+
+        Raises:
+            ValueError: the images are too small for the stem, or for the auxiliary head in training.
+        """
+        require_image_size(images, self.smallest_image, "this net")
+        if self.auxiliary_head is not None and self.training:
+            require_image_size(images, self.smallest_image_in_training, "model.auxiliary=true")
+        outputs = [self.stem(images)]
+        for cell, back in zip(self.cells, self.backs, strict=True):
+            previous = outputs[-back] if len(outputs) > 1 else outputs[-1]
+            outputs.append(cell(outputs[-1], previous))
+        return outputs
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """`(B, C, H, W) -> (B, channels, H', W')`, behind the last ReLU.
+
+        H' is H/4 with a CIFAR stem, H/16 with a small one, about H/32 with one for ImageNet.
+        """
+        return F.relu(self._outputs(images)[-1])
+
+    def forward(self, images: Tensor) -> Tensor | NASNetOutput:
+        """`(B, C, H, W) -> (B, num_classes)` logits; with an auxiliary head, in training, a `NASNetOutput`."""
+        outputs = self._outputs(images)
+        logits = self.classifier(self.dropout(F.relu(outputs[-1]).mean((2, 3))))
+        if self.auxiliary_head is None or not self.training:
+            return logits
+        return NASNetOutput(logits, (self.auxiliary_head(outputs[self.auxiliary_index + 1]),))

@@ -1,0 +1,131 @@
+"""Pre-activation ResNet for small images.
+
+He, Zhang, Ren, Sun, "Identity Mappings in Deep Residual Networks" (ECCV 2016): batch normalisation and ReLU come before
+each convolution, and nothing stands between two additions. Basic blocks, 6n+2 layers: parameter-free shortcuts (option
+A). Bottleneck blocks, 9n+2 layers: 1x1 projections without batch normalisation where the shape changes, with the stride
+on the first 1x1 convolution, as the authors' code has it.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convatlas.models.checks import blocks_for_depth, require_positive
+from convatlas.models.layers.shortcuts import ZeroPadShortcut
+
+__all__ = ["PreactBasicBlock", "PreactBottleneck", "PreactResNetCifar"]
+
+
+class PreactBasicBlock(nn.Module):
+    """Two 3x3 convolutions, each after BN and ReLU; `(B, in, H, W) -> (B, out, H/stride, W/stride)`.
+
+    `shared` says that the shortcut starts behind the first BN and ReLU instead of before it: so it is in the net's
+    first block (the paper's appendix) and wherever the shape changes.
+    """
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, shared: bool = False) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.shortcut = ZeroPadShortcut(in_channels, channels, stride)
+        self.shared = shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the two convolutions to the shortcut; no ReLU behind the sum."""
+        activated = F.relu(self.bn1(x))
+        out = self.conv1(activated)
+        out = self.conv2(F.relu(self.bn2(out)))
+        return out + self.shortcut(activated if self.shared else x)
+
+
+class PreactBottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, each after BN and ReLU.
+
+    `(B, in, H, W) -> (B, 4 * channels, H/stride, W/stride)`; for `shared` see `PreactBasicBlock`.
+    """
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, shared: bool = False) -> None:
+        super().__init__()
+        out_channels = self.expansion * channels
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+        self.shared = shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the three convolutions to the shortcut; no ReLU behind the sum."""
+        activated = F.relu(self.bn1(x))
+        out = self.conv1(activated)
+        out = self.conv2(F.relu(self.bn2(out)))
+        out = self.conv3(F.relu(self.bn3(out)))
+        return out + self.shortcut(activated if self.shared else x)
+
+
+class PreactResNetCifar(nn.Module):
+    """Pre-activation ResNet of `depth` layers.
+
+    Args:
+        depth: layers with weights: 6n+2, with bottlenecks 9n+2.
+        bottleneck: use 1x1-3x3-1x1 blocks, whose outputs are four times as wide.
+        width: filters of the first stage; the next two have twice and four times as many.
+        num_classes: classes.
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: `depth` does not fit the kind of block, or `width` is less than 1.
+    """
+
+    def __init__(
+        self,
+        depth: int = 110,
+        bottleneck: bool = False,
+        width: int = 16,
+        num_classes: int = 10,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        block = PreactBottleneck if bottleneck else PreactBasicBlock
+        blocks = blocks_for_depth(depth, step=9 if bottleneck else 6, others=2)
+        require_positive("width", width)
+        out = block.expansion * width
+        self.stem = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.stage1 = self._stage(block, width, width, blocks, stride=1)
+        self.stage2 = self._stage(block, out, 2 * width, blocks, stride=2)
+        self.stage3 = self._stage(block, 2 * out, 4 * width, blocks, stride=2)
+        self.norm = nn.BatchNorm2d(4 * out)
+        self.classifier = nn.Linear(4 * out, num_classes)
+        self._initialise()
+
+    @staticmethod
+    def _stage(
+        block: type[PreactBasicBlock | PreactBottleneck], in_channels: int, channels: int, blocks: int, stride: int
+    ) -> nn.Sequential:
+        first = block(in_channels, channels, stride, shared=True)
+        return nn.Sequential(first, *(block(block.expansion * channels, channels) for _ in range(blocks - 1)))
+
+    def _initialise(self) -> None:
+        """He initialisation over a filter's outputs, as in the authors' code."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """`(B, C, H, W) -> (B, 4 * width * expansion, H/4, W/4)`, behind the last BN and ReLU."""
+        return F.relu(self.norm(self.stage3(self.stage2(self.stage1(self.stem(images))))))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`(B, C, H, W) -> (B, num_classes)` logits."""
+        return self.classifier(self.forward_features(images).mean((2, 3)))

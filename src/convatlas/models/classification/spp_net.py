@@ -1,0 +1,142 @@
+"""SPP-net: a spatial pyramid in front of the fully connected layers, so that one net takes images of any size.
+
+He, Zhang, Ren, Sun, "Spatial Pyramid Pooling in Deep Convolutional Networks for Visual Recognition" (ECCV 2014, TPAMI
+2015), sections 2 and 3.1. The convolutions are the paper's ZF-5, as in the authors' release (Zeiler_conv5.prototxt).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convatlas.models.layers.checks import check_choice
+from convatlas.models.layers.normalisation import WithinChannelResponseNorm
+
+__all__ = ["SPPNet", "SpatialPyramidPooling"]
+
+CHANNELS = (96, 256, 384, 384, 256)
+HIDDEN = 4096
+STEMS = {"imagenet": (2, 1, 2, 0), "small": (1, 3, 1, 2)}
+"""Stride and padding of the 7x7 first convolution, then of the 5x5 second one."""
+SMALLEST_IMAGE = {"imagenet": 31, "small": 4}
+INITIALISATIONS = ("paper", "he")
+
+
+class SpatialPyramidPooling(nn.Module):
+    """The maximum of each bin of an n x n grid, for every n in `levels`; `(B, C, H, W) -> (B, C * bins)` for any H, W.
+
+    Bins reach from floor(i * H / n) to ceil((i + 1) * H / n). For 13x13 maps these are the windows of ceil(13 / n)
+    pixels, floor(13 / n) apart, that the paper writes; its formula gives too many bins for some other sizes, for
+    example 9 instead of 6 a side for 10x10 maps. Where a map has fewer pixels than bins, neighbours share pixels.
+
+    Args:
+        levels: bins a side of each level.
+
+    Raises:
+        ValueError: no level, or one without bins.
+    """
+
+    def __init__(self, levels: Sequence[int]) -> None:
+        super().__init__()
+        if not levels or min(levels) < 1:
+            raise ValueError(
+                f"model.levels={list(levels)} must name bins a side, 1 or more; the paper has [6, 3, 2, 1]."
+            )
+        self.levels = tuple(levels)
+
+    @property
+    def bins(self) -> int:
+        """Values a map is reduced to."""
+        return sum(level * level for level in self.levels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool every level and lay them behind each other."""
+        return torch.cat([F.adaptive_max_pool2d(x, level).flatten(1) for level in self.levels], dim=1)
+
+    def extra_repr(self) -> str:
+        """Show the levels."""
+        return f"levels={self.levels}"
+
+
+class SPPNet(nn.Module):
+    """SPP-net on ZF-5: `(B, C, H, W) -> (B, num_classes)` for any height and width from a smallest one on.
+
+    Args:
+        levels: bins a side of each level of the pyramid: `[6, 3, 2, 1]`, or `[4, 3, 2, 1]` of section 3.1.2; `[6]` is
+            a net without a pyramid that still takes any size.
+        stem: strides 2 and 2 of the first two convolutions (`imagenet`), or 1 and 1 for small images (`small`).
+        width: factor on the maps of all convolutions and on the 4096 hidden units.
+        dropout: probability after each hidden layer.
+        initialisation: `paper` (deviation 0.01, biases 0), or `he` for nets much narrower than the paper's, through
+            which signals of that size do not pass.
+        num_classes: classes.
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: an unknown stem or initialisation, or levels without bins; when called: images that are too small.
+    """
+
+    def __init__(
+        self,
+        *,
+        levels: Sequence[int] = (6, 3, 2, 1),
+        stem: str = "imagenet",
+        width: float = 1.0,
+        dropout: float = 0.5,
+        initialisation: str = "paper",
+        num_classes: int = 1000,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        check_choice("stem", stem, STEMS)
+        check_choice("initialisation", initialisation, INITIALISATIONS)
+        stride1, padding1, stride2, padding2 = STEMS[stem]
+        c1, c2, c3, c4, c5 = (max(1, round(maps * width)) for maps in CHANNELS)
+        hidden = max(1, round(HIDDEN * width))
+        self.smallest_image = SMALLEST_IMAGE[stem]
+        self.conv1 = nn.Conv2d(in_channels, c1, 7, stride=stride1, padding=padding1)
+        self.conv2 = nn.Conv2d(c1, c2, 5, stride=stride2, padding=padding2)
+        self.conv3 = nn.Conv2d(c2, c3, 3, padding=1)
+        self.conv4 = nn.Conv2d(c3, c4, 3, padding=1)
+        self.conv5 = nn.Conv2d(c4, c5, 3, padding=1)
+        self.pyramid = SpatialPyramidPooling(levels)
+        self.fc6 = nn.Linear(c5 * self.pyramid.bins, hidden)
+        self.fc7 = nn.Linear(hidden, hidden)
+        self.fc8 = nn.Linear(hidden, num_classes)
+        self.norm = WithinChannelResponseNorm()
+        self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)  # 224 pixels become 13, as in figure 3
+        self.dropout = nn.Dropout(dropout)
+        self._initialise(initialisation)
+
+    def _initialise(self, initialisation: str) -> None:
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif initialisation == "paper":
+                nn.init.normal_(parameter, std=0.01)
+            else:
+                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """`(B, C, H, W) -> (B, 256 * width, H', W')`, 13x13 maps for 224 pixels and 10x10 for 180."""
+        if min(images.shape[-2:]) < self.smallest_image:
+            height, width = images.shape[-2:]
+            raise ValueError(
+                f"data.image_size={height}x{width} is too small for SPP-net with this stem; it takes images from "
+                f"{self.smallest_image} pixels on. model.stem=small takes smaller ones."
+            )
+        x = self.pool(self.norm(F.relu(self.conv1(images))))
+        x = self.pool(self.norm(F.relu(self.conv2(x))))
+        x = F.relu(self.conv3(x))
+        x = F.relu(self.conv4(x))
+        return F.relu(self.conv5(x))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`(B, C, H, W) -> (B, num_classes)` logits."""
+        x = self.pyramid(self.forward_features(images))
+        x = self.dropout(F.relu(self.fc6(x)))
+        x = self.dropout(F.relu(self.fc7(x)))
+        return self.fc8(x)

@@ -1,0 +1,161 @@
+"""What a net costs without training it: parameters, multiply-adds, bytes of weights, bytes kept for backward.
+
+Conventions, stated wherever these figures are printed: parameters are trainable tensors (the running statistics of
+batch normalisation are not); MACs are the multiply-adds of convolutions and linear layers for one image (papers often
+print them as FLOPs); activation bytes are what autograd saves for the backward pass at a named batch size, each storage
+counted once, weights left out.
+"""
+
+from __future__ import annotations
+
+import inspect
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The costs of one net at one input size.
+
+    Attributes:
+        parameters: trainable values.
+        macs: multiply-adds of one image through the whole net, auxiliary classifiers included.
+        macs_inference: the same without what only training uses.
+        weight_megabytes: parameters and buffers as they are stored, in 10^6 bytes.
+        activation_bytes: bytes saved for backward by one training step of `batch_size` images.
+        batch_size: the batch that `activation_bytes` belongs to.
+    """
+
+    parameters: int
+    macs: int
+    macs_inference: int
+    weight_megabytes: float
+    activation_bytes: int
+    batch_size: int
+
+
+def count_parameters(net: nn.Module) -> int:
+    """Count the trainable values of a net."""
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+def on_meta_device(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a net whose tensors have shapes and no storage, so that the largest nets are profiled in seconds."""
+    with torch.device("meta"):
+        return build()
+
+
+def costs_of(build: Callable[[], nn.Module], input_size: Sequence[int], batch_size: int = 1) -> Costs:
+    """Build a net and measure it: without storage where that is possible, which it is not for detectors.
+
+    What a detector computes depends on what it sees, in its suppression of overlapping boxes; its convolutions do not.
+    """
+    net = on_meta_device(build)
+    return measure_costs(build() if is_detector(net) else net, input_size, batch_size)
+
+
+def is_detector(net: nn.Module) -> bool:
+    """Say whether a net follows torchvision's convention for detectors: `forward(images, targets)`."""
+    return "targets" in inspect.signature(net.forward).parameters
+
+
+def measure_costs(net: nn.Module, input_size: Sequence[int], batch_size: int = 1) -> Costs:
+    """Measure a net.
+
+    Args:
+        net: the net, on any device; the meta device costs neither time nor memory.
+        input_size: `(channels, height, width)` of one image.
+        batch_size: images in the step whose saved activations are counted.
+    """
+    device = next(net.parameters()).device
+    was_training = net.training
+    two_images = torch.zeros(2, *input_size, device=device)  # batch norm cannot train on a single value a channel
+    net.eval()
+    inference = _flops(net, two_images) // 4  # two images, two FLOPs a multiply-add
+    net.train()
+    has_auxiliary = bool(getattr(net, "auxiliary_loss_weights", ()))
+    whole = _flops(net, two_images) // 4 if has_auxiliary else inference
+    saved = activation_bytes(net, torch.zeros(max(2, batch_size), *input_size, device=device))
+    net.train(was_training)
+    return Costs(
+        parameters=count_parameters(net),
+        macs=whole,
+        macs_inference=inference,
+        weight_megabytes=sum(t.numel() * t.element_size() for t in [*net.parameters(), *net.buffers()]) / 1e6,
+        activation_bytes=saved if batch_size > 1 else saved // 2,
+        batch_size=batch_size,
+    )
+
+
+def _flops(net: nn.Module, images: Tensor) -> int:
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter, _batch_norm_left_alone(net):
+        _forward(net, images)
+    return counter.get_total_flops()
+
+
+def _forward(net: nn.Module, images: Tensor) -> Any:
+    """Run a net; a detector in training gets one box an image."""
+    if not is_detector(net):
+        return net(images)
+    box = torch.tensor([[0.0, 0.0, images.shape[3] / 2, images.shape[2] / 2]], device=images.device)
+    target = {"boxes": box, "labels": torch.ones(1, dtype=torch.int64, device=images.device)}
+    return net(list(images), [target] * len(images) if net.training else None)
+
+
+def activation_bytes(net: nn.Module, images: Tensor) -> int:
+    """Count the bytes that one training forward pass keeps for the backward pass, each storage once."""
+    weights = {t.untyped_storage()._cdata for t in [*net.parameters(), *net.buffers()]}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in weights:
+            kept[storage] = tensor  # holding the tensor keeps its storage's address from being used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _batch_norm_left_alone(net):
+        output = _forward(net, images)
+    del output
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
+@contextmanager
+def _batch_norm_left_alone(net: nn.Module) -> Any:
+    """Keep the running statistics as they are: looking at a net must not change it."""
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [(m.running_mean, m.running_var, m.num_batches_tracked) for m in norms]
+    for m in norms:
+        if m.running_mean is not None and m.running_var is not None and m.num_batches_tracked is not None:
+            m.running_mean, m.running_var = m.running_mean.clone(), m.running_var.clone()
+            m.num_batches_tracked = m.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for m, (mean, var, batches) in zip(norms, before, strict=True):
+            m.running_mean, m.running_var, m.num_batches_tracked = mean, var, batches
+
+
+def measure_latency(net: nn.Module, input_size: Sequence[int], batch_size: int = 1, repeats: int = 20) -> float:
+    """Return the median seconds of one inference of a batch, after three that are not counted."""
+    device = next(net.parameters()).device
+    images = torch.rand(batch_size, *input_size, device=device)
+    net.eval()
+    seconds = []
+    with torch.inference_mode():
+        for repeat in range(repeats + 3):
+            start = time.perf_counter()
+            _forward(net, images)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if repeat >= 3:
+                seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)

@@ -1,0 +1,1 @@
+"""Detection nets, one family a file."""

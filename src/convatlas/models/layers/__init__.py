@@ -1,0 +1,1 @@
+"""Pieces that several nets share: drop paths, reversible coupling, normalisations, channel shuffles."""

@@ -1,0 +1,1 @@
+"""Segmentation nets, one family a file."""

@@ -1,0 +1,173 @@
+"""From studies to runs: which variants a study has at a scale, and the full configuration of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from convatlas.composing import compose_run, conf_dir, explain_hydra, hydra_ready
+from convatlas.config import RunConfig, Section, describe
+from convatlas.errors import UserError, near_matches
+
+Overrides = list[str]
+
+
+class Variant(Section):
+    """One row of a study's table."""
+
+    title: str
+    overrides: Overrides
+    """What makes the variant, as Hydra overrides, at every scale."""
+    laptop: Overrides = Field(default=[])
+    workstation: Overrides = Field(default=[])
+    paper: Overrides = Field(default=[])
+    """What a scale changes in this variant alone."""
+    note: str | None = None
+
+
+class Study(Section):
+    """`conf/study`: one comparison."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    title: str
+    question: str
+    source: str
+    overrides: dict[Literal["laptop", "workstation", "paper"], Overrides]
+    """What all variants share, by scale."""
+    variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9_.-]+$")], Variant]
+    printed: dict[str, Any]
+    """The figures the lecture prints."""
+    claims: list[str]
+    deviations: list[str]
+
+
+class Scale(Section):
+    """`conf/scale`: how large the nets, the data and the trainings are."""
+
+    name: Literal["laptop", "workstation", "paper"]
+    seeds: list[int]
+    overrides: Overrides
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run: its place in the plan and its configuration."""
+
+    key: str
+    config: RunConfig
+    overrides: tuple[str, ...]
+
+
+def study_names() -> list[str]:
+    """Return the studies that there are."""
+    return sorted(path.stem for path in (conf_dir() / "study").glob("*.yaml"))
+
+
+def load_study(name: str, scale_name: str) -> tuple[Study, Scale]:
+    """Read a study and a scale.
+
+    Raises:
+        UserError: there is none of that name, or its file is not valid.
+    """
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    known = {"study": study_names(), "scale": sorted(p.stem for p in (conf_dir() / "scale").glob("*.yaml"))}
+    for group, value in (("study", name), ("scale", scale_name)):
+        if value not in known[group]:
+            raise UserError(f"{group}={value}: there is no such {group}. {near_matches(value, known[group])}")
+    composed: Any = OmegaConf.to_container(compose("plan", [f"study={name}", f"scale={scale_name}"]), resolve=True)
+    try:
+        return Study.model_validate(composed["study"]), Scale.model_validate(composed["scale"])
+    except ValidationError as error:
+        raise UserError(describe(error, f"conf/study/{name}.yaml or conf/scale/{scale_name}.yaml")) from error
+
+
+def planned_runs(study: Study, scale: Scale, seeds: Sequence[int], more: Sequence[str]) -> list[PlannedRun]:
+    """Compose every variant of a study; later overrides win: scale, study, variant, variant at the scale, `more`."""
+    runs = []
+    for name, variant in study.variants.items():
+        own_scale = getattr(variant, scale.name)
+        overrides = [*scale.overrides, *study.overrides.get(scale.name, []), *variant.overrides, *own_scale, *more]
+        key = f"{study.name}/{name}"
+        named = {
+            "study": study.name,
+            "variant": name,
+            "seeds": list(seeds),
+            "output_dir": f"runs/{key}",
+            "work_dir": f".work/{key}",
+        }
+        runs.append(PlannedRun(key, _composed(key, last_choices(overrides), named), tuple(overrides)))
+    return runs
+
+
+def _composed(key: str, overrides: Sequence[str], named: Mapping[str, Any]) -> RunConfig:
+    try:
+        return compose_run(overrides, named)
+    except Exception as error:
+        sentence = str(error) if isinstance(error, UserError) else explain_hydra(error, "train")
+        if sentence is None:
+            raise
+        raise UserError(f"{key}: {sentence}") from error
+
+
+def last_choices(overrides: Sequence[str]) -> list[str]:
+    """Keep the last of several values for one option; Hydra refuses two choices for one group."""
+    last = {override.partition("=")[0].lstrip("+~"): override for override in overrides}
+    return list(last.values())
+
+
+def make_plan(
+    studies: Sequence[str], scale_name: str, seeds: Sequence[int] | None, overrides: Sequence[str]
+) -> dict[str, Any]:
+    """Return what params.yaml holds: what to run, and per run no more than dvc.yaml's templates need."""
+    runs: dict[str, dict[str, str]] = {}
+    data: dict[str, dict[str, str]] = {}
+    with hydra_ready():
+        for name in studies:
+            study, scale = load_study(name, scale_name)
+            seeds = list(seeds if seeds is not None else scale.seeds)
+            for planned in planned_runs(study, scale, seeds, overrides):
+                runs[planned.key] = template_values(planned.config)
+                data[planned.config.data.name] = {"source": source_file(planned.config.data.source["_target_"])}
+    return {
+        "scale": scale_name,
+        "seeds": list(seeds or []),
+        "overrides": list(overrides),
+        "studies": list(studies),
+        "data": dict(sorted(data.items())),
+        "runs": runs,
+    }
+
+
+def template_values(config: RunConfig) -> dict[str, str]:
+    """Return the files that one run's stage depends on beside those that all runs share."""
+    return {"data": config.data.name, "task": config.data.task, "model": source_file(config.model["_target_"])}
+
+
+def source_file(target: str) -> str:
+    """Return the source file of a dotted name, relative to the project."""
+    return Path("src", *target.split(".")[:-1]).as_posix() + ".py"
+
+
+def study_file(study: Study, scale: Scale, seeds: Sequence[int], runs: Sequence[PlannedRun]) -> Mapping[str, Any]:
+    """Return what `plan/<study>.yaml` holds: all that a report needs to know of the study."""
+    variants = {
+        run.config.variant: {
+            "title": study.variants[run.config.variant].title,
+            "overrides": list(run.overrides),
+            "note": study.variants[run.config.variant].note,
+        }
+        for run in runs
+    }
+    return {
+        **study.model_dump(mode="json", exclude={"variants", "overrides"}),
+        "scale": scale.name,
+        "seeds": list(seeds),
+        "command": f"python -m convatlas.plan study={study.name} scale={scale.name} && dvc repro",
+        "variants": variants,
+    }

@@ -1,0 +1,33 @@
+"""`python -m convatlas.prepare data=digits`: read or make a data set, verify, split, write its card."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from convatlas.cli import run_hydra
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def main(config: DictConfig) -> None:
+    """Prepare the data set that the configuration names, and print what came out."""
+    from omegaconf import OmegaConf
+    from pydantic import ValidationError
+
+    from convatlas.config import DataConfig, describe
+    from convatlas.data.prepare_dataset import prepare
+    from convatlas.errors import UserError
+
+    plain: Any = OmegaConf.to_container(config.data, resolve=True)
+    try:
+        checked = DataConfig.model_validate(plain)
+    except ValidationError as error:
+        raise UserError(describe(error, "data")) from error
+    card = prepare(checked)
+    counts = ", ".join(f"{split} {count.images}" for split, count in card.counts.items())
+    print(f"{checked.prepared}: {counts}; {len(card.rejected)} rejected; fingerprint {card.fingerprint[:12]}")
+
+
+if __name__ == "__main__":
+    run_hydra(main, "prepare")

@@ -1,0 +1,64 @@
+"""`python -m convatlas.profile model=resnet_cifar model.depth=110`: what a net costs, without training it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from convatlas.cli import run_hydra
+from convatlas.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def main(config: DictConfig) -> None:
+    """Profile the net that the configuration names, and print the figures as text or JSON."""
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    if plain["format"] not in {"text", "json"}:
+        raise UserError(f"format={plain['format']}: choose text or json.")
+    figures = profile(plain["model"], plain["input_size"], plain["batch_size"], latency=plain["latency"])
+    print(json.dumps(figures) if plain["format"] == "json" else as_text(figures))
+
+
+def profile(model: dict[str, Any], input_size: list[int], batch_size: int, *, latency: bool) -> dict[str, Any]:
+    """Return the costs of a net as plain values; see `convatlas.models.costs` for the conventions."""
+    from convatlas.models.build import build_model
+    from convatlas.models.costs import costs_of, measure_latency
+
+    costs = costs_of(lambda: build_model(model), input_size, batch_size)
+    figures = {"model": model["about"]["title"], "input_size": input_size, **asdict(costs)}
+    if latency:
+        seconds = measure_latency(build_model(model), input_size, batch_size)
+        figures |= {"latency_seconds": seconds, "images_per_second": batch_size / seconds}
+    return figures
+
+
+def as_text(figures: dict[str, Any]) -> str:
+    """Lay the figures out for reading."""
+    size = " x ".join(str(n) for n in figures["input_size"])
+    lines = [
+        f"{figures['model']}, images of {size}",
+        f"parameters              {figures['parameters']:>16,}  trainable",
+        f"multiply-adds (MACs)    {figures['macs']:>16,}  convolutions and linear layers, one image",
+    ]
+    if figures["macs"] != figures["macs_inference"]:
+        lines.append(f"  without auxiliary     {figures['macs_inference']:>16,}  at inference")
+    lines.append(f"weights                 {figures['weight_megabytes']:>16,.2f}  MB")
+    if figures["activation_bytes"] is not None:
+        lines.append(
+            f"saved for backward      {figures['activation_bytes'] / 1e6:>16,.2f}  MB at batch {figures['batch_size']}"
+        )
+    if "latency_seconds" in figures:
+        lines.append(
+            f"latency                 {figures['latency_seconds'] * 1e3:>16,.2f}  ms at batch {figures['batch_size']}"
+        )
+        lines.append(f"throughput              {figures['images_per_second']:>16,.1f}  images a second")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_hydra(main, "profile")

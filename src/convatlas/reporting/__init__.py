@@ -1,0 +1,1 @@
+"""Tables, plots, claims and the HTML page, from the files that runs leave behind."""

@@ -1,0 +1,222 @@
+"""One study as one page that needs nothing but itself, and the page that leads to all of them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from convatlas.reporting.charts import HUES, REST, Chart, colours
+from convatlas.reporting.learning_curves import learning_curves
+from convatlas.reporting.pictures import Plate, plates
+from convatlas.reporting.printed import printed_figures
+from convatlas.reporting.provenance import cautions, provenance, sampling_note
+from convatlas.reporting.results import Group, Study, Variant
+from convatlas.reporting.strips import Strip, strips
+from convatlas.reporting.tables import Table, further_table, leaders, main_table, tested
+from convatlas.reporting.trade_offs import trade_offs
+from convatlas.reporting.wording import Metric, count, listed, spoken
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The best variant of a group: its name, its score with the deviation, and what that is."""
+
+    title: str
+    figure: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of one group."""
+
+    anchor: str
+    group: Group
+    headline: Headline | None
+    equals: str
+    table: Table
+    further: Table
+    strips: Sequence[Strip]
+    strip_ends: tuple[str, str]
+    curves: Sequence[Chart]
+    trade_offs: Sequence[Chart]
+    plates: Sequence[Plate]
+    sampling: str
+    colours: dict[str, str]
+
+    @property
+    def heading(self) -> str:
+        """Task and data set."""
+        return f"{self.group.task.capitalize()} on {self.group.data}"
+
+    @property
+    def coloured(self) -> list[Variant]:
+        """The variants with a colour of their own."""
+        return [variant for variant in self.group.variants if self.colours[variant.key] != REST]
+
+    @property
+    def has_grey(self) -> bool:
+        """Whether there are too many variants for each to have a colour."""
+        return any(variant.runs and self.colours[variant.key] == REST for variant in self.group.variants)
+
+
+def render_report(study: Study, runs: Path) -> str:
+    """Return the page of a study; pictures come from below `runs`.
+
+    Raises:
+        UserError: a picture is not readable.
+    """
+    all_plates = plates(study.groups, runs)
+    pairs = zip(study.groups, all_plates, strict=True)
+    sections = [_section(group, shown, number) for number, (group, shown) in enumerate(pairs, start=1)]
+    charts = any(section.curves or section.trade_offs for section in sections)
+    return render(
+        "report.html.j2",
+        scripts=[*([_chart_library()] if charts else []), _own_script()],
+        study=study,
+        sections=sections,
+        cautions=cautions(study),
+        printed=printed_figures(study),
+        provenance=provenance(study),
+        net_deviations=_net_deviations(study),
+        shared=_shared_overrides(study),
+        hues=HUES,
+    )
+
+
+def render_index(studies: Sequence[Study]) -> str:
+    """Return the page that leads to all studies."""
+    shown = []
+    for study in studies:
+        headlines = [(f"{group.task.capitalize()} on {group.data}", headline(group)) for group in study.groups]
+        shown.append((study, [(place, best) for place, best in headlines if best is not None]))
+    return render("index.html.j2", studies=shown)
+
+
+def render(template: str, scripts: Sequence[str] = (), **values: Any) -> str:
+    """Fill a template; the page's policy lets run only `scripts`, and load nothing."""
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    # Vega turns its expressions into functions, which the policy calls eval.
+    allowed = f"{hashes} 'unsafe-eval'" if scripts else "'none'"
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none'"
+    style = Markup(_source("style.css"))  # noqa: S704 - our own file
+    own = [Markup(script) for script in scripts]  # noqa: S704 - our own file and Vega's
+    return _templates().get_template(template).render(policy=policy, style=style, scripts=own, **values)
+
+
+def headline(group: Group) -> Headline | None:
+    """Name the best variant of a group and its score; None while no run has finished."""
+    best = best_variant(group)
+    found = tested(best, group.score) if best else None
+    if best is None or found is None:
+        return None
+    metric = Metric(group.score)
+    return Headline(best.title, metric.spread_text(found), f"{metric.title}, {count(found.n, 'seed')}")
+
+
+def best_variant(group: Group) -> Variant | None:
+    """Return the variant with the best mean test score; None while no run has finished."""
+    found = [(tested(variant, group.score), variant) for variant in group.variants]
+    scored = [(spread.mean, variant) for spread, variant in found if spread is not None and math.isfinite(spread.mean)]
+    return max(scored, key=lambda pair: pair[0])[1] if scored else None
+
+
+def _section(group: Group, shown: Sequence[Plate], number: int) -> Section:
+    found, ends = strips(group)
+    return Section(
+        anchor=f"group-{number}",
+        group=group,
+        headline=headline(group),
+        equals=_equals(group),
+        table=main_table(group),
+        further=further_table(group),
+        strips=found,
+        strip_ends=ends,
+        curves=learning_curves(group),
+        trade_offs=trade_offs(group),
+        plates=shown,
+        sampling=sampling_note(group),
+        colours=colours(group),
+    )
+
+
+def _equals(group: Group) -> str:
+    """Name the variants that noise alone could set apart from the best."""
+    best = best_variant(group)
+    leading = leaders([tested(variant, group.score) for variant in group.variants])
+    others = [v.title for v, leads in zip(group.variants, leading, strict=True) if leads and v is not best]
+    return listed(others) if len(others) <= 6 else f"{len(others)} others, bold in the table"
+
+
+def _shared_overrides(study: Study) -> list[str]:
+    """List the overrides that all variants have."""
+    first, *others = study.variants
+    return [override for override in first.overrides if others and all(override in v.overrides for v in others)]
+
+
+def _net_deviations(study: Study) -> list[tuple[str, str, list[str]]]:
+    """List title, paper and deviations of each net that differs from its paper, each net once."""
+    nets: dict[str, tuple[str, str, list[str]]] = {}
+    for variant in study.variants:
+        about = variant.about
+        deviations = [str(deviation) for deviation in about.get("deviations") or ()]
+        if deviations:
+            title = str(about.get("title") or variant.title)
+            nets[title] = (title, str(about.get("paper") or ""), deviations)
+    return list(nets.values())
+
+
+# ---- templates and scripts ------------------------------------------------------------------------------------------
+
+
+@cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("convatlas.reporting", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"spoken": spoken, "data_block": data_block}
+    environment.globals |= {"count": count, "Metric": Metric}
+    return environment
+
+
+def _source(name: str) -> str:
+    loader = _templates().loader
+    assert loader is not None
+    return loader.get_source(_templates(), name)[0]
+
+
+def data_block(value: Any) -> Markup:
+    """Write plain values as JSON that cannot end the script element around it."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, sort_keys=True, allow_nan=False)
+    return Markup(text.replace("<", "\\u003c"))  # noqa: S704 - no < is left
+
+
+@cache
+def _chart_library() -> str:
+    """Return Vega with its embedding, once for all charts of a page."""
+    import vl_convert
+
+    return _for_script_element(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+
+
+def _own_script() -> str:
+    return _for_script_element(_source("report.js"))
+
+
+def _for_script_element(script: str) -> str:
+    """Keep a script from ending its element, or from opening a comment in which `</script>` is not seen."""
+    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--").strip()

@@ -1,0 +1,121 @@
+"""Where a study's figures come from, and what a reader must know before comparing them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from convatlas.reporting.results import Group, SeedRun, Study
+from convatlas.reporting.statistics import sampling_error
+from convatlas.reporting.tables import tested
+from convatlas.reporting.wording import THIN_SPACE, Metric, count, listed
+
+SHOWN_UNFINISHED = 12
+"""Unfinished variants named one by one; more are only counted."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the runs say about their code, data and machine.
+
+    Attributes:
+        commits: each commit with the number of runs from it.
+        fingerprints: each data set with its fingerprints.
+        environment: the plain entries of `environment.json` with their values over all runs.
+        packages: the versions of packages over all runs.
+    """
+
+    commits: tuple[tuple[str, int], ...]
+    fingerprints: tuple[tuple[str, tuple[str, ...]], ...]
+    environment: tuple[tuple[str, str], ...]
+    packages: tuple[tuple[str, str], ...]
+
+
+def provenance(study: Study) -> Provenance:
+    """Sum up where the finished runs of a study come from."""
+    runs = [run for group in study.groups for run in group.runs]
+    apart = {"commit", "dirty", "packages", "command"}  # each run has a command of its own; the plan has them all
+    fingerprints: dict[str, list[Any]] = {group.data: [] for group in study.groups}
+    for group in study.groups:
+        fingerprints[group.data] += [run.metrics.get("data_fingerprint") for run in group.runs]
+    return Provenance(
+        commits=tuple(_distinct(_commit(run) for run in runs).items()),
+        fingerprints=tuple((name, tuple(_distinct(found))) for name, found in fingerprints.items()),
+        environment=_merged([{k: v for k, v in run.environment.items() if k not in apart} for run in runs]),
+        packages=_merged([run.environment.get("packages") or {} for run in runs]),
+    )
+
+
+def cautions(study: Study) -> list[str]:
+    """List what a reader must know before comparing: missing runs, unclean code, mixed data or machines, single seeds.
+
+    Runs of several commits are no caution: `dvc repro` trains anew only what a change concerns.
+    """
+    runs = [run for group in study.groups for run in group.runs]
+    found = [_unfinished(study)]
+    if dirty := sum(bool(run.environment.get("dirty")) for run in runs):
+        found.append(f"{count(dirty, 'run')} used code with changes that are in no commit.")
+    for name, fingerprints in provenance(study).fingerprints:
+        if len(fingerprints) > 1:
+            found.append(f"The runs on {name} saw {len(fingerprints)} versions of it: do not compare their figures.")
+    if len(_distinct(_machine(run) for run in runs)) > 1:
+        found.append("The runs come from different machines or versions of PyTorch: do not compare their times.")
+    if runs and all(len(variant.seeds) == 1 for variant in study.variants):
+        found.append("Every variant was trained once: its spread is not known, and small differences mean nothing.")
+    return [caution for caution in found if caution]
+
+
+def sampling_note(group: Group) -> str:
+    """Say how coarse a test split is, for the share of right answers; nothing where that is not the score."""
+    images = group.test_images if group.score == "accuracy" else None
+    means = [found.mean for variant in group.variants if (found := tested(variant, group.score))]
+    shares = [mean for mean in means if 0 <= mean <= 1]
+    if not images or not shares:
+        return ""
+    note = f"The test split has {images:,} images: one of them is {100 / images:.2g} points."
+    best = max(shares)
+    error = 100 * sampling_error(best, images)
+    if error:
+        note += f" Other images from the same source would move {Metric('accuracy').text(best)}{THIN_SPACE}% by about"
+        note += f" {error:.2g} points (one standard error), which the spread over seeds does not contain."
+    return note
+
+
+def _unfinished(study: Study) -> str:
+    missing = [(variant.title, variant.missing) for variant in study.variants if variant.missing]
+    if not missing:
+        return ""
+    total = sum(len(seeds) for _, seeds in missing)
+    verb = "has" if total == 1 else "have"
+    named = [f"{title} (seed {listed([str(seed) for seed in seeds])})" for title, seeds in missing]
+    if len(named) > SHOWN_UNFINISHED:
+        named = [*named[:SHOWN_UNFINISHED], f"{len(named) - SHOWN_UNFINISHED} more variants"]
+    return f"{total} of {count(study.runs_planned, 'run')} {verb} no result: {listed(named)}."
+
+
+def _commit(run: SeedRun) -> str | None:
+    commit = run.environment.get("commit")
+    return f"{commit} with changes" if commit and run.environment.get("dirty") else commit
+
+
+def _machine(run: SeedRun) -> str | None:
+    environment = run.environment
+    packages = environment.get("packages") or {}
+    parts = [environment.get(key) for key in ("platform", "processor_cores", "gpu", "threads")]
+    return str([*parts, packages.get("torch")]) if environment else None
+
+
+def _distinct(values: Any) -> dict[str, int]:
+    """Count each value that is there, in the order in which they first appear."""
+    counts: dict[str, int] = {}
+    for value in values:
+        if value is not None:
+            counts[str(value)] = counts.get(str(value), 0) + 1
+    return counts
+
+
+def _merged(entries: list[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
+    names = dict.fromkeys(name for entry in entries for name in entry)
+    merged = ((name, ", ".join(_distinct(entry.get(name) for entry in entries))) for name in names)
+    return tuple((name, values) for name, values in merged if values)

@@ -1,0 +1,63 @@
+"""What `python -m convatlas.report` writes: the page of a study, the index of all, and the summary for DVC."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from convatlas.files import write_json, write_text
+from convatlas.reporting.page import render_index, render_report
+from convatlas.reporting.results import read_studies, read_study
+from convatlas.reporting.summary import curve_records, study_summary, variant_records
+from convatlas.reporting.tables import as_csv, as_markdown, records
+
+__all__ = ["write_index", "write_report", "write_summary"]
+
+
+def write_report(study_file: Path, runs: Path, output: Path) -> None:
+    """Write `index.html`, `table.csv` and `table.md` of one study.
+
+    The same files give the same bytes: nothing of the present time or machine enters them.
+
+    Args:
+        study_file: `plan/<study>.yaml`; the variants' resolved configs lie in the folder of its name beside it.
+        runs: the folder that holds `<study>/<variant>/seed=<n>/`.
+        output: the folder to write to, `reports/<study>`.
+
+    Raises:
+        UserError: the plan, or a file that a run left, is not readable.
+    """
+    study = read_study(study_file, runs)
+    write_text(output / "index.html", render_report(study, runs))
+    write_text(output / "table.csv", as_csv(records(study)))
+    write_text(output / "table.md", as_markdown(study))
+
+
+def write_index(plan: Path, runs: Path, output: Path) -> None:
+    """Write `index.html`: every study of the plan with its headline, in the order of their names.
+
+    Args:
+        plan: the folder of `<study>.yaml`.
+        runs: the folder that holds `<study>/<variant>/seed=<n>/`.
+        output: the folder to write to, `reports`.
+
+    Raises:
+        UserError: there is no study, or a file is not readable.
+    """
+    write_text(output / "index.html", render_index(read_studies(plan, runs)))
+
+
+def write_summary(plan: Path, runs: Path, output: Path) -> None:
+    """Write what `dvc metrics show` and `dvc plots show` are for: `summary.json`, `variants.csv`, `curves.csv`.
+
+    Args:
+        plan: the folder of `<study>.yaml`.
+        runs: the folder that holds `<study>/<variant>/seed=<n>/`.
+        output: the folder to write to, `reports`.
+
+    Raises:
+        UserError: there is no study, or a file is not readable.
+    """
+    studies = read_studies(plan, runs)
+    write_json(output / "summary.json", {study.name: study_summary(study) for study in studies})
+    write_text(output / "variants.csv", as_csv(list(variant_records(studies))))
+    write_text(output / "curves.csv", as_csv(list(curve_records(studies))))

@@ -1,0 +1,285 @@
+"""What a study's plan promises and what its runs left behind, each file read once."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from convatlas.errors import UserError
+from convatlas.files import read_json, read_yaml
+
+PLAN_AGAIN = "run `dvc repro resolve`, which writes it."
+RUN_AGAIN = "delete the folder of that run and start `dvc repro` again."
+
+# The test metric that stands for a task, first choice first; a task not named here is judged by what it monitors.
+SCORES: Mapping[str, Sequence[str]] = {
+    "classification": ("accuracy",),
+    "detection": ("map_50", "map"),
+    "segmentation": ("dice", "iou"),
+}
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """One finished training.
+
+    Attributes:
+        seed: its seed.
+        folder: where its files lie.
+        metrics: `metrics.json`.
+        timing: `timing.json`.
+        environment: `environment.json`.
+        history: the columns of `history.csv`, one value an epoch; NaN where a column has none.
+    """
+
+    seed: int
+    folder: Path
+    metrics: Mapping[str, Any]
+    timing: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    history: Mapping[str, Sequence[float]]
+
+    def test(self, metric: str) -> float | None:
+        """Return a test metric; None where the run has none."""
+        return measured(metric, self.metrics.get("test", {}).get(metric))
+
+    def cost(self, name: str) -> float | None:
+        """Return a cost of the net; None where it was not counted."""
+        return measured(name, self.metrics.get("costs", {}).get(name))
+
+    def seconds(self, name: str) -> float | None:
+        """Return a time of `timing.json`; None where it was not taken."""
+        return measured(name, self.timing.get(name))
+
+    def figures(self) -> list[Path]:
+        """List the run's pictures by name."""
+        return sorted((self.folder / "figures").glob("*.png"))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a comparison: a net, its data and its recipe, trained with several seeds.
+
+    Attributes:
+        key: its name in the plan and in `runs/`.
+        title: its name for people, unique in its study.
+        note: a remark of the study about it, or nothing.
+        overrides: what sets it apart on Hydra's command line.
+        task: what it is trained for.
+        data: the name of its data set.
+        about: title, paper, year, origin and deviations of its net.
+        seeds: the seeds that the plan asks for.
+        runs: the finished ones, in the order of the seeds.
+    """
+
+    key: str
+    title: str
+    note: str
+    overrides: tuple[str, ...]
+    task: str
+    data: str
+    about: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    runs: tuple[SeedRun, ...]
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The seeds without a result: failed, interrupted, or not yet run."""
+        finished = {run.seed for run in self.runs}
+        return tuple(seed for seed in self.seeds if seed not in finished)
+
+    def median_run(self, metric: str) -> SeedRun | None:
+        """Return the run with the median test score, the lower of the two middle ones where their number is even."""
+        scored = [(score, run.seed, run) for run in self.runs if (score := run.test(metric)) is not None]
+        scored = sorted(scored, key=lambda entry: entry[:2])
+        return scored[(len(scored) - 1) // 2][2] if scored else None
+
+
+@dataclass(frozen=True)
+class Group:
+    """The variants of a study that can be compared: those of one task on one data set."""
+
+    task: str
+    data: str
+    variants: tuple[Variant, ...]
+
+    @cached_property
+    def runs(self) -> tuple[SeedRun, ...]:
+        """All finished runs."""
+        return tuple(run for variant in self.variants for run in variant.runs)
+
+    @cached_property
+    def score(self) -> str:
+        """The test metric that ranks the variants."""
+        measured_ones = {name for run in self.runs for name in run.metrics.get("test", {})}
+        choices = SCORES.get(self.task, ())
+        for name in choices:
+            if name in measured_ones:
+                return name
+        monitored = [name.removeprefix("val/") for name in self.monitors]
+        return next(iter([*monitored, *choices]), "score")
+
+    @cached_property
+    def monitors(self) -> list[str]:
+        """The validation metrics that chose the best epochs, the most frequent first."""
+        found = Counter(str(run.metrics["monitor"]) for run in self.runs if run.metrics.get("monitor"))
+        return [name for name, _ in found.most_common()]
+
+    @cached_property
+    def test_metrics(self) -> list[str]:
+        """All test metrics that a run has, the ranking one first, the others as the runs list them."""
+        found = ((name, run.test(name)) for run in self.runs for name in run.metrics.get("test", {}))
+        names = dict.fromkeys(name for name, value in found if value is not None and name != self.score)
+        return [self.score, *names]
+
+    @cached_property
+    def test_images(self) -> int | None:
+        """Number of test images, from the first run's predictions; None without that file."""
+        import pyarrow.parquet as pq
+
+        for run in self.runs:
+            path = run.folder / "predictions.parquet"
+            if path.is_file():
+                return int(pq.read_metadata(path).num_rows)
+        return None
+
+
+@dataclass(frozen=True)
+class Study:
+    """One comparison: its plan and its results."""
+
+    name: str
+    title: str
+    question: str
+    source: str
+    scale: str
+    command: str
+    printed: Mapping[str, Any]
+    claims: tuple[str, ...]
+    deviations: tuple[str, ...]
+    variants: tuple[Variant, ...] = field(repr=False)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The variants by task and data set, in the order in which the plan first names each pair."""
+        pairs = list(dict.fromkeys((variant.task, variant.data) for variant in self.variants))
+        ordered = sorted(self.variants, key=lambda variant: pairs.index((variant.task, variant.data)))
+        grouped = groupby(ordered, key=lambda variant: (variant.task, variant.data))
+        return tuple(Group(task, data, tuple(variants)) for (task, data), variants in grouped)
+
+    @property
+    def runs_planned(self) -> int:
+        """Number of trainings that the plan asks for."""
+        return sum(len(variant.seeds) for variant in self.variants)
+
+    @property
+    def runs_finished(self) -> int:
+        """Number of those that have a result."""
+        return sum(len(variant.runs) for variant in self.variants)
+
+
+def measured(name: str, value: Any) -> float | None:
+    """Return a figure as a number; None where there is none.
+
+    NaN stays: a run that diverged must be seen. Detection's -1 means that no object of that kind was there to find
+    (the COCO convention), which is no result.
+    """
+    if value is None or (value == -1 and name.startswith(("map", "mar"))):
+        return None
+    return float(value)
+
+
+def read_studies(plan: Path, runs: Path) -> list[Study]:
+    """Read every study of the folder `plan`, by name.
+
+    Raises:
+        UserError: the folder holds none, or one of its files is not readable.
+    """
+    files = sorted(plan.glob("*.yaml"))
+    if not files:
+        raise UserError(f"{plan} holds no study; {PLAN_AGAIN}")
+    return [read_study(file, runs) for file in files]
+
+
+def read_study(study_file: Path, runs: Path) -> Study:
+    """Read the plan of a study and what its runs left in `runs/<study>/<variant>/seed=<n>/`.
+
+    A seed without `metrics.json` is one that has not finished; every other file may be missing, too.
+
+    Raises:
+        UserError: the plan or a result is not readable.
+    """
+    plan = read_yaml(study_file, PLAN_AGAIN)
+    if not isinstance(plan, dict) or not plan.get("variants"):
+        raise UserError(f"{study_file} names no variants; {PLAN_AGAIN}")
+    name = str(plan.get("name") or study_file.stem)
+    return Study(
+        name=name,
+        title=str(plan.get("title") or name),
+        question=str(plan.get("question") or ""),
+        source=str(plan.get("source") or ""),
+        scale=str(plan.get("scale") or ""),
+        command=str(plan.get("command") or ""),
+        printed=plan.get("printed") or {},
+        claims=tuple(str(claim) for claim in plan.get("claims") or ()),
+        deviations=tuple(str(deviation) for deviation in plan.get("deviations") or ()),
+        variants=_read_variants(plan, study_file.with_suffix(""), runs / name),
+    )
+
+
+def _read_variants(plan: Mapping[str, Any], resolved: Path, runs: Path) -> tuple[Variant, ...]:
+    """Read the variants of a plan: their resolved configs from `resolved`, their runs from `runs`."""
+    planned = {str(key): entry or {} for key, entry in plan["variants"].items()}
+    titles = _unique_titles(planned)
+
+    def variant(key: str) -> Variant:
+        entry, config = planned[key], read_yaml(resolved / f"{key}.yaml", PLAN_AGAIN)
+        seeds = tuple(config.get("seeds") or plan.get("seeds") or ())
+        found = (_read_seed(seed, runs / key / f"seed={seed}") for seed in seeds)
+        return Variant(
+            key=key,
+            title=titles[key],
+            note=str(entry.get("note") or ""),
+            overrides=tuple(str(override) for override in entry.get("overrides") or ()),
+            task=config["data"]["task"],
+            data=config["data"]["name"],
+            about=config.get("model", {}).get("about") or {},
+            seeds=seeds,
+            runs=tuple(run for run in found if run is not None),
+        )
+
+    return tuple(variant(key) for key in planned)
+
+
+def _unique_titles(planned: Mapping[str, Any]) -> dict[str, str]:
+    """Give each variant its title, with its key behind it where two share one."""
+    titles = {key: str(entry.get("title") or key) for key, entry in planned.items()}
+    count = Counter(titles.values())
+    return {key: title if count[title] == 1 else f"{title} ({key})" for key, title in titles.items()}
+
+
+def _read_seed(seed: int, folder: Path) -> SeedRun | None:
+    if not (folder / "metrics.json").is_file():
+        return None
+    files = {name: folder / f"{name}.json" for name in ("metrics", "timing", "environment")}
+    found = {name: read_json(path, RUN_AGAIN) if path.is_file() else {} for name, path in files.items()}
+    history = folder / "history.csv"
+    return SeedRun(seed=seed, folder=folder, history=_read_history(history) if history.is_file() else {}, **found)
+
+
+def _read_history(path: Path) -> dict[str, list[float]]:
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    try:
+        return {
+            name: [float(value) if value else math.nan for value in column] for name, *column in zip(*rows, strict=True)
+        }
+    except ValueError as error:
+        raise UserError(f"{path} is not a table of numbers; {RUN_AGAIN}") from error

@@ -1,0 +1,57 @@
+"""`python -m convatlas.resolve`: from params.yaml to plan/, the full configuration of every run and study.
+
+DVC does not compose Hydra; this stage does, and every training depends on its own file in plan/. So an edit anywhere
+under conf/ re-trains exactly the runs whose configuration it changes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from convatlas.cli import run
+from convatlas.composing import hydra_ready
+from convatlas.errors import UserError
+from convatlas.files import read_yaml, replace_folder, write_yaml
+from convatlas.planning import load_study, planned_runs, study_file, template_values
+
+REMEDY = "run `python -m convatlas.plan`, which writes params.yaml anew."
+
+
+def main() -> None:
+    """Write plan/."""
+    params = read_yaml(Path("params.yaml"), REMEDY)
+    missing = {"scale", "seeds", "overrides", "studies", "runs"} - set(params)
+    if missing:
+        raise UserError(f"params.yaml lacks {', '.join(sorted(missing))}; {REMEDY}")
+    partial = Path(".plan.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    written = _write(params, partial)
+    if written != params["runs"]:
+        changed = sorted(key for key in {*written, *params["runs"]} if written.get(key) != params["runs"].get(key))
+        shutil.rmtree(partial)
+        raise UserError(
+            f"params.yaml does not list the runs that its studies and scale give (first difference: {changed[0]}); "
+            f"run `python -m convatlas.plan study={','.join(params['studies'])} scale={params['scale']}`."
+        )
+    replace_folder(partial, Path("plan"))
+    print(f"plan/: {len(written)} runs")
+
+
+def _write(params: dict[str, Any], folder: Path) -> dict[str, dict[str, str]]:
+    """Write every file of the plan below `folder`, and return the template values of each run."""
+    written: dict[str, dict[str, str]] = {}
+    with hydra_ready():
+        for name in params["studies"]:
+            study, scale = load_study(name, params["scale"])
+            runs = planned_runs(study, scale, params["seeds"], params["overrides"])
+            for planned in runs:
+                write_yaml(folder / f"{planned.key}.yaml", planned.config.plain())
+                written[planned.key] = template_values(planned.config)
+            write_yaml(folder / f"{name}.yaml", study_file(study, scale, params["seeds"], runs))
+    return written
+
+
+if __name__ == "__main__":
+    run(main)

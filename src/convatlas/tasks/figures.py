@@ -1,0 +1,134 @@
+"""Pictures of predictions, drawn with matplotlib: they go to MLflow and into the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def confusion_matrix(labels: Iterable[int], predictions: Iterable[int], classes: Sequence[str]) -> Figure:
+    """Draw how often each class (rows) was taken for each class (columns), as a share of its images."""
+    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(counts, (np.asarray(list(labels)), np.asarray(list(predictions))), 1)
+    share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    side = min(14.0, 2.5 + 0.45 * len(classes))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    ticks = np.arange(len(classes))
+    axes.set_xticks(ticks, classes, rotation=90 if max(map(len, classes)) > 3 else 0)
+    axes.set_yticks(ticks, classes)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if len(classes) <= 30:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            colour = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
+    return figure
+
+
+def labelled_images(images: Tensor, titles: Sequence[str], right: Sequence[bool]) -> Figure:
+    """Draw images `(N, C, H, W)` under a title each, green where right and red where wrong."""
+    figure, axes = grid(len(titles))
+    for axis, image, title, good in zip(axes, images, titles, right, strict=False):
+        axis.imshow(displayable(image), cmap="gray")
+        axis.set_title(title, color="#1a7f37" if good else "#cf222e", fontsize=9)
+    return figure
+
+
+def grid(count: int, columns: int = 8, side: float = 1.3) -> tuple[Figure, list[Axes]]:
+    """Make a figure of `count` square pictures without axes."""
+    columns = min(columns, max(1, count))
+    rows = max(1, -(-count // columns))
+    figure = Figure(figsize=(columns * side, rows * (side + 0.25)), layout="constrained")
+    axes = [figure.add_subplot(rows, columns, n + 1) for n in range(rows * columns)]
+    for axis in axes:
+        axis.set_axis_off()
+    return figure, axes[:count]
+
+
+def displayable(image: Tensor) -> NDArray[np.float32]:
+    """Scale one image `(C, H, W)` to [0, 1] and put it in matplotlib's order; one channel becomes gray."""
+    array: NDArray[np.float32] = image.detach().float().cpu().numpy()
+    low, high = float(array.min()), float(array.max())
+    array = (array - low) / (high - low) if high > low else np.zeros_like(array)
+    return array[0] if array.shape[0] != 3 else array.transpose(1, 2, 0)
+
+
+# ---- detection ------------------------------------------------------------------------------------------------------
+
+Boxes = tuple[NDArray[np.float32], Sequence[str]]
+"""Boxes `(n, 4)` as `x1, y1, x2, y2` in pixels, and what is written at each."""
+
+
+def boxed_images(images: Tensor, true: Sequence[Boxes], found: Sequence[Boxes], at_most: int = 8) -> Figure:
+    """Draw images `(N, C, H, W)` twice: above with the true boxes, below with those that were found."""
+    shown = min(at_most, len(images))
+    figure, axes = grid(2 * shown, columns=shown, side=1.9)
+    for number in range(shown):
+        for axis, (boxes, names), colour, title in (
+            (axes[number], true[number], "#1a7f37", "true"),
+            (axes[shown + number], found[number], "#cf222e", "found"),
+        ):
+            axis.imshow(displayable(images[number]), cmap="gray")
+            axis.set_title(title, color=colour, fontsize=9)
+            for (x1, y1, x2, y2), name in zip(boxes, names, strict=True):
+                # imshow puts the middle of the first pixel at 0, a box its left edge
+                axis.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=colour))
+                axis.text(x1, y1 - 1, name, color=colour, fontsize=7, va="bottom", clip_on=True)
+    return figure
+
+
+def precision_recall(precision: NDArray[np.float64], recall: NDArray[np.float64], title: str) -> Figure:
+    """Draw precision over recall, one point for each number of detections that are taken."""
+    figure = Figure(figsize=(4.5, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(recall, precision, color="#0969da")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=title)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+# ---- segmentation ---------------------------------------------------------------------------------------------------
+
+
+def masked_images(images: Tensor, true: Tensor, predicted: Tensor, classes: Sequence[str], at_most: int = 8) -> Figure:
+    """Draw images `(N, C, H, W)` three times: alone, and under the true and the predicted classes, `(N, H, W)` each."""
+    shown = min(at_most, len(images))
+    figure, axes = grid(3 * shown, columns=shown, side=1.6)
+    colours = colormaps["tab10"](np.arange(len(classes) - 1) % 10)
+    for number in range(shown):
+        for row, (mask, title) in enumerate(((None, "image"), (true, "true"), (predicted, "predicted"))):
+            axis = axes[row * shown + number]
+            axis.imshow(displayable(images[number]), cmap="gray")
+            axis.set_title(title, fontsize=9)
+            if mask is not None:
+                axis.imshow(overlay(mask[number].cpu().numpy(), colours))
+    handles = [Patch(color=colour, label=name) for colour, name in zip(colours, classes[1:], strict=True)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+    return figure
+
+
+def overlay(mask: NDArray[np.int64], colours: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return `(H, W, 4)`: each class in its colour, half transparent, and the background (class 0) not at all."""
+    painted = np.zeros((*mask.shape, 4))
+    painted[mask > 0] = colours[mask[mask > 0] - 1]
+    painted[mask > 0, 3] = 0.5
+    return painted
+
+
+def spreads(columns: Mapping[str, Iterable[float]], label: str) -> Figure:
+    """Draw how the values of each column spread: a box from quartile to quartile, whiskers, and outliers as points."""
+    figure = Figure(figsize=(1.5 + 1.2 * len(columns), 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.boxplot([list(values) for values in columns.values()], tick_labels=list(columns))
+    axes.set_ylabel(label)
+    axes.grid(axis="y", alpha=0.3)
+    return figure

@@ -1,0 +1,44 @@
+"""Losses that tasks share: soft Dice, and the weighted sum of named terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def soft_dice_loss(probabilities: Tensor, masks: Tensor, smoothing: float = 1.0) -> Tensor:
+    """Return one minus the mean over all classes of the soft Dice of a batch.
+
+    For each class Dice is `2 * sum(p * y) / (sum(p) + sum(y))` over all pixels of the batch (Milletari et al. 2016 with
+    plain sums, as SAUNet has it).
+
+    Args:
+        probabilities: `(B, classes, H, W)`.
+        masks: `(B, H, W)` class numbers.
+        smoothing: pixels added above and below: a class that the batch lacks then costs as little as it is predicted,
+            and nothing is divided by zero.
+    """
+    truth = F.one_hot(masks, probabilities.shape[1]).movedim(-1, 1).to(probabilities.dtype)
+    pixels = (0, 2, 3)
+    shared = (probabilities * truth).sum(pixels)
+    dice = (2 * shared + smoothing) / (probabilities.sum(pixels) + truth.sum(pixels) + smoothing)
+    return 1 - dice.mean()
+
+
+def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Add the terms up, each with its weight; a term without one counts once.
+
+    Raises:
+        ValueError: a weight belongs to no term.
+    """
+    unknown = sorted(set(weights) - set(terms))
+    if unknown:
+        raise ValueError(
+            f"recipe.loss.auxiliary.{unknown[0]}={weights[unknown[0]]}: the loss has no such term; "
+            f"it has {', '.join(terms)}."
+        )
+    total = sum(weights.get(name, 1.0) * value for name, value in terms.items())
+    assert isinstance(total, Tensor), "a loss has at least one term"
+    return total

@@ -1,0 +1,1 @@
+"""Tracking in MLflow: experiment = study, parent run = variant with mean and spread, child runs = seeds."""

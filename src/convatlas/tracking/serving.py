@@ -1,0 +1,67 @@
+"""The net as a model that MLflow serves: it takes raw images in [0, 1] and answers with plain tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from convatlas.config import RunConfig
+from convatlas.files import read_json
+from convatlas.models.build import build_model
+from convatlas.training.checkpoints import load_net
+
+if TYPE_CHECKING:
+    from convatlas.data.card import Card
+
+
+class ServedNet(nn.Module):
+    """A classification or segmentation net behind its normalisation.
+
+    `(B, C, H, W)` images in [0, 1] give `(B, classes)` or `(B, classes, H, W)` probabilities.
+    """
+
+    def __init__(self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.net = net
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalise, run the net, and return probabilities."""
+        logits: Tensor = self.net((images - self.mean) / self.std)
+        return logits.softmax(dim=1)
+
+
+def log_served_model(run_id: str, config: RunConfig, card: Card, folder: Path) -> str:
+    """Log the best net of a finished seed with signature and input example; return its address in MLflow.
+
+    Detectors return lists of different lengths, which MLflow's tensor signatures cannot describe; they are not
+    logged as models, and an empty string is returned.
+    """
+    if config.data.task == "detection":
+        return ""
+    import mlflow
+    import mlflow.pytorch
+    from mlflow.models import infer_signature
+
+    net = build_model(config.model)
+    load_net(net, folder / "best.ckpt")
+    served = ServedNet(net, card.mean, card.std).eval()
+    example = torch.rand(2, config.data.in_channels, config.data.image_size, config.data.image_size).numpy()
+    with torch.no_grad():
+        answer = served(torch.from_numpy(example)).numpy()
+    packages: dict[str, Any] = read_json(folder / "environment.json", "train again.")["packages"]
+    with mlflow.start_run(run_id=run_id):
+        logged = mlflow.pytorch.log_model(
+            served,
+            name="model",
+            signature=infer_signature(example, answer),
+            input_example=example,
+            pip_requirements=[f"torch=={packages['torch'].split('+')[0]}", f"numpy=={packages['numpy']}"],
+        )
+    return str(logged.model_uri)

@@ -1,0 +1,51 @@
+"""`python -m convatlas.train model=... data=... recipe=...`: one training, or several with `--multirun`.
+
+`python -m convatlas.train --from-plan overview/lenet5` trains exactly what `plan/overview/lenet5.yaml` says, all its
+seeds; that is what a stage of the pipeline runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convatlas.cli import run, run_hydra
+from convatlas.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def main(config: DictConfig) -> None:
+    """Train what the command line composed."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from convatlas.composing import run_config
+
+    checked = run_config(config, HydraConfig.get().runtime.choices["model"])
+    from convatlas.training.processes import rank
+    from convatlas.training.run import train
+
+    folders = train(checked, strict=True)
+    if rank() == 0:
+        print("\n".join(str(folder) for folder in folders))
+
+
+def from_plan(key: str) -> None:
+    """Train one run of the plan."""
+    from convatlas.config import read_config
+    from convatlas.files import read_yaml
+    from convatlas.training.run import die_with_parent, train
+
+    die_with_parent()
+    file = Path("plan") / f"{key}.yaml"
+    train(read_config(read_yaml(file, "run `dvc repro resolve`."), where=str(file)), strict=False)
+
+
+if __name__ == "__main__":
+    if "--from-plan" in sys.argv:
+        if len(sys.argv) != 3:
+            run(lambda: (_ for _ in ()).throw(UserError("--from-plan takes one key, for example overview/lenet5.")))
+        run(lambda: from_plan(sys.argv[2]))
+    run_hydra(main, "train")

@@ -1,0 +1,1 @@
+"""One run: seeds, checkpoints, resuming, and the files it leaves behind."""

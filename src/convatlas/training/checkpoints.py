@@ -1,0 +1,93 @@
+"""Checkpoints: written whole, read without unpickling code, the best by validation and the last for going on."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import nn
+
+from convatlas.errors import UserError
+from convatlas.files import written_whole
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes each checkpoint beside its place and renames it, so that a killed process leaves the one before."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write a checkpoint."""
+        with written_whole(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        """Read a checkpoint, tensors and plain values only."""
+        return read_checkpoint(Path(path))
+
+
+def checkpoint_callbacks(folder: Path, monitor: str, every_n_steps: int | None) -> list[ModelCheckpoint]:
+    """Make the callbacks that save the best epoch, and the state to go on from."""
+    common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_last": False}
+    callbacks = [
+        ModelCheckpoint(**common, filename="best", monitor=monitor, mode="max", save_on_train_epoch_end=True),
+        ModelCheckpoint(**common, filename="last", every_n_epochs=1, save_on_train_epoch_end=True),
+    ]
+    if every_n_steps is not None:
+        callbacks.append(WithinEpochs(**common, filename="last", every_n_train_steps=every_n_steps))
+    return callbacks
+
+
+class WithinEpochs(ModelCheckpoint):
+    """Saves every so many steps, except after an epoch's last: resumed from there, Lightning would not validate."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save, unless the end of the epoch saves in a moment."""
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the processor, executing nothing in it.
+
+    Raises:
+        UserError: it is missing, truncated, or not a checkpoint of this project.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; train first, or correct the path.") from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError, KeyError) as error:
+        raise UserError(
+            f"{path} is damaged or not a checkpoint of convatlas; train again or take another file."
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(
+            f"{path} holds no weights of convatlas (no state_dict); take a best.ckpt or last.ckpt of a run."
+        )
+    return checkpoint
+
+
+def load_net(net: nn.Module, path: Path) -> None:
+    """Load a net's weights from a checkpoint of its run.
+
+    Raises:
+        UserError: the checkpoint belongs to another net.
+    """
+    prefix = "net."
+    state = {k.removeprefix(prefix): v for k, v in read_checkpoint(path)["state_dict"].items() if k.startswith(prefix)}
+    own = net.state_dict()
+    wrong = [
+        key for key in sorted(own | state) if key not in own or key not in state or own[key].shape != state[key].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"{path} belongs to another net: {len(wrong)} of {len(own)} tensors differ, the first is {wrong[0]}. "
+            "Use it with the config.yaml beside it."
+        )
+    net.load_state_dict(state)

@@ -1,0 +1,94 @@
+"""The history of a run: one row an epoch, kept in the checkpoint, so that a resumed run has every epoch once."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint
+
+from convatlas.files import write_text
+
+
+class Recorder(Checkpoint):
+    """Writes down every epoch's metrics, tells the tracker, and prints a line.
+
+    It is a `Checkpoint` because Lightning calls those last, when the epoch's training and validation metrics are all
+    known; it comes before the callbacks that save, so that the saved state has the epoch's row.
+
+    Args:
+        label: what the line starts with.
+        epochs: how many epochs there will be.
+        on_epoch: called with the row on rank zero.
+        show: print a line an epoch.
+    """
+
+    def __init__(self, label: str, epochs: int, on_epoch: Callable[[dict[str, float]], None], *, show: bool) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.epoch_seconds: list[float] = []
+        self._label = label
+        self._epochs = epochs
+        self._on_epoch = on_epoch
+        self._show = show
+        self._started = 0.0
+        self._seconds_before = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the epoch's clock."""
+        self._started = time.perf_counter()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock: an epoch's seconds are those of training alone."""
+        self._seconds_before += time.perf_counter() - self._started
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the epoch's row."""
+        learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
+        row = {
+            "epoch": float(trainer.current_epoch + 1),
+            "step": float(trainer.global_step),
+            "lr": float(learning_rate),
+        }
+        row |= {
+            k: float(v) for k, v in sorted(trainer.callback_metrics.items()) if k.startswith(("train/", "val/", "net/"))
+        }
+        self.rows.append(row)
+        self.epoch_seconds.append(self._seconds_before)
+        self._seconds_before = 0.0
+        if trainer.is_global_zero:
+            self._on_epoch(row)
+            if self._show:
+                print(self._line(row), flush=True)
+
+    def _line(self, row: dict[str, float]) -> str:
+        figures = "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k in ("train/loss", "val/loss") or _is_score(k))
+        return f"{self._label}  epoch {int(row['epoch'])}/{self._epochs}  {figures}  {self.epoch_seconds[-1]:.1f} s"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the checkpoint keeps."""
+        return {"rows": self.rows, "epoch_seconds": self.epoch_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the rows of the epochs before the interruption."""
+        self.rows = [dict(row) for row in state_dict["rows"]]
+        self.epoch_seconds = list(state_dict["epoch_seconds"])
+
+
+def _is_score(key: str) -> bool:
+    return key in {"val/accuracy", "val/map_50", "val/dice"}
+
+
+def write_history(path: Path, rows: list[dict[str, float]]) -> None:
+    """Write the rows as CSV; figures keep every digit, so that equal runs give equal bytes."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: int(v) if k in ("epoch", "step") else repr(v) for k, v in row.items()})
+    write_text(path, text.getvalue())

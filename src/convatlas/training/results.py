@@ -1,0 +1,144 @@
+"""What a finished seed leaves: metrics, history, predictions, pictures, costs, and how they came about."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+
+from convatlas.config import RunConfig
+from convatlas.data.module import DataModule
+from convatlas.files import replace_folder, write_json, write_yaml
+from convatlas.models.build import build_model
+from convatlas.models.costs import costs_of, measure_latency
+from convatlas.tasks.base import Task
+from convatlas.training.recorder import Recorder, write_history
+from convatlas.training.work_folder import WorkFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "mlflow", "dvc", "numpy")
+
+
+@dataclass
+class Results:
+    """Everything a seed's folder will hold beside its checkpoints."""
+
+    metrics: dict[str, Any]
+    timing: dict[str, Any]
+    history: list[dict[str, float]]
+    predictions: pd.DataFrame
+    figures: Mapping[str, Figure]
+    environment: dict[str, Any]
+
+
+def collect_results(
+    config: RunConfig,
+    task: Task,
+    data: DataModule,
+    *,
+    recorder: Recorder,
+    trainer: pl.Trainer,
+    test_seconds: float,
+) -> Results:
+    """Gather the results of a seed after its test. Whatever differs between equal runs (seconds) goes to `timing`."""
+    import pandas as pd
+
+    monitor = config.recipe.monitor or task.monitor
+    channels, size = config.data.in_channels, config.data.image_size
+    costs = costs_of(lambda: build_model(config.model), (channels, size, size), config.recipe.batch_size)
+    best = max(recorder.rows, key=lambda row: row[monitor])  # the first of equals, as the checkpoint callback has it
+    predictions = pd.DataFrame(task.test_rows)
+    task.eval()
+    return Results(
+        metrics={
+            "study": config.study,
+            "variant": config.variant,
+            "seed": task.seed,
+            "task": config.data.task,
+            "model": config.model["about"]["title"],
+            "data": config.data.name,
+            "data_fingerprint": data.prepared.card.fingerprint,
+            "monitor": monitor,
+            "epochs": len(recorder.rows),
+            "best_epoch": int(best["epoch"]),
+            "best": {k: v for k, v in best.items() if "/" in k},
+            "last": {k: v for k, v in recorder.rows[-1].items() if "/" in k},
+            "test": {
+                k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")
+            },
+            "costs": asdict(costs),
+        },
+        timing={
+            "train_seconds": sum(recorder.epoch_seconds),
+            "epoch_seconds": recorder.epoch_seconds,
+            "test_seconds": test_seconds,
+            "latency_seconds": measure_latency(task.net, (channels, size, size)),
+        },
+        history=recorder.rows,
+        predictions=predictions,
+        figures=task.figures(data.sample_batch(), predictions),
+        environment=environment(config),
+    )
+
+
+def write_results(results: Results, config: RunConfig, work: WorkFolder, folder: Path) -> None:
+    """Write the folder of a seed under another name, then put it in its place."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "figures").mkdir(parents=True)
+    write_yaml(partial / "config.yaml", config.plain(), "The whole configuration of this run, as it was trained.")
+    write_json(partial / "identity.json", work.identity)
+    write_json(partial / "environment.json", results.environment)
+    write_json(partial / "metrics.json", results.metrics)
+    write_json(partial / "timing.json", results.timing)
+    write_history(partial / "history.csv", results.history)
+    results.predictions.to_parquet(partial / "predictions.parquet", index=False)
+    for name, figure in results.figures.items():
+        figure.savefig(partial / "figures" / f"{name}.png", dpi=110)
+    for checkpoint in (work.best, work.last):
+        shutil.copy2(checkpoint, partial / checkpoint.name)
+    replace_folder(partial, folder)
+
+
+def environment(config: RunConfig) -> dict[str, Any]:
+    """Describe the machine and the code, without names of people or paths."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "processor_cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": config.trainer.threads,
+        "workers": config.trainer.workers,
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "command": " ".join(["python -m convatlas.train", *sys.argv[1:]]),
+        **git_state(),
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """Return the commit, and whether the working tree differs from it; null where there is no git."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": commit.stdout.strip(), "dirty": bool(changes.stdout.strip())}

@@ -1,0 +1,222 @@
+"""One run: every seed of one variant, trained, tested once with the best epoch's weights, and written down."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
+
+from convatlas.composing import digest
+from convatlas.config import RunConfig
+from convatlas.data.module import DataModule, batches_done
+from convatlas.data.prepared import PreparedData
+from convatlas.errors import UserError
+from convatlas.files import read_json
+from convatlas.models.build import build_model
+from convatlas.tasks import new_task
+from convatlas.tasks.base import DivergedError, Task
+from convatlas.tracking.tracker import SeedTracker, VariantTracker, end_status, open_tracker
+from convatlas.training.checkpoints import WholeCheckpointIO, checkpoint_callbacks, load_net, read_checkpoint
+from convatlas.training.processes import rank, rank_zero_first
+from convatlas.training.recorder import Recorder
+from convatlas.training.results import collect_results, write_results
+from convatlas.training.work_folder import WorkFolder, difference
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def train(config: RunConfig, *, strict: bool) -> list[Path]:
+    """Train every seed of a run and return their folders.
+
+    Args:
+        config: the run.
+        strict: refuse to touch a folder that holds a training with other settings, instead of starting it afresh.
+
+    Raises:
+        UserError: something that the person can mend; nothing half-written is left.
+    """
+    signal.signal(signal.SIGTERM, _stop)
+    quieten_libraries()
+    torch.set_num_threads(config.trainer.threads)
+    prepared = PreparedData.open_for(config.data)
+    build_task(
+        config, list(prepared.card.classes), seed=config.seeds[0]
+    )  # a wrong option is told before anything is written
+    with open_tracker(config, prepared.card) as tracker:
+        return [train_seed(config, prepared, seed, tracker, strict=strict) for seed in config.seeds]
+
+
+def train_seed(config: RunConfig, prepared: PreparedData, seed: int, tracker: VariantTracker, *, strict: bool) -> Path:
+    """Train, test and write down one seed; goes on where a killed process stopped, and skips what is finished."""
+    folder = config.output_dir / f"seed={seed}"
+    identity = run_identity(config, seed, prepared.card.fingerprint)
+    work = WorkFolder((config.work_dir or config.output_dir / ".work") / f"seed={seed}", identity, strict)
+    with rank_zero_first(config.trainer.accelerator):
+        if _is_finished(folder, identity, config, strict=strict):
+            return folder
+        if rank() == 0:
+            work.open(overwrite=config.overwrite)
+    seed_tracker = tracker.start_seed(seed, work.path)
+    try:
+        _fit_and_test(config, prepared, seed, work=work, tracker=seed_tracker, folder=folder)
+    except BaseException as error:
+        seed_tracker.end(end_status(type(error)))
+        if isinstance(error, DivergedError) and rank() == 0:
+            work.remove()  # going on would only diverge again
+        work.close()
+        raise
+    seed_tracker.end("FINISHED")
+    if rank() == 0:
+        work.remove()
+    return folder
+
+
+def _fit_and_test(
+    config: RunConfig, prepared: PreparedData, seed: int, *, work: WorkFolder, tracker: SeedTracker, folder: Path
+) -> None:
+    task = build_task(config, list(prepared.card.classes), seed)
+    machine = config.trainer
+    data = DataModule(
+        prepared, config.data, config.recipe, workers=machine.workers, limit_batches=machine.limit_batches, seed=seed
+    )
+    show_line = not _shows_bar(config)
+    recorder = Recorder(f"{config.variant} seed {seed}", config.recipe.epochs, tracker.log_epoch, show=show_line)
+    trainer = build_trainer(config, task, work, recorder)
+    resumed = work.last if work.last.exists() else None
+    if not work.fitted.exists():
+        data.start_batch = batches_done(read_checkpoint(resumed)) if resumed else 0
+        trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
+        if trainer.is_global_zero:
+            work.fitted.touch()
+    elif resumed:  # killed between training and test: the rows are in the last checkpoint
+        recorder.load_state_dict(read_checkpoint(resumed)["callbacks"][recorder.state_key])
+    trainer.strategy.barrier("fitted")
+    load_net(task.net, work.best)
+    started = time.perf_counter()
+    trainer.test(task, datamodule=data, verbose=False)
+    test_seconds = time.perf_counter() - started
+    if trainer.is_global_zero:
+        results = collect_results(config, task, data, recorder=recorder, trainer=trainer, test_seconds=test_seconds)
+        write_results(results, config, work, folder)
+        tracker.log_results(results, folder)
+    trainer.strategy.barrier("written")
+
+
+def build_task(config: RunConfig, classes: list[str], seed: int) -> Task:
+    """Build the net from its seed, and the task around it."""
+    pl.seed_everything(seed, verbose=False)
+    return new_task(build_model(config.model), config, classes, seed)
+
+
+def build_trainer(config: RunConfig, task: Task, work: WorkFolder, recorder: Recorder) -> pl.Trainer:
+    """Build Lightning's trainer with this run's callbacks."""
+    machine, recipe = config.trainer, config.recipe
+    monitor = recipe.monitor or task.monitor
+    callbacks: list[pl.Callback] = [
+        recorder,
+        *checkpoint_callbacks(work.path, monitor, machine.checkpoint_every_n_steps),
+    ]
+    if recipe.ema_decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=recipe.ema_decay))
+    if recipe.early_stopping_patience is not None:
+        callbacks.append(EarlyStopping(monitor, mode="max", patience=recipe.early_stopping_patience))
+    if _shows_bar(config):
+        callbacks.append(pl.callbacks.TQDMProgressBar(refresh_rate=20))
+    return pl.Trainer(
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        num_nodes=machine.num_nodes,
+        strategy="ddp" if machine.strategy == "ddp" else "auto",
+        precision=machine.precision,
+        sync_batchnorm=machine.sync_batchnorm,
+        max_epochs=recipe.epochs,
+        gradient_clip_val=recipe.gradient_clip_norm,
+        deterministic="warn" if machine.deterministic else None,
+        callbacks=callbacks,
+        plugins=[WholeCheckpointIO()],
+        default_root_dir=work.path,
+        logger=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_progress_bar=_shows_bar(config),
+    )
+
+
+def run_identity(config: RunConfig, seed: int, data_fingerprint: str) -> dict[str, Any]:
+    """Return what decides the bits of a run's result: configuration, seed, data, code and torch's version."""
+    return {
+        "config": config.identity,
+        "seed": seed,
+        "data": data_fingerprint,
+        "code": digest(sorted(_hashes_of_loaded_code())),
+        "torch": torch.__version__,
+    }
+
+
+def _hashes_of_loaded_code() -> Iterator[str]:
+    """Hash the files that decide a result: nets, tasks, data and training, as far as this run has loaded them."""
+    parts = ("convatlas.models", "convatlas.tasks", "convatlas.data", "convatlas.training.run")
+    for name, module in sorted(sys.modules.items()):
+        if name.startswith(parts) and getattr(module, "__file__", None):
+            yield name + hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
+
+
+def _is_finished(folder: Path, identity: dict[str, Any], config: RunConfig, *, strict: bool) -> bool:
+    if not (folder / "metrics.json").exists():
+        return False
+    before = read_json(folder / "identity.json", "delete the folder and train again.")
+    if before == identity and not config.overwrite:
+        if rank() == 0:
+            print(f"{folder} is finished already; pass overwrite=true to train it again.")
+        return True
+    if strict and not config.overwrite:
+        raise UserError(
+            f"{folder} holds a finished run with other settings ({difference(before, identity)}). "
+            "Choose another output_dir, or pass overwrite=true."
+        )
+    return False
+
+
+def _shows_bar(config: RunConfig) -> bool:
+    return config.trainer.progress_bar and sys.stdout.isatty()
+
+
+def quieten_libraries() -> None:
+    """Leave out what libraries say on every run and nobody needs to act on."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "mlflow.system_metrics", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r"Checkpoint directory .* exists and is not empty",  # the folder of the training that is being resumed
+        r".*LeafSpec.* is deprecated",
+        r"The '\w+_dataloader' does not have many workers",  # whole batches come from a memory-mapped array
+        r".*recommended to use `self\.log\(.*sync_dist=True\)`",  # torchmetrics has put the processes together already
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _stop(signum: int, _frame: Any) -> None:
+    """End in an orderly way when asked to: the run is marked KILLED and can be resumed."""
+    raise SystemExit(128 + signum)
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process with the one that started it, so that a killed DVC leaves no trainer behind."""
+    if sys.platform == "linux":
+        import ctypes
+
+        parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
+        if os.getppid() == 1:
+            sys.exit(128 + signal.SIGTERM)

@@ -1,0 +1,161 @@
+"""The data module under a real Lightning trainer: what it is fed when it starts, and when it resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from small_sets import augmentation, data_config, raw_classification, raw_detection
+
+from convatlas.config import SGD, Loss, Recipe, Schedule
+from convatlas.data.module import DataModule, batches_done
+from convatlas.data.prepared import PreparedData
+from convatlas.errors import UserError
+
+Preparer = Callable[..., PreparedData]
+
+EPOCHS, STEPS = 3, 4
+
+
+def recipe(**parts: Any) -> Recipe:
+    schedule = Schedule(name="constant", warmup_epochs=0, milestones=(), gamma=0.1, power=1, final_fraction=0)
+    return Recipe(
+        epochs=EPOCHS,
+        batch_size=8,
+        evaluation_batch_size=5,
+        optimizer=SGD(name="sgd", lr=0.01, momentum=0, nesterov=False, weight_decay=0),
+        decay_norms_and_biases=True,
+        schedule=schedule,
+        loss=Loss(label_smoothing=0, auxiliary={}),
+        augmentation=augmentation(**parts),
+        ema_decay=None,
+        gradient_clip_norm=None,
+        early_stopping_patience=None,
+        monitor=None,
+    )
+
+
+@pytest.fixture
+def data(prepare_raw: Preparer, tmp_path: Path) -> Callable[..., DataModule]:
+    raw = raw_classification(60)
+    prepared = prepare_raw(raw)
+
+    def build(workers: int = 0, limit_batches: int | None = None, seed: int = 0) -> DataModule:
+        settings = recipe(crop_padding=2, horizontal_flip=True)
+        config = data_config(raw, tmp_path)
+        return DataModule(prepared, config, settings, workers=workers, limit_batches=limit_batches, seed=seed)
+
+    return build
+
+
+class Recorder(pl.LightningModule):
+    """Learns one number and writes down what it is fed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.trained: list[tuple[int, int, bool, list[int], float]] = []
+        self.validated: list[int] = []
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        last = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        row = (self.current_epoch, batch_idx, last, batch["indices"].tolist(), float(batch["images"].sum()))
+        self.trained.append(row)
+        return (self.weight * batch["images"].mean()).sum()
+
+    def validation_step(self, batch: dict[str, torch.Tensor]) -> None:
+        self.validated += batch["indices"].tolist()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        # Asking for the number of steps makes Lightning build the loader before it restores a checkpoint.
+        assert self.trainer.estimated_stepping_batches == EPOCHS * STEPS
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def fit(data: DataModule, folder: Path, checkpoint: Path | None = None) -> Recorder:
+    recorder = Recorder()
+    trainer = pl.Trainer(
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        callbacks=[ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=1)],
+    )
+    trainer.fit(recorder, datamodule=data, ckpt_path=checkpoint)
+    return recorder
+
+
+def test_lightning_is_fed_every_epoch_and_validation_in_order(data: Callable[..., DataModule], tmp_path: Path) -> None:
+    module = data()
+    recorder = fit(module, tmp_path / "run")
+    assert module.batches_per_epoch == STEPS
+    assert [row[:3] for row in recorder.trained] == [
+        (epoch, batch, batch == STEPS - 1) for epoch in range(EPOCHS) for batch in range(STEPS)
+    ]
+    for epoch in range(EPOCHS):
+        seen = [index for row in recorder.trained if row[0] == epoch for index in row[3]]
+        assert len(set(seen)) == len(seen) == 8 * STEPS
+    images = module.prepared.card.counts["validation"].images
+    assert recorder.validated == list(range(images)) * EPOCHS
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.filterwarnings("error:.*resuming from a checkpoint that ended before")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_training_is_fed_exactly_the_rest(
+    data: Callable[..., DataModule], tmp_path: Path, workers: int
+) -> None:
+    whole = fit(data(), tmp_path / "whole")
+    for step in (1, STEPS, STEPS + 2):  # within the first epoch, at its end, within the second
+        checkpoint = tmp_path / "whole" / f"step={step}.ckpt"
+        resumed_data = data(workers)
+        done = batches_done(torch.load(checkpoint, weights_only=False))
+        assert done == (step - 1) % STEPS + 1
+        resumed_data.start_batch = done
+        resumed = fit(resumed_data, tmp_path / f"resumed from {step}", checkpoint)
+        assert resumed.trained == whole.trained[step:]
+
+
+def test_a_limit_shortens_every_loader(data: Callable[..., DataModule]) -> None:
+    module = data(limit_batches=2)
+    assert module.batches_per_epoch == 2
+    for limited, full in (
+        (module.train_dataloader(), data().train_dataloader()),
+        (module.val_dataloader(), data().val_dataloader()),
+        (module.test_dataloader(), data().test_dataloader()),
+    ):
+        assert len(limited) == len(list(limited)) == 2
+        assert [b["indices"].tolist() for b in limited] == [b["indices"].tolist() for b in list(full)[:2]]
+
+
+def test_the_seed_orders_training_and_leaves_evaluation_alone(data: Callable[..., DataModule]) -> None:
+    def order(loader: Any) -> list[list[int]]:
+        return [batch["indices"].tolist() for batch in loader]
+
+    one, other = data(seed=1), data(seed=2)
+    assert order(one.train_dataloader()) != order(other.train_dataloader())
+    assert order(one.test_dataloader()) == order(other.test_dataloader())
+
+
+def test_data_of_another_configuration_are_refused(prepare_raw: Preparer, tmp_path: Path) -> None:
+    raw = raw_classification(60)
+    prepared = prepare_raw(raw)
+    config = data_config(raw, tmp_path, num_classes=5)
+    with pytest.raises(UserError, match=r"data\.num_classes=5"):
+        DataModule(prepared, config, recipe(), workers=0, limit_batches=None, seed=0)
+
+
+def test_augmentation_that_spoils_boxes_is_refused_before_training(prepare_raw: Preparer, tmp_path: Path) -> None:
+    raw = raw_detection(60)
+    prepared = prepare_raw(raw)
+    with pytest.raises(ValueError, match=r"recipe\.augmentation\.cutout"):
+        DataModule(prepared, data_config(raw, tmp_path), recipe(cutout=4), workers=0, limit_batches=None, seed=0)

@@ -1,0 +1,45 @@
+"""Functions that tests of several rooms use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from convatlas.composing import hydra_ready
+from convatlas.config import DataConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def prepare_data(name: str, folder: Path, options: Sequence[str] = ()) -> Path:
+    """Prepare a data set below a folder, as `python -m convatlas.prepare` does."""
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    from convatlas.data.prepare_dataset import prepare
+
+    with hydra_ready():
+        overrides = [f"data={name}", f"data.prepared={folder / name}", *options]
+        plain = OmegaConf.to_container(compose("prepare", overrides).data, resolve=True)
+    prepare(DataConfig.model_validate(plain))
+    return folder / name
+
+
+@dataclass(frozen=True)
+class Entered:
+    """What an entry point left: its exit status and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+def assert_one_sentence(entered: Entered, *words: str) -> None:
+    """A person's mistake ends with status 2, one line that holds the words, and no traceback."""
+    lines = [line for line in entered.err.splitlines() if line.startswith("convatlas: ")]
+    assert entered.status == 2, entered.err
+    assert "Traceback" not in entered.err
+    assert len(lines) == 1, entered.err
+    for word in words:
+        assert word in lines[0], lines[0]

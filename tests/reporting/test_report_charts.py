@@ -1,0 +1,122 @@
+import itertools
+import json
+import math
+
+import pytest
+from made_runs import COSTS, MadeVariant, accuracies, make_study, rising_history
+
+from convatlas.reporting.charts import HUES, REST, colours, round_values
+from convatlas.reporting.curves import over_epochs, thinned
+from convatlas.reporting.learning_curves import learning_curves, whole_ticks
+from convatlas.reporting.results import read_study
+from convatlas.reporting.trade_offs import trade_offs
+
+
+def rows(chart):
+    return next(source["values"] for source in chart.vega["data"] if source["name"] == "rows")
+
+
+def group(tmp_path, variants, **options):
+    return read_study(*make_study(tmp_path, variants, **options)).groups[0]
+
+
+def test_a_curve_is_the_mean_over_seeds_and_its_band_their_range(tmp_path):
+    history = {seed: rising_history("val/accuracy", scores) for seed, scores in enumerate([(0.5, 0.6), (0.7, 0.9)])}
+    made = {"a": MadeVariant(test=accuracies(0.9, 0.9), history=history)}
+    loss, score = learning_curves(group(tmp_path, made))
+    assert [(row["e"], row["m"], row["l"], row["h"]) for row in rows(score)] == [(1, 60, 50, 70), (2, 75, 60, 90)]
+    assert [row["m"] for row in rows(loss)] == [2, 1]
+
+
+def test_a_single_seed_has_no_band(tmp_path):
+    _, score = learning_curves(group(tmp_path, {"a": MadeVariant(test=accuracies(0.9))}))
+    assert all("l" not in row for row in rows(score))
+    assert "area" not in {mark["type"] for mark in score.vega["marks"]}
+
+
+def test_a_curve_ends_where_the_first_seed_stopped(tmp_path):
+    history = {
+        0: rising_history("val/accuracy", (0.5, 0.6, 0.7)),
+        1: rising_history("val/accuracy", (0.5, math.nan)),
+    }
+    variant = group(tmp_path, {"a": MadeVariant(test=accuracies(0.9, 0.9), history=history)}).variants[0]
+    assert list(over_epochs(variant, "val/accuracy")) == [(1, [0.5, 0.5])]
+
+
+@pytest.mark.parametrize(("length", "limit"), [(1, 60), (60, 60), (61, 60), (200, 60), (1000, 20)])
+def test_a_thinned_curve_keeps_both_ends_and_is_even(length, limit):
+    kept = thinned(length, limit)
+    assert (kept[0], kept[-1], len(kept)) == (0, length - 1, min(length, limit))
+    steps = {b - a for a, b in itertools.pairwise(kept)}
+    assert max(steps, default=0) - min(steps, default=0) <= 1
+
+
+def test_a_large_group_gives_colours_to_its_best(tmp_path):
+    made = {f"v{n}": MadeVariant(test=accuracies(0.5 + n / 100)) for n in range(12)}
+    made["unfinished"] = MadeVariant(test={})
+    found = colours(group(tmp_path, made))
+    assert [key for key, colour in found.items() if colour == REST] == ["v0", "v1", "v2", "v3", "unfinished"]
+    assert len(set(found.values())) == HUES + 1
+
+
+def test_trade_offs_mark_the_front_and_name_the_price(tmp_path):
+    def made(accuracy, parameters):
+        return MadeVariant(test=accuracies(accuracy, accuracy), costs=COSTS | {"parameters": parameters})
+
+    charts = trade_offs(group(tmp_path, {"a": made(0.9, 1000), "b": made(0.8, 2000), "c": made(0.95, 3000)}))
+    assert [chart.title for chart in charts] == [
+        "Accuracy against parameters",
+        "Accuracy against MACs",
+        "Accuracy against training time",
+    ]
+    found = [(row["v"], row["f"], row["x"], row["y"], row["a"]) for row in rows(charts[0])]
+    assert found == [("a", True, 1000, 90, 90), ("c", True, 3000, 95, 95), ("b", False, 2000, 80, 80)]
+    assert charts[0].vega["description"].endswith("On the Pareto front, by rising price: a, c.")
+
+
+def test_a_price_that_was_not_measured_has_no_chart(tmp_path):
+    costs = COSTS | {"macs": None, "macs_inference": None}
+    made = {name: MadeVariant(test=accuracies(0.9), costs=costs) for name in ("a", "b")}
+    assert [chart.title.split()[-1] for chart in trade_offs(group(tmp_path, made))] == ["parameters", "time"]
+
+
+def test_diverged_and_unfinished_variants_stay_out_of_the_charts(tmp_path):
+    made = {
+        "a": MadeVariant(test=accuracies(0.9)),
+        "b": MadeVariant(test=accuracies(math.nan), history={0: rising_history("val/accuracy", [math.nan])}),
+        "c": MadeVariant(test={}),
+        "d": MadeVariant(test=accuracies(0.8)),
+    }
+    found = group(tmp_path, made)
+    for chart in [*learning_curves(found), *trade_offs(found)]:
+        if chart.title != "Training loss":
+            assert {row["v"] for row in rows(chart)} == {"a", "d"}
+        json.dumps(chart.vega, allow_nan=False)
+
+
+def test_of_many_points_only_the_front_and_the_coloured_are_named(tmp_path):
+    made = {
+        f"v{n}": MadeVariant(test=accuracies(0.5 + n / 100), costs=COSTS | {"parameters": 1000 - n}) for n in range(25)
+    }
+    named = {row["v"] for row in rows(trade_offs(group(tmp_path, made))[0]) if row["n"]}
+    assert named == {f"v{n}" for n in range(25 - HUES, 25)}
+
+
+def test_names_are_placed_apart_by_vega(tmp_path):
+    made = {name: MadeVariant(test=accuracies(0.9)) for name in ("a", "b")}
+    marks = {mark["name"]: mark for mark in trade_offs(group(tmp_path, made))[0].vega["marks"]}
+    assert marks["names_marks"]["from"] == {"data": "points_marks"}
+    assert [transform["type"] for transform in marks["names_marks"]["transform"]] == ["label"]
+
+
+@pytest.mark.parametrize(
+    ("last", "ticks"), [(1, [1]), (3, [1, 2, 3]), (20, [1, *range(2, 21, 2)]), (200, [1, *range(20, 201, 20)])]
+)
+def test_epochs_are_ticked_by_whole_numbers(last, ticks):
+    assert whole_ticks(last) == ticks
+
+
+def test_logarithmic_axes_have_round_values():
+    assert round_values(0.7, 30) == [1, 2, 5, 10, 20]
+    assert round_values(1000, 1_000_000) == [1000, 3000, 10_000, 30_000, 100_000, 300_000, 1_000_000]
+    assert round_values(1, 1e6) == [1, 10, 100, 1e3, 1e4, 1e5, 1e6]

@@ -1,0 +1,61 @@
+from made_runs import ENVIRONMENT, MadeVariant, accuracies, make_study
+
+from convatlas.reporting.provenance import cautions, provenance, sampling_note
+from convatlas.reporting.results import read_study
+
+
+def test_a_clean_study_needs_no_caution(tmp_path):
+    study = read_study(*make_study(tmp_path, {"a": MadeVariant(test=accuracies(0.9, 0.8, 0.7))}))
+    assert cautions(study) == []
+
+
+def test_unfinished_runs_are_named(tmp_path):
+    made = {"a": MadeVariant(test=accuracies(0.9), title="LeNet"), "b": MadeVariant(test={}, title="VGG")}
+    found = cautions(read_study(*make_study(tmp_path, made)))
+    assert found == ["5 of 6 runs have no result: LeNet (seed 1 and 2) and VGG (seed 0, 1 and 2)."]
+
+
+def test_mixed_data_machines_and_unclean_code_are_named(tmp_path):
+    made = {
+        "a": MadeVariant(test=accuracies(0.9, 0.9, 0.9)),
+        "b": MadeVariant(
+            test=accuracies(0.9, 0.9, 0.9),
+            fingerprint="sha256:bb",
+            environment=ENVIRONMENT | {"dirty": True, "packages": {"torch": "2.9.0"}},
+        ),
+    }
+    assert cautions(read_study(*make_study(tmp_path, made))) == [
+        "3 runs used code with changes that are in no commit.",
+        "The runs on digits saw 2 versions of it: do not compare their figures.",
+        "The runs come from different machines or versions of PyTorch: do not compare their times.",
+    ]
+
+
+def test_single_seeds_are_cautioned_against(tmp_path):
+    study = read_study(*make_study(tmp_path, {"a": MadeVariant(test=accuracies(0.9))}, seeds=[0]))
+    assert cautions(study) == [
+        "Every variant was trained once: its spread is not known, and small differences mean nothing."
+    ]
+
+
+def test_provenance_counts_commits_and_merges_environments(tmp_path):
+    other = ENVIRONMENT | {"commit": "beef", "dirty": True, "threads": 4}
+    made = {"a": MadeVariant(test=accuracies(0.9)), "b": MadeVariant(test=accuracies(0.9, 0.9), environment=other)}
+    found = provenance(read_study(*make_study(tmp_path, made)))
+    assert found.commits == ((ENVIRONMENT["commit"], 1), ("beef with changes", 2))
+    assert found.fingerprints == (("digits", ("sha256:aa",)),)
+    assert dict(found.environment) == {
+        "python": "3.11.9",
+        "platform": "Linux-x86_64",
+        "processor_cores": "2",
+        "threads": "2, 4",
+    }
+    assert found.packages == (("torch", "2.8.0"), ("timm", "1.0.20"))
+
+
+def test_the_test_split_says_how_coarse_it_is(tmp_path):
+    study = read_study(*make_study(tmp_path, {"a": MadeVariant(test=accuracies(0.9), test_images=400)}))
+    # one image of 400 is 0.25 points; sqrt(0.9 * 0.1 / 400) = 0.015
+    note = sampling_note(study.groups[0])
+    assert "400 images: one of them is 0.25 points" in note
+    assert "by about 1.5 points (one standard error)" in note

@@ -1,0 +1,66 @@
+import math
+
+import pytest
+
+from convatlas.reporting.statistics import as_good, pareto_front, sampling_error, spread
+
+
+def test_the_deviation_is_the_sample_one():
+    found = spread([0.90, 0.92, 0.97])
+    # mean 0.93; squares 0.0009 + 0.0001 + 0.0016 = 0.0026, over n - 1 = 2
+    assert found.mean == pytest.approx(0.93, abs=1e-12)
+    assert found.deviation == pytest.approx(math.sqrt(0.0013), abs=1e-12)
+    assert (found.n, found.low, found.high) == (3, 0.90, 0.97)
+
+
+def test_a_single_figure_has_no_deviation():
+    assert spread([0.9]).deviation is None
+
+
+def test_equal_figures_deviate_by_exactly_nothing():
+    found = spread([0.1] * 3)
+    assert (found.mean, found.deviation) == (0.1, 0.0)
+
+
+def test_missing_figures_are_left_out_of_n():
+    assert spread([None, 0.5, None, 0.7]).n == 2
+    assert spread([None]) is None
+
+
+def test_a_diverged_seed_is_not_left_out():
+    found = spread([0.9, math.nan, 0.9])
+    assert math.isnan(found.mean)
+    assert found.n == 3
+
+
+def test_two_standard_errors_of_the_difference_decide_what_is_as_good():
+    # standard error of the difference: sqrt(0.01^2 / 4 + 0.01^2 / 4) = 0.00707...
+    best = spread([0.99, 1.01, 0.99, 1.01])
+    assert best.deviation == pytest.approx(0.0115470, abs=1e-7)
+    twice = 2 * math.sqrt(2 * best.deviation**2 / 4)
+    near = spread([value - 0.99 * twice for value in (0.99, 1.01, 0.99, 1.01)])
+    far = spread([value - 1.01 * twice for value in (0.99, 1.01, 0.99, 1.01)])
+    assert as_good(best, near)
+    assert not as_good(best, far)
+
+
+def test_a_single_seed_is_never_as_good():
+    assert not as_good(spread([0.9, 0.8]), spread([0.9]))
+
+
+def test_the_front_holds_what_nothing_beats_in_both():
+    points = [(1, 0.5), (2, 0.7), (3, 0.7), (2, 0.6), (4, 0.9), (5, 0.8), (1, 0.5)]
+    assert pareto_front(points) == [True, True, False, False, True, False, True]
+
+
+def test_the_front_is_what_its_definition_says():
+    points = [((7 * n) % 11, ((5 * n) % 13) / 13) for n in range(40)]
+
+    def beaten(cost, score):
+        return any(c <= cost and s >= score and (c < cost or s > score) for c, s in points)
+
+    assert pareto_front(points) == [not beaten(*point) for point in points]
+
+
+def test_the_sampling_error_is_binomial():
+    assert sampling_error(0.9, 100) == pytest.approx(0.03)

@@ -1,0 +1,213 @@
+"""What a person can get wrong: one sentence that names it and the remedy, status 2, nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from convatlas.training.run import train
+from helpers import assert_one_sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model=resnet_cifr"], ["model=resnet_cifr", "Did you mean", "resnet_cifar"]),
+        (["recipe.optimizer.lrr=1"], ["recipe.optimizer.lrr", "Did you mean recipe.optimizer.lr"]),
+        (["modl=lenet5"], ["modl", "Did you mean model"]),
+        (["recipe.epochs=many"], ["recipe.epochs='many'", "valid integer"]),
+        (["recipe.epochs=0"], ["recipe.epochs=0", "greater than or equal to 1"]),
+        (["recipe.optimizer.lr=-1"], ["recipe.optimizer.lr=-1", "greater than 0"]),
+        (["recipe.optimizer.momentum=1.5"], ["recipe.optimizer.momentum=1.5", "less than 1"]),
+        (["recipe.optimizer.name=sgdd"], ["recipe.optimizer.name=sgdd", "sgd"]),
+        (["+recipe.surprise=1"], ["no key recipe.surprise"]),
+        (["+model.surprise=1"], ["model.surprise", "no such option"]),
+        (["model=resnet_cifar", "model.depth=21"], ["model.depth=21", "20"]),
+        (["model=resnet_cifar", "model.depth=deep"], ["model.depth='deep'", "valid integer"]),
+        (["model=unet_small"], ["segmentation", "classification", "choose another"]),
+        (["trainer.devices=2"], ["trainer.devices=2", "trainer.strategy=ddp"]),
+        (["trainer=ddp", "recipe.batch_size=33"], ["recipe.batch_size=33", "multiple of 2"]),
+        (["seeds=[1,1]"], ["seeds=[1, 1]", "twice"]),
+        (["data.prepared=nowhere"], ["nowhere", "python -m convatlas.prepare data=digits"]),
+        (["recipe.epochs="], ["recipe.epochs=''", "valid integer"]),
+        (["recipe"], ["recipe"]),
+    ],
+)
+def test_a_wrong_override_of_train(enter, prepared_digits, tmp_path, arguments, words):
+    prepared = [] if any(a.startswith("data.prepared") for a in arguments) else [f"data.prepared={prepared_digits}"]
+    entered = enter("train", "tracking=none", f"output_dir={tmp_path / 'run'}", *prepared, *arguments)
+    assert_one_sentence(entered, *words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("plan", ["study=overvew"], ["study=overvew", "overview"]),
+        ("plan", ["scale=huge"], ["scale=huge", "laptop"]),
+        ("plan", ["seeds=a"], ["seeds"]),
+        ("plan", ["studdy=overview"], ["studdy", "Did you mean study"]),
+        ("profile", ["model=timm", "model.model_name=resnet18x"], ["model.model_name=resnet18x", "resnet18"]),
+        ("profile", ["format=xml"], ["format=xml", "text or json"]),
+        ("evaluate", ["run=nowhere"], ["run=nowhere", "train first"]),
+        ("evaluate", [], ["run is missing"]),
+        ("evaluate", ["run=nowhere", "tta=twenty"], ["tta='twenty'", "ten_crop"]),
+        ("predict", ["run=nowhere", "no_such_image.png"], ["no_such_image.png does not exist"]),
+        ("ui", ["port=0"], ["port=0", "greater than or equal to 1"]),
+        ("models", ["task=drawing"], ["task='drawing'"]),
+        ("prepare", ["data=digitz"], ["data=digitz", "digits"]),
+    ],
+)
+def test_a_wrong_option_of_the_other_commands(enter, name, arguments, words):
+    module = "models.__main__" if name == "models" else name
+    assert_one_sentence(enter(module, *arguments), *words)
+
+
+def test_an_output_folder_that_cannot_be_made(enter, prepared_digits, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    entered = enter(
+        "train", "tracking=none", f"data.prepared={prepared_digits}", f"output_dir={tmp_path / 'file' / 'run'}"
+    )
+    assert_one_sentence(entered, str(tmp_path / "file"))
+
+
+def test_a_port_in_use(enter):
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        assert_one_sentence(enter("ui", f"port={busy.getsockname()[1]}"), "in use", "PORT=")
+
+
+def test_a_checkpoint_of_another_net(compose, enter, prepared_digits):
+    (lenet,) = train(compose(folder="lenet"), strict=True)
+    (resnet,) = train(compose("model=resnet_cifar", "model.depth=8", "recipe.epochs=1", folder="resnet"), strict=True)
+    entered = enter("evaluate", f"run={lenet}", f"checkpoint={resnet / 'best.ckpt'}")
+    assert_one_sentence(entered, "belongs to another net", "config.yaml")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "missing"])
+def test_a_damaged_checkpoint(compose, enter, damage):
+    (folder,) = train(compose(), strict=True)
+    checkpoint = folder / "best.ckpt"
+    if damage == "truncated":
+        checkpoint.write_bytes(checkpoint.read_bytes()[: checkpoint.stat().st_size // 2])
+    elif damage == "text":
+        checkpoint.write_text("hello")
+    else:
+        checkpoint.unlink()
+    assert_one_sentence(enter("evaluate", f"run={folder}"), "best.ckpt")
+
+
+def test_a_checkpoint_that_would_run_code_is_not_unpickled(compose, enter, tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "attacked"),))
+
+    (folder,) = train(compose(), strict=True)
+    torch.save({"state_dict": Attack()}, folder / "best.ckpt")
+    assert_one_sentence(enter("evaluate", f"run={folder}"), "best.ckpt", "not a checkpoint")
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_a_run_from_an_older_configuration(compose, enter):
+    (folder,) = train(compose(), strict=True)
+    old = yaml.safe_load((folder / "config.yaml").read_text())
+    old["recipe"]["warm_restarts"] = True
+    (folder / "config.yaml").write_text(yaml.safe_dump(old))
+    assert_one_sentence(enter("evaluate", f"run={folder}"), "config.yaml", "recipe.warm_restarts", "another version")
+
+
+def test_a_finished_run_is_not_trained_again_and_not_overwritten(compose, enter, prepared_digits, tmp_path):
+    common = ["model=lenet5_modern", "recipe.epochs=1", "trainer.threads=1", "tracking=none"]
+    common += [f"data.prepared={prepared_digits}", f"output_dir={tmp_path / 'run'}"]
+    assert enter("train", *common).status == 0
+    before = (tmp_path / "run" / "seed=0" / "timing.json").read_bytes()
+    again = enter("train", *common)
+    assert again.status == 0
+    assert "finished already" in again.out
+    changed = enter("train", *common, "recipe.optimizer.lr=0.01")
+    assert_one_sentence(changed, "recipe.optimizer.lr was 0.05, now 0.01", "overwrite=true")
+    assert (tmp_path / "run" / "seed=0" / "timing.json").read_bytes() == before
+    assert enter("train", *common, "recipe.optimizer.lr=0.01", "overwrite=true").status == 0
+    assert (tmp_path / "run" / "seed=0" / "timing.json").read_bytes() != before
+
+
+def test_resuming_with_a_changed_configuration(compose, monkeypatch):
+    from convatlas.errors import UserError
+    from convatlas.tasks.classification import ClassificationTask
+
+    losses = ClassificationTask.losses
+
+    def fail_in_the_second_epoch(self, batch):
+        if self.current_epoch == 1:
+            raise MemoryError
+        return losses(self, batch)
+
+    monkeypatch.setattr(ClassificationTask, "losses", fail_in_the_second_epoch)
+    with pytest.raises(MemoryError):
+        train(compose(), strict=True)
+    with pytest.raises(UserError, match=r"unfinished training .*recipe.batch_size was 128, now 64.*overwrite=true"):
+        train(compose("recipe.batch_size=64"), strict=True)
+
+
+def test_no_space_left_leaves_the_checkpoint_before_and_nothing_half_written(
+    compose, enter, monkeypatch, prepared_digits, tmp_path
+):
+    fsync = os.fsync
+    calls = 0
+
+    def disk_fills_up(descriptor):
+        nonlocal calls
+        calls += 1
+        if calls > 6:
+            raise OSError(errno.ENOSPC, "No space left on device", "last.ckpt")
+        fsync(descriptor)
+
+    monkeypatch.setattr("convatlas.files.os.fsync", disk_fills_up)
+    arguments = ["model=lenet5_modern", "recipe.epochs=6", "trainer.threads=1", "tracking=none"]
+    arguments += [f"data.prepared={prepared_digits}", f"output_dir={tmp_path / 'run'}"]
+    assert_one_sentence(enter("train", *arguments), "No space is left", "last.ckpt")
+    left = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert "last.ckpt" in left
+    assert not [name for name in left if name.endswith(".tmp")]
+    monkeypatch.setattr("convatlas.files.os.fsync", fsync)
+    assert enter("train", *arguments).status == 0
+    assert (tmp_path / "run" / "seed=0" / "metrics.json").exists()
+
+
+def test_a_loss_that_is_no_number(enter, prepared_digits, tmp_path):
+    entered = enter(
+        "train",
+        "model=resnet_cifar",
+        "model.depth=8",
+        "recipe.optimizer.lr=1e30",
+        "tracking=none",
+        "trainer.limit_batches=8",
+        "trainer.threads=1",
+        f"data.prepared={prepared_digits}",
+        f"output_dir={tmp_path / 'run'}",
+    )
+    assert_one_sentence(entered, "The loss became", "recipe.optimizer.lr")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_broken_image_stops_a_prediction_before_anything_is_written(compose, enter, tmp_path):
+    from PIL import Image
+
+    (folder,) = train(compose("recipe.epochs=1"), strict=True)
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("L", (8, 8)).save(images / "good.png")
+    (images / "broken.png").write_bytes(b"not an image")
+    output = tmp_path / "predictions"
+    arguments = [f"run={folder}", str(images), f"output_dir={output}"]
+    assert_one_sentence(enter("predict", *arguments), "broken.png", "skip_broken=true")
+    assert not output.exists()
+    assert enter("predict", *arguments, "skip_broken=true").status == 0
+    assert {p.name for p in Path(output).iterdir()} == {"predictions.csv", "predictions.json", "00000_good.png"}

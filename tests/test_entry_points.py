@@ -1,0 +1,113 @@
+"""Every file under conf/ goes through the real entry point: one training step, one plan, one profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from helpers import ROOT, prepare_data
+
+CONF = ROOT / "conf"
+STEP = ("tracking=none", "trainer=debug", "trainer.limit_batches=1", "trainer.threads=2", "recipe.epochs=1")
+TASKS_DATA = {"classification": "digits", "detection": "digit_scenes", "segmentation": "heart_phantom"}
+LARGE = 1500  # million multiply-adds an image; a step of such a net belongs to the slow tests
+
+
+def choices(group: str) -> list[str]:
+    """Return the files of a group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Prepare every data set that needs no network, once, small where its source allows."""
+    folder = tmp_path_factory.mktemp("all_prepared")
+    small = {"digit_scenes": ["data.source.scenes=60"], "heart_phantom": ["data.source.patients=12"]}
+    return {name: prepare_data(name, folder, small.get(name, [])) for name in TASKS_DATA.values()}
+
+
+@pytest.fixture
+def step(enter, prepared, tmp_path):
+    """Train one step with these choices."""
+
+    def step(data: str, *choices: str) -> None:
+        options = [*STEP, f"data={data}", f"data.prepared={prepared[data]}", f"output_dir={tmp_path / 'run'}"]
+        card = yaml.safe_load((prepared[data] / "dataset.json").read_text())
+        options += [f"data.source.{k}={v}" for k, v in card["source"].items() if k != "_target_"]
+        entered = enter("train", *options, *choices)
+        assert entered.status == 0, entered.err
+        assert (tmp_path / "run" / "seed=0" / "metrics.json").exists()
+
+    return step
+
+
+@pytest.mark.parametrize("recipe", choices("recipe"))
+def test_every_recipe(step, recipe):
+    task = "detection" if "detect" in recipe else "segmentation" if "segment" in recipe else "classification"
+    model = {"classification": "lenet5_modern", "detection": "retinanet_small", "segmentation": "unet_small"}[task]
+    step(TASKS_DATA[task], f"model={model}", f"recipe={recipe}", "recipe.batch_size=4")
+
+
+@pytest.mark.parametrize("optimizer", choices("recipe/optimizer"))
+def test_every_optimiser(step, optimizer):
+    step("digits", "model=lenet5_modern", f"recipe/optimizer={optimizer}")
+
+
+@pytest.mark.parametrize("schedule", choices("recipe/schedule"))
+def test_every_schedule(step, schedule):
+    step("digits", "model=lenet5_modern", f"recipe/schedule={schedule}")
+
+
+@pytest.mark.parametrize("trainer", [name for name in choices("trainer") if name not in {"gpu", "ddp"}])
+def test_every_trainer_of_one_process(step, trainer):
+    step("digits", "model=lenet5_modern", f"trainer={trainer}")  # ddp: tests/training/test_distributed.py
+
+
+@pytest.mark.parametrize("scale", choices("scale"))
+@pytest.mark.parametrize("study", choices("study"))
+def test_every_study_plans_at_every_scale(enter, monkeypatch, tmp_path, study, scale):
+    if not (set(yaml.safe_load((CONF / "study" / f"{study}.yaml").read_text())["overrides"]) & {scale}):
+        pytest.skip(f"{study} has no scale {scale}")
+    (tmp_path / "conf").symlink_to(CONF)
+    monkeypatch.chdir(tmp_path)
+    assert enter("plan", f"study={study}", f"scale={scale}").status == 0
+    assert enter("resolve").status == 0
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    planned = {
+        p.relative_to(tmp_path / "plan").with_suffix("").as_posix() for p in (tmp_path / "plan").glob("*/*.yaml")
+    }
+    assert planned == set(params["runs"])
+
+
+def models_by_size() -> tuple[list[str], list[str]]:
+    """Divide the models into those whose step takes a second and the others, by their golden costs."""
+    import json
+
+    golden = json.loads((Path(__file__).parent / "models" / "golden_costs.json").read_text())
+    names = choices("model")
+    large = [n for n in names if (golden.get(n, {}).get("macs") or 0) > LARGE * 1e6]
+    return [n for n in names if n not in large], large
+
+
+SMALL_MODELS, LARGE_MODELS = models_by_size()
+
+
+def train_one_step_of(step, name: str) -> None:
+    """Train a model for one step on images of its paper's size."""
+    about = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())["about"]
+    data = TASKS_DATA[about["task"]]
+    side = max(about["input_size"][1:])
+    step(data, f"model={name}", f"data.image_size={side}", "recipe.batch_size=2", "recipe.evaluation_batch_size=2")
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_every_model_trains_a_step(step, name):
+    train_one_step_of(step, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE_MODELS)
+def test_every_large_model_trains_a_step(step, name):
+    train_one_step_of(step, name)

@@ -1,0 +1,293 @@
+"""The pipeline: its plan is the committed one, its stages name all they depend on, and DVC runs just what changed."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from convatlas.plan import Options
+from convatlas.planning import make_plan
+from helpers import ROOT
+
+SOURCE = ROOT / "src"
+SHARED_TASK_FILES = {"__init__", "base", "figures", "losses", "optimisation"}
+
+
+def committed_params() -> dict:
+    """Read params.yaml."""
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def test_the_committed_plan_is_what_plan_writes_without_arguments():
+    options = Options()
+    plan = make_plan(options.study, options.scale, options.seeds, options.overrides)
+    assert committed_params() == plan
+
+
+# ---- dependencies ---------------------------------------------------------------------------------------------------
+
+
+def module_file(module: str) -> Path | None:
+    """Return the file of a module of this project, None for others and for names that are no modules."""
+    path = SOURCE.joinpath(*module.split("."))
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if file.exists() and module.startswith("convatlas"):
+            return file
+    return None
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Return the names that a file imports anywhere but under TYPE_CHECKING, functions included."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            node.body = []
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    packages = {".".join(name.split(".")[:n]) for name in names for n in range(1, name.count(".") + 1)}
+    return names | packages
+
+
+def import_closure(start: list[Path], left_out: set[Path] = frozenset()) -> set[Path]:
+    """Return every file of the project that running these files may import."""
+    seen: set[Path] = set()
+    waiting = [*start]
+    while waiting:
+        file = waiting.pop()
+        if file in seen or file in left_out:
+            continue
+        seen.add(file)
+        waiting += [found for name in imported_modules(file) if (found := module_file(name)) is not None]
+    return seen
+
+
+def missing(files: set[Path], deps: list[str]) -> list[str]:
+    """Return the files that neither stand among the dependencies nor below a folder among them."""
+    named = [ROOT / dep for dep in deps]
+    return sorted(
+        file.relative_to(ROOT).as_posix()
+        for file in files
+        if not any(file == dep or dep in file.parents for dep in named)
+    )
+
+
+def stage(name: str, **values: str) -> list[str]:
+    """Return the dependencies of a stage with its template filled in."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    body = stages[name].get("do", stages[name])
+    filled = []
+    for dep in body["deps"]:
+        for key, value in values.items():
+            dep = dep.replace("${" + key.replace("_", ".") + "}", value)  # noqa: PLW2901
+        filled.append(dep)
+    return filled
+
+
+def other_tasks(task: str) -> set[Path]:
+    """Return the files of the tasks that a run of this task does not import."""
+    folder = SOURCE / "convatlas" / "tasks"
+    return {f for f in folder.glob("*.py") if f.stem not in SHARED_TASK_FILES | {task}}
+
+
+RUNS = committed_params()["runs"]
+ONE_RUN_A_MODEL_FILE = {(run["model"], run["task"]): key for key, run in RUNS.items()}
+
+
+@pytest.mark.parametrize("key", sorted(ONE_RUN_A_MODEL_FILE.values()))
+def test_a_training_stage_names_every_module_it_imports(key):
+    run = RUNS[key]
+    files = import_closure([SOURCE / "convatlas" / "train.py", ROOT / run["model"]], other_tasks(run["task"]))
+    deps = stage("train", key=key, item_model=run["model"], item_task=run["task"], item_data=run["data"])
+    assert missing(files, deps) == []
+
+
+@pytest.mark.parametrize("data", sorted(committed_params()["data"]))
+def test_a_preparation_stage_names_every_module_it_imports(data):
+    source = committed_params()["data"][data]["source"]
+    files = import_closure([SOURCE / "convatlas" / "prepare.py", ROOT / source])
+    assert missing(files, stage("prepare", key=data, item_source=source)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"), [("resolve", "resolve.py"), ("report", "report.py"), ("summarise", "report.py")]
+)
+def test_the_other_stages_name_every_module_they_import(name, entry):
+    assert missing(import_closure([SOURCE / "convatlas" / entry]), stage(name)) == []
+
+
+def test_a_missing_dependency_would_be_found():
+    files = import_closure([SOURCE / "convatlas" / "train.py"])
+    deps = [dep for dep in stage("train") if dep != "src/convatlas/data/batches.py"]
+    assert "src/convatlas/data/batches.py" in missing(files, deps)
+
+
+def test_every_source_that_a_stage_names_exists():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    named = {dep for body in stages.values() for dep in body.get("do", body)["deps"]}
+    sources = {dep for dep in named if dep.startswith(("src", "conf")) and "$" not in dep}
+    assert [dep for dep in sorted(sources) if not (ROOT / dep).exists()] == []
+
+
+# ---- DVC ------------------------------------------------------------------------------------------------------------
+
+STUDY = """
+name: overview
+title: Two nets
+question: Which is better?
+source: a test
+overrides: {laptop: [data=digits, recipe=laptop]}
+variants:
+  lenet5: {title: LeNet-5, overrides: [model=lenet5_modern]}
+  resnet: {title: ResNet, overrides: [model=resnet_cifar, model.depth=8]}
+printed: {}
+claims: []
+deviations: []
+"""
+QUICK = "[recipe.epochs=2,trainer.threads=1,tracking.log_model=false,tracking.system_metrics=false]"
+
+
+class Project:
+    """A copy of the project with a plan of two small runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        for name in ("src", "conf"):
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
+            shutil.copy(ROOT / name, folder / name)
+        (folder / "conf" / "study" / "overview.yaml").write_text(STUDY)
+        self.run("git", "init", "-q")
+        self.run("dvc", "init", "-q")
+        self.run(sys.executable, "-m", "convatlas.plan", "seeds=[0]", f"overrides={QUICK}")
+        self.run("git", "add", "-A")
+        self.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "start")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Take the copy's code instead of the installed one."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return {**os.environ, "PYTHONPATH": str(self.folder / "src"), "PATH": path, "DVC_NO_ANALYTICS": "1"}
+
+    def run(self, *command: str) -> str:
+        """Run a command that must succeed, and return what it printed."""
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=900
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def repro(self) -> set[str]:
+        """Run the pipeline and return the stages that ran."""
+        output = self.run("dvc", "repro")
+        return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        """Edit a file."""
+        path = self.folder / name
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Make a project and run its pipeline once."""
+    project = Project(tmp_path_factory.mktemp("pipeline") / "project")
+    everything = {
+        "prepare@digits",
+        "resolve",
+        "train@overview/lenet5",
+        "train@overview/resnet",
+        "report@overview",
+        "summarise",
+    }
+    assert project.repro() == everything
+    return project
+
+
+@pytest.mark.slow
+def test_a_second_repro_does_nothing(project):
+    assert project.repro() == set()
+
+
+@pytest.mark.slow
+def test_editing_a_net_trains_that_net_alone(project):
+    project.edit("src/convatlas/models/classification/resnet_cifar.py", "depth: int = 20", "depth: int = 14")
+    assert project.repro() == {"train@overview/resnet", "report@overview", "summarise"}
+
+
+@pytest.mark.slow
+def test_editing_the_configuration_of_a_net_trains_that_net_alone(project):
+    project.edit("conf/model/resnet_cifar.yaml", "width: 16", "width: 8")
+    assert project.repro() == {"resolve", "train@overview/resnet", "report@overview", "summarise"}
+
+
+@pytest.mark.slow
+def test_editing_report_code_trains_nothing(project):
+    project.edit("src/convatlas/reporting/report.py", '"""', '"""Edited. ')
+    assert project.repro() == {"report@overview", "summarise"}
+
+
+@pytest.mark.slow
+def test_a_comment_in_the_configuration_trains_nothing(project):
+    project.edit("conf/recipe/base.yaml", "# What", "# Edited. What")
+    assert project.repro() == {"resolve"}
+
+
+@pytest.mark.slow
+def test_the_summary_is_one_readable_file(project):
+    shown = project.run("dvc", "metrics", "show", "--json")
+    assert "reports/summary.json" in shown
+    assert "runs/" not in shown
+
+
+@pytest.mark.slow
+def test_an_experiment_overrides_the_plan(project):
+    project.run("git", "add", "-A")
+    project.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "before the experiment")
+    project.run("dvc", "exp", "run", "--temp", "--name", "short", "-S", "overrides=[recipe.epochs=1,trainer.threads=1]")
+    assert "short" in project.run("dvc", "exp", "show", "--csv")
+
+
+@pytest.mark.slow
+def test_repro_killed_in_mid_stage_goes_on_to_the_same_bits(tmp_path, project):
+    import torch
+
+    killed = Project(tmp_path / "killed")
+    killed.edit("params.yaml", "recipe.epochs=2", "recipe.epochs=8")
+    undisturbed = Project(tmp_path / "undisturbed")
+    undisturbed.edit("params.yaml", "recipe.epochs=2", "recipe.epochs=8")
+    undisturbed.repro()
+    process = subprocess.Popen(
+        ["dvc", "repro"], cwd=killed.folder, env=killed.environment, start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    checkpoint = killed.folder / ".work" / "overview" / "lenet5" / "seed=0" / "last.ckpt"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert checkpoint.exists(), "the stage was over before it could be killed"
+    killed.repro()
+    folders = [p.folder / "runs" / "overview" / "lenet5" / "seed=0" for p in (killed, undisturbed)]
+    one, other = (torch.load(folder / "best.ckpt", weights_only=True)["state_dict"] for folder in folders)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert (folders[0] / "metrics.json").read_bytes() == (folders[1] / "metrics.json").read_bytes()
+    import sqlite3
+
+    with sqlite3.connect(killed.folder / "mlflow.db") as database:
+        names = database.execute("SELECT name, status FROM runs WHERE name = 'lenet5 seed 0'").fetchall()
+    assert names == [("lenet5 seed 0", "FINISHED")]
