@@ -82,9 +82,12 @@ def load_study(name: str, scale_name: str) -> tuple[Study, Scale]:
             raise UserError(f"{group}={value}: there is no such {group}. {near_matches(value, known[group])}")
     composed: Any = OmegaConf.to_container(compose("plan", [f"study={name}", f"scale={scale_name}"]), resolve=True)
     try:
-        return Study.model_validate(composed["study"]), Scale.model_validate(composed["scale"])
+        study, scale = Study.model_validate(composed["study"]), Scale.model_validate(composed["scale"])
     except ValidationError as error:
         raise UserError(describe(error, f"conf/study/{name}.yaml or conf/scale/{scale_name}.yaml")) from error
+    if scale.name not in study.overrides:
+        raise UserError(f"study={name} has no scale {scale.name}; choose {' or '.join(study.overrides)}.")
+    return study, scale
 
 
 def planned_runs(study: Study, scale: Scale, seeds: Sequence[int], more: Sequence[str]) -> list[PlannedRun]:
@@ -92,7 +95,7 @@ def planned_runs(study: Study, scale: Scale, seeds: Sequence[int], more: Sequenc
     runs = []
     for name, variant in study.variants.items():
         own_scale = getattr(variant, scale.name)
-        overrides = [*scale.overrides, *study.overrides.get(scale.name, []), *variant.overrides, *own_scale, *more]
+        overrides = [*scale.overrides, *study.overrides[scale.name], *variant.overrides, *own_scale, *more]
         key = f"{study.name}/{name}"
         named = {
             "study": study.name,

@@ -9,6 +9,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from convatlas.data.sources.digit_scenes import deal_into_pools, draw_scene, enlarge, load, overlap
+from convatlas.errors import UserError
 
 NOWHERE = Path("nowhere")
 SIDE = 64
@@ -122,5 +123,5 @@ def test_it_says_that_it_is_made() -> None:
 
 @pytest.mark.parametrize(("options", "word"), [({"scenes": 24}, "scenes=24"), ({"image_size": 32}, "image_size=32")])
 def test_it_refuses_what_makes_no_scenes(options: dict[str, int], word: str) -> None:
-    with pytest.raises(ValueError, match=word):
+    with pytest.raises(UserError, match=word):
         load(NOWHERE, **options)

@@ -12,6 +12,7 @@ from convatlas.config import SplitConfig
 from convatlas.data.sources import RawDataset
 from convatlas.data.sources.heart_phantom import BACKGROUND, CAVITY, MUSCLE, RIGHT_VENTRICLE, load
 from convatlas.data.splits import split_items
+from convatlas.errors import UserError
 
 NOWHERE = Path("nowhere")
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
@@ -105,5 +106,5 @@ def test_it_says_that_it_is_made() -> None:
     ("options", "word"), [({"patients": 0}, "patients=0"), ({"slices": 0}, "slices=0"), ({"image_size": 32}, "size=32")]
 )
 def test_it_refuses_what_makes_no_slices(options: dict[str, int], word: str) -> None:
-    with pytest.raises(ValueError, match=word):
+    with pytest.raises(UserError, match=word):
         load(NOWHERE, **options)

@@ -141,8 +141,13 @@ def test_a_node_may_have_any_number_of_edges():
             {"normal": [[["sep_conv_4x4", 0]]], "reduction": []},
             r"^model\.genotype\.normal: node 0 has the unknown operation sep_conv_4x4\. Did you mean .*sep_conv_3x3",
         ),
+        ({"normal": [[]], "reduction": []}, r"^model\.genotype\.normal must have at least one node"),
         (
-            {"normal": [], "reduction": [[["skip_connect", 2]]]},
+            {"normal": [["skip_connect", 1]], "reduction": []},
+            r"^model\.genotype\.normal: node 0 has the edge skip_connect; write \[operation, state\]\.$",
+        ),
+        (
+            {"normal": [[["skip_connect", 1]]], "reduction": [[["skip_connect", 2]]]},
             r"^model\.genotype\.reduction: node 0 takes state 2; choose one from 0 to 1\.$",
         ),
     ],

@@ -1,5 +1,7 @@
 """ImageNet DenseNet: depths and image sizes."""
 
+import pickle
+
 import pytest
 import torch
 
@@ -18,3 +20,9 @@ def test_the_smallest_image_that_fits_leaves_one_pixel_and_the_next_smaller_is_r
 def test_depths_that_are_not_the_paper_s_are_refused():
     with pytest.raises(ValueError, match=r"^model\.depth=264 .*121, 161, 169, 201\.$"):
         densenet(depth=264)
+
+
+def test_the_net_can_be_pickled_with_its_check():
+    net = pickle.loads(pickle.dumps(on_meta_device(densenet)))
+    with pytest.raises(ValueError, match=r"^data\.image_size: densenet121 "):
+        net(torch.zeros(2, 3, 28, 28, device="meta"))

@@ -127,7 +127,7 @@ def test_evaluation_returns_boxes_inside_the_image_with_scores_and_labels(build:
 
 @BUILDERS
 def test_images_reach_the_backbone_unscaled_and_between_minus_one_and_one(build: Build, images: Tensor) -> None:
-    net = build()
+    net = on_meta_device(build)
     prepared, targets = net.transform(list(images), [target([[1, 2, 3, 4]], [1]), target([], [])])
     torch.testing.assert_close(prepared.tensors, 2 * images - 1)
     assert targets[0]["boxes"].tolist() == [[1, 2, 3, 4]]
@@ -138,7 +138,7 @@ def test_images_reach_the_backbone_unscaled_and_between_minus_one_and_one(build:
 def test_images_of_another_shape_are_refused(build: Build, shape: tuple[int, ...]) -> None:
     words = f"model.image_size=64 and model.in_channels=1, but an image has {' x '.join(map(str, shape))}"
     with pytest.raises(ValueError, match=words):
-        build().eval()([torch.zeros(shape)])
+        on_meta_device(build).eval()([torch.zeros(shape)])
 
 
 # ---- RetinaNet ------------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from convatlas.models.costs import count_parameters, on_meta_device
-from convatlas.models.segmentation.unet import UNet, centre_crop
+from convatlas.models.layers.crop import centre_crop
+from convatlas.models.segmentation.unet import UNet
 
 
 def conv(inputs: int, outputs: int, kernel: int) -> int:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.composing import compose_run, hydra_ready
+from convatlas.errors import UserError
 from convatlas.models.segmentation.unet import UNet
 from convatlas.tasks.losses import soft_dice_loss, weighted_sum
 from convatlas.tasks.segmentation import SegmentationTask, count_pixels
@@ -142,7 +143,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(weights: list[str], expected:
 
 
 def test_a_weight_without_a_term_is_named() -> None:
-    with pytest.raises(ValueError, match=r"recipe\.loss\.auxiliary\.edge=1\.0: .* it has cross_entropy, dice"):
+    with pytest.raises(UserError, match=r"recipe\.loss\.auxiliary\.edge=1\.0: .* it has cross_entropy, dice"):
         weighted_sum({"cross_entropy": torch.zeros(()), "dice": torch.zeros(())}, {"edge": 1.0})
 
 

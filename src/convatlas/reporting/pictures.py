@@ -91,7 +91,7 @@ def _embedded(file: Path, runs: Path, side: int, quality: int, room: _Room) -> P
             image = _on_white(opened)
     except (UnidentifiedImageError, OSError) as error:
         raise UserError(f"{file} is not a readable picture; {RUN_AGAIN}") from error
-    image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2)
+    image.thumbnail((side, side), Image.Resampling.HAMMING)  # as good as bicubic when shrinking, at half the time
     encoded = io.BytesIO()
     image.save(encoded, "webp", quality=quality, method=2)
     address = "data:image/webp;base64," + base64.b64encode(encoded.getvalue()).decode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -25,6 +25,14 @@ Batch = dict[str, Any]
 
 class DivergedError(UserError):
     """The loss is no longer a finite number."""
+
+
+@runtime_checkable
+class TrainsInStages(Protocol):
+    """A net whose training depends on how far it has come."""
+
+    def set_training_progress(self, progress: float) -> None:
+        """Take the fraction of the training that is over, from 0 to 1."""
 
 
 def mixed_seed(*parts: int) -> int:
@@ -99,7 +107,12 @@ class Task(pl.LightningModule, ABC):
     # ---- training ---------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed the draws of this step, so that a resumed run draws what the undisturbed one would have."""
+        """Seed the draws of this step, so that a resumed run draws what the undisturbed one would have.
+
+        A net whose training changes as it goes on, such as one with scheduled drop-path, is told how far it is.
+        """
+        if isinstance(self.net, TrainsInStages):
+            self.net.set_training_progress(self.global_step / max(1, self.trainer.estimated_stepping_batches))
         torch.manual_seed(mixed_seed(self.seed, self.global_step, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -110,11 +123,6 @@ class Task(pl.LightningModule, ABC):
             self._loss_sums[name] = self._loss_sums[name] + detached if name in self._loss_sums else detached
         self._batches += 1
         return terms["loss"]
-
-    def on_train_epoch_start(self) -> None:
-        """Start the epoch's sums, unless the epoch is being resumed from its middle."""
-        if self.trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:
-            self._loss_sums, self._batches = {}, 0
 
     def on_train_epoch_end(self) -> None:
         """Log the mean of each loss term over the epoch.
@@ -129,6 +137,7 @@ class Task(pl.LightningModule, ABC):
             )
         for name, total in self._loss_sums.items():
             self.log(f"train/{name}", total / self._batches, sync_dist=True)
+        self._loss_sums, self._batches = {}, 0
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the epoch's sums; over several processes their mean, since only one process writes."""

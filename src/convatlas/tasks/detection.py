@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MOST_DETECTIONS = 100
 """COCO's figures are defined for so many detections an image, of all classes; the surest are kept."""
-SHOWN_SCORE = 0.3
+SHOWN_SCORE = 0.5
 """Detections that are less sure are not drawn."""
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
+from convatlas.errors import UserError
+
 
 def soft_dice_loss(probabilities: Tensor, masks: Tensor, smoothing: float = 1.0) -> Tensor:
     """Return one minus the mean over all classes of the soft Dice of a batch.
@@ -31,11 +33,11 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> T
     """Add the terms up, each with its weight; a term without one counts once.
 
     Raises:
-        ValueError: a weight belongs to no term.
+        UserError: a weight belongs to no term.
     """
     unknown = sorted(set(weights) - set(terms))
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"recipe.loss.auxiliary.{unknown[0]}={weights[unknown[0]]}: the loss has no such term; "
             f"it has {', '.join(terms)}."
         )

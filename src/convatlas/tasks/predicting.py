@@ -41,7 +41,8 @@ def describe_prediction(net: nn.Module, image: Tensor, data: DataConfig, card: C
     probabilities = net((scaled - mean) / std).softmax(dim=1)
     if data.task == "classification":
         return _classes(probabilities[0], card)
-    return _areas(probabilities, (height, width), card)
+    margin = (data.image_size - probabilities.shape[-1]) // 2  # an unpadded U-Net says nothing of the border
+    return _areas(F.pad(probabilities, (margin,) * 4), (height, width), card)
 
 
 def _classes(probabilities: Tensor, card: Card) -> tuple[dict[str, Any], None]:

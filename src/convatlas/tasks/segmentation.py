@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 
-from convatlas.models.segmentation.unet import centre_crop
+from convatlas.models.layers.crop import centre_crop
 from convatlas.tasks.base import Batch, Task
 from convatlas.tasks.losses import soft_dice_loss, weighted_sum
 
@@ -79,7 +80,7 @@ class SegmentationTask(Task):
 
     def _named(self, dice: list[float]) -> dict[str, float | None]:
         foreground = zip(self.classes[1:], dice[1:], strict=True)
-        return {f"dice_{name}": value if value == value else None for name, value in foreground}  # noqa: PLR0124 (NaN)
+        return {f"dice_{name}": None if math.isnan(value) else value for name, value in foreground}
 
     @torch.no_grad()
     def figures(self, batch: Batch, predictions: pd.DataFrame) -> dict[str, Figure]:

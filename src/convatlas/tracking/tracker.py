@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
     from convatlas.data.card import Card
-    from convatlas.training.results import Results
 
 PARENT = "mlflow.parentRunId"
+ONCE = 0  # the step of what is measured once: MLflow draws a bar a run of it, and curves of the others
 LONGEST_VALUE = 500  # longer ones are cut as parameters; the configuration is there whole as an artifact
 
 
@@ -43,7 +43,7 @@ class SeedTracker:
     def log_epoch(self, row: Mapping[str, float]) -> None:
         """Log the metrics of one epoch."""
 
-    def log_results(self, results: Results, folder: Path) -> None:
+    def log_results(self, folder: Path) -> None:
         """Log the test's metrics, the costs, the files and the net."""
 
     def end(self, status: str) -> None:
@@ -146,8 +146,9 @@ class MlflowVariantTracker(VariantTracker):
             rows = [history[epoch - 1] for history in histories if len(history) >= epoch]
             metrics += _mean_and_spread(rows, epoch, now, spread=len(folders) > 1)
         finals = [_final_metrics(folder) for folder in folders]
-        metrics += _mean_and_spread(finals, len(histories[0]), now, spread=len(folders) > 1)
+        metrics += _mean_and_spread(finals, ONCE, now, spread=len(folders) > 1)
         _log_metrics(self.client, self.run_id, metrics)
+        _log_costs(self.client, self.run_id, folders[0])
         self.client.set_tag(self.run_id, "convatlas.seeds", str(len(folders)))
 
     def _replace_run(self) -> None:
@@ -243,11 +244,12 @@ class MlflowSeedTracker(SeedTracker):
             self._waiting = []
             self._logged.add(epoch)
 
-    def log_results(self, results: Results, folder: Path) -> None:
+    def log_results(self, folder: Path) -> None:
         """Log the test's metrics, the costs, the run's files and, on request, the net as a model that can be served."""
         try:
-            metrics = _metrics(_final_metrics(folder), results.metrics["epochs"], _now())
+            metrics = _metrics(_final_metrics(folder), ONCE, _now())
             _log_metrics(self.client, self.run_id, self._waiting + metrics)
+            _log_costs(self.client, self.run_id, folder)
             for path in sorted(folder.rglob("*")):
                 if path.is_file() and path.suffix != ".ckpt":
                     place = path.parent.relative_to(folder).as_posix()
@@ -310,6 +312,14 @@ def _log_params(client: MlflowClient, run_id: str, config: RunConfig, **more: ob
         client.log_batch(run_id, params=params[start : start + 100])
 
 
+def _log_costs(client: MlflowClient, run_id: str, folder: Path) -> None:
+    """Log what the net costs as parameters: they do not change over a training, and would be charts of one point."""
+    from mlflow.entities import Param
+
+    costs = read_json(folder / "metrics.json", "train again.")["costs"]
+    client.log_batch(run_id, params=[Param(f"cost.{k}", str(v)) for k, v in costs.items()])
+
+
 def _log_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
     for start in range(0, len(metrics), 1000):  # MLflow's limit a request
         client.log_batch(run_id, metrics=metrics[start : start + 1000])
@@ -327,7 +337,7 @@ def _mean_and_spread(rows: list[dict[str, float]], step: int, timestamp: int, *,
         column = [row[key] for row in rows if key in row]
         values[key] = statistics.fmean(column)
         group, slash, name = key.rpartition("/")
-        if spread and len(column) > 1 and slash and group != "cost":  # costs do not differ between seeds
+        if spread and len(column) > 1 and slash:
             values[f"{group}_std/{name}"] = statistics.stdev(column)  # a section of its own in the charts
     return _metrics(values, step, timestamp)
 
@@ -336,10 +346,8 @@ def _final_metrics(folder: Path) -> dict[str, float]:
     """Return a finished seed's metrics that have no epochs, under the names MLflow groups by."""
     metrics = read_json(folder / "metrics.json", "train again.")
     timing = read_json(folder / "timing.json", "train again.")
-    costs = {k: v for k, v in metrics["costs"].items() if v is not None and k != "batch_size"}
     return {
         **{f"test/{k}": v for k, v in metrics["test"].items()},
-        **{f"cost/{k}": float(v) for k, v in costs.items()},
         "time/train_seconds": timing["train_seconds"],
         "time/latency_seconds": timing["latency_seconds"],
         "best_epoch": float(metrics["best_epoch"]),

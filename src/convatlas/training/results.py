@@ -133,7 +133,15 @@ def git_state() -> dict[str, Any]:
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
         changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
+            [
+                "git",
+                "status",
+                "--porcelain",
+                "--untracked-files=no",
+                "--",
+                ".",
+                ":!dvc.lock",
+            ],  # DVC rewrites that itself
             capture_output=True,
             text=True,
             check=True,

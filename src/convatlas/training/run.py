@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import os
 import signal
@@ -10,19 +11,21 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
+from torch import nn
 
+import convatlas
 from convatlas.composing import digest
 from convatlas.config import RunConfig
 from convatlas.data.module import DataModule, batches_done
 from convatlas.data.prepared import PreparedData
 from convatlas.errors import UserError
 from convatlas.files import read_json
-from convatlas.models.build import build_model
+from convatlas.models.build import build_model, locate
 from convatlas.tasks import new_task
 from convatlas.tasks.base import DivergedError, Task
 from convatlas.tracking.tracker import SeedTracker, VariantTracker, end_status, open_tracker
@@ -31,9 +34,6 @@ from convatlas.training.processes import rank, rank_zero_first
 from convatlas.training.recorder import Recorder
 from convatlas.training.results import collect_results, write_results
 from convatlas.training.work_folder import WorkFolder, difference
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 def train(config: RunConfig, *, strict: bool) -> list[Path]:
@@ -50,9 +50,7 @@ def train(config: RunConfig, *, strict: bool) -> list[Path]:
     quieten_libraries()
     torch.set_num_threads(config.trainer.threads)
     prepared = PreparedData.open_for(config.data)
-    build_task(
-        config, list(prepared.card.classes), seed=config.seeds[0]
-    )  # a wrong option is told before anything is written
+    try_out(build_model(config.model), config)
     with open_tracker(config, prepared.card) as tracker:
         return [train_seed(config, prepared, seed, tracker, strict=strict) for seed in config.seeds]
 
@@ -109,8 +107,22 @@ def _fit_and_test(
     if trainer.is_global_zero:
         results = collect_results(config, task, data, recorder=recorder, trainer=trainer, test_seconds=test_seconds)
         write_results(results, config, work, folder)
-        tracker.log_results(results, folder)
+        tracker.log_results(folder)
     trainer.strategy.barrier("written")
+
+
+def try_out(net: nn.Module, config: RunConfig) -> None:
+    """Show the net one image, so that a size it cannot take is told before anything is written.
+
+    Raises:
+        UserError: the net refuses images of `data.image_size`.
+    """
+    size = config.data.image_size
+    try:
+        with torch.inference_mode():
+            net.eval()(torch.zeros(1, config.data.in_channels, size, size))
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def build_task(config: RunConfig, classes: list[str], seed: int) -> Task:
@@ -160,17 +172,21 @@ def run_identity(config: RunConfig, seed: int, data_fingerprint: str) -> dict[st
         "config": config.identity,
         "seed": seed,
         "data": data_fingerprint,
-        "code": digest(sorted(_hashes_of_loaded_code())),
+        "code": code_fingerprint(config),
         "torch": torch.__version__,
     }
 
 
-def _hashes_of_loaded_code() -> Iterator[str]:
-    """Hash the files that decide a result: nets, tasks, data and training, as far as this run has loaded them."""
-    parts = ("convatlas.models", "convatlas.tasks", "convatlas.data", "convatlas.training.run")
-    for name, module in sorted(sys.modules.items()):
-        if name.startswith(parts) and getattr(module, "__file__", None):
-            yield name + hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
+def code_fingerprint(config: RunConfig) -> str:
+    """Return a hash of the code that decides a result: the net's own file, and all of layers, tasks, data, training."""
+    package = Path(convatlas.__file__).parent
+    files = {
+        file
+        for room in ("models", "models/layers", "tasks", "data", "training")
+        for file in (package / room).glob("*.py")
+    }
+    files.add(Path(inspect.getfile(locate(config.model["_target_"]))))
+    return digest(sorted(file.name + hashlib.sha256(file.read_bytes()).hexdigest() for file in files))
 
 
 def _is_finished(folder: Path, identity: dict[str, Any], config: RunConfig, *, strict: bool) -> bool:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from convatlas.data.sources import RawDataset
+from convatlas.errors import UserError
 
 __all__ = ["Scene", "deal_into_pools", "draw_scene", "enlarge", "load"]
 
@@ -71,12 +72,12 @@ def load(
         seed: decides pools and scenes. A scene depends on its number too, so that more scenes leave the first as is.
 
     Raises:
-        ValueError: fewer scenes than pools, or too small an `image_size`.
+        UserError: fewer scenes than pools, or too small an `image_size`.
     """
     if scenes < POOLS:
-        raise ValueError(f"data.source.scenes={scenes} leaves pools of digits empty; use {POOLS} or more.")
+        raise UserError(f"data.source.scenes={scenes} leaves pools of digits empty; use {POOLS} or more.")
     if image_size < 48:
-        raise ValueError(
+        raise UserError(
             f"data.source.image_size={image_size} makes digits smaller than their 8 pixels; use 48 or more."
         )
     from sklearn.datasets import load_digits

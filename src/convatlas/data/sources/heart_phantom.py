@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from convatlas.data.sources import RawDataset
+from convatlas.errors import UserError
 
 __all__ = ["BACKGROUND", "CAVITY", "MUSCLE", "RIGHT_VENTRICLE", "Patient", "draw_patient", "draw_slice", "load"]
 
@@ -102,12 +103,12 @@ def load(
         seed: decides everything. A patient depends on its number too: more patients leave the first unchanged.
 
     Raises:
-        ValueError: no patient, no slice, or too small an `image_size`.
+        UserError: no patient, no slice, or too small an `image_size`.
     """
     if patients < 1 or slices < 1:
-        raise ValueError(f"data.source.patients={patients} and data.source.slices={slices} must be 1 or more.")
+        raise UserError(f"data.source.patients={patients} and data.source.slices={slices} must be 1 or more.")
     if image_size < 48:
-        raise ValueError(
+        raise UserError(
             f"data.source.image_size={image_size} leaves the heart's wall thinner than two pixels; use 48 or more."
         )
     images, masks = [], []

@@ -76,7 +76,7 @@ def read_genotype(genotype: str | Mapping[str, Any]) -> Genotype:
     """Look a genotype up by its name, or read one from `{normal: [[[operation, state], ...], ...], reduction: ...}`.
 
     Raises:
-        ValueError: no such name, an unknown operation, or a state that does not exist yet.
+        ValueError: no such name, an unknown operation, a state that does not exist yet, or another form.
     """
     if isinstance(genotype, str):
         if genotype not in GENOTYPES:
@@ -88,8 +88,13 @@ def read_genotype(genotype: str | Mapping[str, Any]) -> Genotype:
 
 
 def _read_cell(key: str, nodes: Sequence[Sequence[Sequence[Any]]]) -> tuple[Node, ...]:
+    if not nodes or not all(nodes):
+        raise ValueError(f"model.genotype.{key} must have at least one node, and every node at least one edge.")
     for number, node in enumerate(nodes):
-        for operation, state in node:
+        for edge in node:
+            if len(edge) != 2 or not isinstance(edge[1], int):
+                raise ValueError(f"model.genotype.{key}: node {number} has the edge {edge}; write [operation, state].")
+            operation, state = edge
             if operation not in OPERATIONS:
                 remedy = near_matches(str(operation), OPERATIONS)
                 raise ValueError(f"model.genotype.{key}: node {number} has the unknown operation {operation}. {remedy}")
@@ -328,7 +333,7 @@ class DartsNet(nn.Module):
         require_positive("channels", channels)
         if layers < 3:
             raise ValueError(
-                f"model.layers={layers} must be at least 3: one cell before, between and at the reductions."
+                f"model.layers={layers} must be at least 3, so that one and two thirds of it are two cells."
             )
         if stem not in SMALLEST_IMAGE_WITH_AUXILIARY:
             known = ", ".join(SMALLEST_IMAGE_WITH_AUXILIARY)

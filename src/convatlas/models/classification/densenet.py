@@ -5,6 +5,7 @@ Huang, Liu, van der Maaten, Weinberger, "Densely Connected Convolutional Network
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -33,10 +34,10 @@ def densenet(depth: int = 121, dropout: float = 0.0, num_classes: int = 1000, in
         raise ValueError(f"model.depth={depth} is not in the paper; choose one of {', '.join(map(str, DEPTHS))}.")
     require_probability("dropout", dropout)
     net = torchvision_model(f"densenet{depth}", num_classes, in_channels, drop_rate=dropout)
-
-    def check(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-        # Stem and first pooling halve twice, rounding up, and the three transitions halve once each, rounding down.
-        require_image_size(arguments[0], 29, f"densenet{depth}")
-
-    net.register_forward_pre_hook(check)
+    net.register_forward_pre_hook(partial(_check_images, f"densenet{depth}"))
     return net
+
+
+def _check_images(name: str, _: nn.Module, arguments: tuple[Any, ...]) -> None:
+    """Refuse images of which nothing is left: two halvings round up, the three of the transitions down."""
+    require_image_size(arguments[0], 29, name)

@@ -159,7 +159,7 @@ class DenseNetCifar(nn.Module):
         stages: list[nn.Module] = []
         for stage in range(3):
             if stage > 0:
-                kept = int(compression * channels)
+                kept = max(1, int(compression * channels))
                 stages.append(Transition(channels, kept, dropout))
                 channels = kept
             stages.append(DenseBlock(layers, channels, growth_rate, **layer_options))

@@ -14,6 +14,9 @@ from functools import partial
 
 from torch import nn
 
+from convatlas.models.checks import require_positive, require_probability
+from convatlas.models.layers.checks import check_choice
+
 __all__ = ["SCALINGS", "Scaling", "efficientnet", "round_depth", "round_width"]
 
 
@@ -111,11 +114,14 @@ def efficientnet(
     from timm.models._efficientnet_builder import decode_arch_def
     from timm.models.efficientnet import EfficientNet
 
-    if variant not in SCALINGS:
-        raise ValueError(f"model.variant={variant} is not known; choose {', '.join(SCALINGS)}.")
+    check_choice("variant", variant, SCALINGS)
+    require_positive("divisor", divisor)
+    require_probability("drop_path_rate", drop_path_rate)
     scaling = SCALINGS[variant]
     width = scaling.width if width is None else width
     depth = scaling.depth if depth is None else depth
+    dropout = scaling.dropout if dropout is None else dropout
+    require_probability("dropout", dropout)
     if width <= 0 or depth <= 0:
         raise ValueError(f"model.width={width} and model.depth={depth} must be above 0.")
     if len(strides) != len(STAGES) or not set(strides) <= {1, 2}:
@@ -136,7 +142,7 @@ def efficientnet(
         pad_type="same",
         act_layer=nn.SiLU,
         norm_layer=partial(nn.BatchNorm2d, eps=1e-3, momentum=bn_momentum),
-        drop_rate=scaling.dropout if dropout is None else dropout,
+        drop_rate=dropout,
         drop_path_rate=drop_path_rate,
     )
     return net

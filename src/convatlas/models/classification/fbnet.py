@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from convatlas.models.checks import require_probability
+from convatlas.models.layers.checks import check_choice
 from convatlas.models.layers.shuffle import ChannelShuffle
 
 __all__ = ["BLOCKS", "FOUND", "BlockKind", "FBNet", "FBNetBlock"]
@@ -167,8 +169,8 @@ class FBNet(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        if variant not in FOUND:
-            raise ValueError(f"model.variant={variant} is not known; choose a, b or c.")
+        check_choice("variant", variant, FOUND)
+        require_probability("dropout", dropout)
         if width <= 0:
             raise ValueError(f"model.width={width} must be above 0.")
         if len(strides) != len(STRIDES) or not set(strides) <= {1, 2}:

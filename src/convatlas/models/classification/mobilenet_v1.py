@@ -12,6 +12,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from convatlas.models.checks import require_probability
+from convatlas.models.layers.checks import check_choice
+
 __all__ = ["ConvMobileNet", "DepthwiseSeparable", "MobileNetV1"]
 
 STEM_CHANNELS = 32
@@ -83,8 +86,8 @@ class MobileNetV1(nn.Module):
             raise ValueError(f"model.middle_layers={middle_layers} must be 0 or more; the paper has 5 and 0.")
         if len(strides) != len(STAGES) or not set(strides) <= {1, 2}:
             raise ValueError(f"model.strides={list(strides)} must be {len(STAGES)} numbers, each 1 or 2.")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"model.activation={activation} is not known; choose relu or relu6.")
+        check_choice("activation", activation, ACTIVATIONS)
+        require_probability("dropout", dropout)
         act = ACTIVATIONS[activation]
         channels = self._scaled(STEM_CHANNELS, width)
         self.stem = convolution(in_channels, channels, strides[0], act)

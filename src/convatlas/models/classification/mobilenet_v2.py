@@ -11,6 +11,8 @@ from functools import partial
 
 from torch import nn
 
+from convatlas.models.checks import require_positive, require_probability
+
 __all__ = ["mobilenet_v2"]
 
 STEM_CHANNELS = 32
@@ -58,6 +60,8 @@ def mobilenet_v2(
 
     if width <= 0:
         raise ValueError(f"model.width={width} must be above 0; the paper has 0.35, 0.5, 0.75, 1.0 and 1.4.")
+    require_positive("head_channels", head_channels)
+    require_probability("dropout", dropout)
     if len(strides) != len(STAGES) or not set(strides) <= {1, 2}:
         raise ValueError(f"model.strides={list(strides)} must be {len(STAGES)} numbers, each 1 or 2.")
     if len(repeats) != len(STAGES) or min(repeats) < 1:

@@ -10,6 +10,8 @@ from functools import partial
 
 from torch import nn
 
+from convatlas.models.checks import require_positive, require_probability
+
 __all__ = ["mobilenet_v3_large", "mobilenet_v3_small"]
 
 STEM_CHANNELS = 16
@@ -127,6 +129,8 @@ def _build(
 
     if width <= 0:
         raise ValueError(f"model.width={width} must be above 0; the paper has 0.35, 0.5, 0.75, 1.0 and 1.25.")
+    require_positive("head_channels", head_channels)
+    require_probability("dropout", dropout)
     searched = len(stages) - 1  # the last one is a 1x1 convolution
     if len(strides) != searched or not set(strides) <= {1, 2}:
         raise ValueError(f"model.strides={list(strides)} must be {searched} numbers, each 1 or 2.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from convatlas.models.layers.checks import check_choice, check_image_size
+from convatlas.models.layers.checks import check_choice, check_image_size, check_smallest_image
 
 __all__ = ["HEADS", "MLPConv", "NetworkInNetwork"]
 
@@ -80,11 +80,7 @@ class NetworkInNetwork(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, num_classes, H/4, W/4)`: one map of confidence a class."""
-        if min(images.shape[-2:]) < 4:
-            height, width = images.shape[-2:]
-            raise ValueError(
-                f"data.image_size={height}x{width} is halved twice; Network in Network takes 4x4 and more."
-            )
+        check_smallest_image(images, 4)
         x = self.dropout(self.pool(self.mlpconv1(images)))
         x = self.dropout(self.pool(self.mlpconv2(x)))
         return self.mlpconv3(x)

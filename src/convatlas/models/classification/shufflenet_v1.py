@@ -7,12 +7,14 @@ those that the authors released.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convatlas.models.layers.checks import check_choice
 from convatlas.models.layers.shuffle import ChannelShuffle
 
 __all__ = ["ShuffleNetV1", "ShuffleUnit"]
@@ -29,7 +31,7 @@ RELEASED_STEMS = {
 
 def multiple_above(number: float, divisor: int) -> int:
     """Return the smallest multiple of `divisor` that is not below `number`."""
-    return -(-int(number) // divisor) * divisor
+    return math.ceil(number / divisor) * divisor
 
 
 def nearest_multiple(number: float, divisor: int) -> int:
@@ -147,8 +149,7 @@ class ShuffleNetV1(nn.Module):
 
     @staticmethod
     def _stem(kind: str, in_channels: int, channels: int) -> nn.Sequential:
-        if kind not in {"imagenet", "small"}:
-            raise ValueError(f"model.stem={kind} is not known; choose imagenet or small.")
+        check_choice("stem", kind, ("imagenet", "small"))
         stride = 2 if kind == "imagenet" else 1
         convolution = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
         stem = nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU())

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.layers.checks import check_choice
+from convatlas.models.layers.checks import check_choice, check_smallest_image
 from convatlas.models.layers.normalisation import WithinChannelResponseNorm
 
 __all__ = ["SPPNet", "SpatialPyramidPooling"]
@@ -122,12 +122,7 @@ class SPPNet(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 256 * width, H', W')`, 13x13 maps for 224 pixels and 10x10 for 180."""
-        if min(images.shape[-2:]) < self.smallest_image:
-            height, width = images.shape[-2:]
-            raise ValueError(
-                f"data.image_size={height}x{width} is too small for SPP-net with this stem; it takes images from "
-                f"{self.smallest_image} pixels on. model.stem=small takes smaller ones."
-            )
+        check_smallest_image(images, self.smallest_image)
         x = self.pool(self.norm(F.relu(self.conv1(images))))
         x = self.pool(self.norm(F.relu(self.conv2(x))))
         x = F.relu(self.conv3(x))

@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convatlas.models.checks import require_image_size, require_positive, require_probability
+from convatlas.models.layers.checks import check_choice
+
 __all__ = ["Fire", "SqueezeNet"]
 
 FIRE_MODULES = 8  # fire2 to fire9
@@ -100,8 +103,11 @@ class SqueezeNet(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        if bypass not in {"none", "simple", "complex"}:
-            raise ValueError(f"model.bypass={bypass} is not known; choose none, simple or complex.")
+        check_choice("bypass", bypass, ("none", "simple", "complex"))
+        require_positive("modules_per_increment", modules_per_increment)
+        require_probability("dropout", dropout)
+        if base_expand < 2:
+            raise ValueError(f"model.base_expand={base_expand} must be at least 2: one filter of each kind.")
         if not 0 < squeeze_ratio <= 1:
             raise ValueError(f"model.squeeze_ratio={squeeze_ratio} must be above 0 and at most 1.")
         if not 0 < fraction_3x3 < 1:
@@ -113,7 +119,7 @@ class SqueezeNet(nn.Module):
         channels = stem_channels
         for index in range(FIRE_MODULES):
             expand = base_expand + expand_increment * (index // modules_per_increment)
-            expand3x3 = round(expand * fraction_3x3)
+            expand3x3 = min(max(round(expand * fraction_3x3), 1), expand - 1)
             squeeze = max(round(expand * squeeze_ratio), 1)
             self.fires.append(
                 Fire(
@@ -151,11 +157,7 @@ class SqueezeNet(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 512, H/16, W/16)`, after fire9."""
-        if min(images.shape[2:]) < self.smallest_image:
-            raise ValueError(
-                f"data.image_size={min(images.shape[2:])} is too small: this net takes images from "
-                f"{self.smallest_image} pixels a side; model=squeezenet_small takes smaller ones."
-            )
+        require_image_size(images, self.smallest_image, "SqueezeNet with this stem")
         x = self._pool(self.conv1(images))
         for index, fire in enumerate(self.fires):
             x = fire(x)

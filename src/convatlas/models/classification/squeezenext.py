@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convatlas.models.checks import require_image_size
+from convatlas.models.layers.checks import check_choice
+
 __all__ = ["SqueezeNext", "SqueezeNextBlock"]
 
 WIDTHS = (32, 64, 128, 256)
@@ -62,7 +65,7 @@ class SqueezeNextBlock(nn.Module):
         *,
         stride: int = 1,
         first_in_stage: bool = False,
-        rows_first: bool = True,
+        vertical_first: bool = True,
         groups: int = 1,
         branch_behind_shortcut: bool = False,
     ) -> None:
@@ -72,7 +75,7 @@ class SqueezeNextBlock(nn.Module):
         self.branch_behind_shortcut = branch_behind_shortcut
         if branch_behind_shortcut:  # it has the block's width and resolution already
             in_channels, stride = out_channels, 1
-        first, second = ((3, 1), (1, 3)) if rows_first else ((1, 3), (3, 1))
+        first, second = ((3, 1), (1, 3)) if vertical_first else ((1, 3), (3, 1))
         self.branch = nn.Sequential(
             convolution(in_channels, half, stride=stride, groups=groups),
             convolution(half, quarter),
@@ -116,17 +119,18 @@ class SqueezeNext(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        if version not in VERSIONS:
-            raise ValueError(
-                f"model.version={version}: the released versions are v1 and v5; model.blocks makes others of them."
-            )
+        check_choice("version", version, VERSIONS)
+        check_choice("stem", stem, ("imagenet", "small"))
         released = VERSIONS[version]
         blocks = released.blocks if blocks is None else blocks
         if len(blocks) != len(WIDTHS) or min(blocks) < 1:
             raise ValueError(f"model.blocks={list(blocks)} must be {len(WIDTHS)} numbers of blocks, each at least 1.")
-        narrowest = WIDTHS[0] * width
+        if groups < 1 or STEM_CHANNELS % groups:
+            raise ValueError(
+                f"model.groups={groups} does not divide the stem's {STEM_CHANNELS} channels; choose 1 or 2."
+            )
+        narrowest, step = WIDTHS[0] * width, 4 * groups / WIDTHS[0]
         if narrowest <= 0 or narrowest % (4 * groups):
-            step = 4 * groups / WIDTHS[0]
             raise ValueError(
                 f"model.width={width} with model.groups={groups} gives blocks whose quarter does not divide into the "
                 f"groups; model.width must be a multiple of {step:g}."
@@ -145,7 +149,7 @@ class SqueezeNext(nn.Module):
                         int(full_channels * width),
                         stride=stride if index == 0 else 1,
                         first_in_stage=index == 0,
-                        rows_first=index % 2 == 0,
+                        vertical_first=index % 2 == 0,
                         groups=groups,
                         branch_behind_shortcut=released.branch_behind_shortcut,
                     )
@@ -159,8 +163,6 @@ class SqueezeNext(nn.Module):
     def _stem(kind: str, in_channels: int, kernel: int) -> nn.Sequential:
         if kind == "small":
             return convolution(in_channels, STEM_CHANNELS, (3, 3), stride=2)
-        if kind != "imagenet":
-            raise ValueError(f"model.stem={kind} is not known; choose imagenet or small.")
         return nn.Sequential(
             nn.Conv2d(in_channels, STEM_CHANNELS, kernel, stride=2, bias=False),
             nn.BatchNorm2d(STEM_CHANNELS),
@@ -170,11 +172,7 @@ class SqueezeNext(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 128, H/32, W/32)`; H/16, W/16 with the small stem."""
-        if min(images.shape[2:]) < self.smallest_image:
-            raise ValueError(
-                f"data.image_size={min(images.shape[2:])} is too small: this net takes images from "
-                f"{self.smallest_image} pixels a side; with model.stem=small it takes any."
-            )
+        require_image_size(images, self.smallest_image, "SqueezeNext with this stem")
         return self.head(self.stages(self.stem(images)))
 
     def forward(self, images: Tensor) -> Tensor:

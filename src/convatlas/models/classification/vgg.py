@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from convatlas.models.layers.checks import check_choice, check_image_size
+from convatlas.models.layers.checks import check_choice, check_image_size, check_smallest_image
 from convatlas.models.layers.normalisation import LocalResponseNorm
 
 __all__ = ["CONFIGURATIONS", "VGG"]
@@ -82,6 +82,7 @@ class VGG(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 512 * width, H/32, W/32)`, for images of any size from 32 pixels on."""
+        check_smallest_image(images, 32)
         return self.features(images)
 
     def forward(self, images: Tensor) -> Tensor:

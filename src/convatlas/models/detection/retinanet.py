@@ -19,7 +19,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
 from convatlas.errors import near_matches
-from convatlas.models.detection.transform import FixedSizeTransform
+from convatlas.models.layers.detector_transform import FixedSizeTransform
 
 __all__ = ["PyramidBackbone", "retinanet"]
 

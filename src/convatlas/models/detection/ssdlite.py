@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models.detection.ssdlite import ssdlite320_mobilenet_v3_large
 
 from convatlas.models.adapters import with_input_channels
-from convatlas.models.detection.transform import FixedSizeTransform
+from convatlas.models.layers.detector_transform import FixedSizeTransform
 
 __all__ = ["ssdlite_mobilenet_v3_large"]
 

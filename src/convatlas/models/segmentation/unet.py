@@ -15,7 +15,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-__all__ = ["DoubleConvolution", "UNet", "centre_crop"]
+from convatlas.models.layers.crop import centre_crop
+
+__all__ = ["DoubleConvolution", "UNet"]
 
 
 class DoubleConvolution(nn.Module):
@@ -137,9 +139,3 @@ class UNet(nn.Module):
             f"data.image_size={size[0]}x{size[1]} does not fit this U-Net; the sides that fit are {rule}, "
             f"the nearest {near[0]}x{near[1]}."
         )
-
-
-def centre_crop(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """Cut the middle out of `(..., H, W)`; of an odd rest, the larger part goes at the right and at the bottom."""
-    top, left = (x.shape[-2] - size[0]) // 2, (x.shape[-1] - size[1]) // 2
-    return x[..., top : top + size[0], left : left + size[1]]
