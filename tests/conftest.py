@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from convatlas.composing import compose_run, hydra_ready
 from convatlas.config import RunConfig
-from helpers import ROOT, Entered, prepare_data
+from helpers import ROOT, TASKS_DATA, Entered, prepare_data
 
 Compose = Callable[..., RunConfig]
 Enter = Callable[..., Entered]
@@ -31,6 +31,14 @@ def in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
 def prepared_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepare the digits once."""
     return prepare_data("digits", tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Prepare every data set that needs no network, once, small where its source allows."""
+    folder = tmp_path_factory.mktemp("all_prepared")
+    small = {"digit_scenes": ["data.source.scenes=60"], "heart_phantom": ["data.source.patients=12"]}
+    return {name: prepare_data(name, folder, small.get(name, [])) for name in TASKS_DATA.values()}
 
 
 @pytest.fixture
@@ -62,6 +70,7 @@ def enter(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
         before = signal.getsignal(signal.SIGTERM)
         GlobalHydra.instance().clear()
+        capsys.readouterr()
         try:
             with pytest.raises(SystemExit) as ended:
                 runpy.run_module(f"convatlas.{name}", run_name="__main__", alter_sys=True)

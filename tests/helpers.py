@@ -10,6 +10,7 @@ from convatlas.composing import hydra_ready
 from convatlas.config import DataConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+TASKS_DATA = {"classification": "digits", "detection": "digit_scenes", "segmentation": "heart_phantom"}
 
 
 def prepare_data(name: str, folder: Path, options: Sequence[str] = ()) -> Path:

@@ -7,25 +7,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helpers import ROOT, prepare_data
+from helpers import ROOT, TASKS_DATA
 
 CONF = ROOT / "conf"
 STEP = ("tracking=none", "trainer=debug", "trainer.limit_batches=1", "trainer.threads=2", "recipe.epochs=1")
-TASKS_DATA = {"classification": "digits", "detection": "digit_scenes", "segmentation": "heart_phantom"}
 LARGE = 1500  # million multiply-adds an image; a step of such a net belongs to the slow tests
 
 
 def choices(group: str) -> list[str]:
     """Return the files of a group."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Prepare every data set that needs no network, once, small where its source allows."""
-    folder = tmp_path_factory.mktemp("all_prepared")
-    small = {"digit_scenes": ["data.source.scenes=60"], "heart_phantom": ["data.source.patients=12"]}
-    return {name: prepare_data(name, folder, small.get(name, [])) for name in TASKS_DATA.values()}
 
 
 @pytest.fixture
@@ -111,3 +102,24 @@ def test_every_model_trains_a_step(step, name):
 @pytest.mark.parametrize("name", LARGE_MODELS)
 def test_every_large_model_trains_a_step(step, name):
     train_one_step_of(step, name)
+
+
+def test_multirun_trains_every_combination(enter, prepared, monkeypatch, tmp_path):
+    (tmp_path / "conf").symlink_to(CONF)
+    monkeypatch.chdir(tmp_path)
+    options = [*STEP, f"data.prepared={prepared['digits']}"]
+    entered = enter("train", "--multirun", "model=lenet5,lenet5_modern", "seed=0,1", *options)
+    assert entered.status == 0, entered.err
+    finished = sorted(path.relative_to(tmp_path / "runs" / "adhoc") for path in tmp_path.rglob("metrics.json"))
+    models = [str(path).split("-")[0] for path in finished]
+    seeds = [path.parent.name for path in finished]
+    assert models == ["lenet5", "lenet5", "lenet5_modern", "lenet5_modern"]
+    assert seeds == ["seed=0", "seed=1"] * 2
+    assert {path.name for path in tmp_path.iterdir()} == {"conf", "runs", ".work"}
+
+
+def test_the_configuration_is_printed(enter):
+    entered = enter("train", "--cfg", "job", "model=resnet_cifar", "model.depth=32")
+    printed = yaml.safe_load(entered.out)
+    assert printed["model"]["depth"] == 32
+    assert printed["recipe"]["optimizer"]["name"] == "sgd"

@@ -5,7 +5,7 @@ Use it with `Trainer(use_distributed_sampler=False)`: the batches are divided am
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,11 +80,12 @@ class DataModule(pl.LightningDataModule):
         """Return the loader of the test split, in order."""
         return self._evaluation_loader("test")
 
-    def sample_batch(self, images: int = 16) -> Batch:
-        """Return a few test images, spread evenly over the split, for pictures."""
+    def sample_batch(self, tested: Sequence[int], images: int = 16) -> Batch:
+        """Return a few of the tested images, spread evenly over them, for pictures."""
         split = self.prepared.split("test")
         batches = EvaluationBatches(split, image_size=self.image_size, batch_size=len(split))
-        return batches.reader.read(np.linspace(0, len(split) - 1, min(images, len(split))).astype(np.int64))
+        chosen = np.linspace(0, len(tested) - 1, min(images, len(tested))).astype(np.int64)
+        return batches.reader.read(np.asarray(tested, dtype=np.int64)[chosen])
 
     def _training_batches(self) -> TrainingBatches:
         rank, world_size = self._place()

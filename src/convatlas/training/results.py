@@ -89,7 +89,7 @@ def collect_results(
         },
         history=recorder.rows,
         predictions=predictions,
-        figures=task.figures(data.sample_batch(), predictions),
+        figures=task.figures(data.sample_batch(predictions["index"].tolist()), predictions),
         environment=environment(config),
     )
 

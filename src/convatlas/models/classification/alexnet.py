@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.layers.checks import check_choice, check_image_size
+from convatlas.models.checks import require_probability
+from convatlas.models.layers.checks import check_choice, check_exact_size, check_width
 from convatlas.models.layers.normalisation import LocalResponseNorm
 
 __all__ = ["AlexNet", "Tower"]
@@ -88,8 +89,8 @@ class AlexNet(nn.Module):
         in_channels: channels of the images.
 
     Raises:
-        ValueError: an unknown stem or initialisation, an image size that is too small, or not two devices; when called:
-            images of another size.
+        ValueError: an unknown stem or initialisation, a width or dropout out of range, an image size that is too small,
+            or not two devices; when called: images of another size.
     """
 
     def __init__(
@@ -107,6 +108,8 @@ class AlexNet(nn.Module):
         super().__init__()
         check_choice("stem", stem, STEMS)
         check_choice("initialisation", initialisation, INITIALISATIONS)
+        check_width(width)
+        require_probability("dropout", dropout)
         if devices is not None and len(devices) != 2:
             raise ValueError(f"model.devices={list(devices)} must name two devices, one a tower, or be null.")
         self.image_size = image_size
@@ -146,7 +149,7 @@ class AlexNet(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, image_size, image_size) -> (B, 256 * width, H', W')`, 6x6 maps for 227 pixels."""
-        check_image_size(images, self.image_size)
+        check_exact_size(images, self.image_size)
         towers = (self.tower1, self.tower2)
         maps = [tower.start(images.to(tower.device)) for tower in towers]
         maps = [tower.finish(gather(maps, tower.device)) for tower in towers]

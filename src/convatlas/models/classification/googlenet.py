@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.layers.checks import check_choice, check_image_size, check_smallest_image
+from convatlas.models.checks import require_image_size, require_probability
+from convatlas.models.layers.checks import check_choice, check_exact_size, check_width
 from convatlas.models.layers.normalisation import LocalResponseNorm
 
 __all__ = ["AuxiliaryClassifier", "GoogLeNet", "GoogLeNetOutput", "Inception"]
@@ -163,8 +164,9 @@ class GoogLeNet(nn.Module):
         in_channels: channels of the images.
 
     Raises:
-        ValueError: an unknown stem or initialisation, or images too small for the auxiliary classifiers; when called:
-            images too small for the net, or, in training with these classifiers, of another size.
+        ValueError: an unknown stem or initialisation, a width or dropout out of range, or images too small for the
+            auxiliary classifiers; when called: images too small for the net, or, in training with these classifiers,
+            of another size.
     """
 
     def __init__(
@@ -182,6 +184,8 @@ class GoogLeNet(nn.Module):
         super().__init__()
         check_choice("stem", stem, STEMS)
         check_choice("initialisation", initialisation, INITIALISATIONS)
+        check_width(width)
+        require_probability("dropout", dropout)
         widths = {name: Widths(*(scaled(maps, width) for maps in row)) for name, row in TABLE_1.items()}
         channels = scaled(192, width)
         self.image_size = image_size
@@ -220,7 +224,7 @@ class GoogLeNet(nn.Module):
 
     def _inner_maps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the outputs of 4a and 4d, which the auxiliary classifiers see, and of 5b."""
-        check_smallest_image(images, self.smallest_image)
+        require_image_size(images, self.smallest_image, "GoogLeNet with this stem")
         x = self.stem(images)
         x = self.pool(self.inception3b(self.inception3a(x)))
         after_4a = self.inception4a(x)
@@ -238,7 +242,7 @@ class GoogLeNet(nn.Module):
         logits = self.classifier(self.dropout(features.mean((2, 3))))
         if not (self.training and self.auxiliary):
             return logits
-        check_image_size(images, self.image_size)
+        check_exact_size(images, self.image_size)
         pairs = zip(self.auxiliary, inner, strict=True)
         return GoogLeNetOutput(logits, tuple(classifier(maps) for classifier, maps in pairs))
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from convatlas.models.adapters import timm_model, torchvision_model
-from convatlas.models.layers.checks import check_choice, check_smallest_image
+from convatlas.models.checks import require_image_size, require_probability
+from convatlas.models.layers.checks import check_choice
 
 __all__ = ["InceptionResNetV2", "InceptionV3", "InceptionV3Output", "Xception"]
 
@@ -63,6 +64,7 @@ class InceptionV3(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("stem", stem, STEMS)
+        require_probability("dropout", dropout)
         if auxiliary and stem == "small":
             raise ValueError("model.auxiliary=true needs the maps of model.stem=imagenet; set model.auxiliary=false.")
 
@@ -81,7 +83,7 @@ class InceptionV3(nn.Module):
         """`(B, C, H, W) -> (B, num_classes)` logits, in training with those of the auxiliary classifier."""
         # The kernels of the auxiliary classifier cover 17x17 maps just so.
         with_auxiliary = self.training and bool(self.auxiliary_loss_weights)
-        check_smallest_image(images, 299 if with_auxiliary else self.smallest_image)
+        require_image_size(images, 299 if with_auxiliary else self.smallest_image, "Inception-v3 with these options")
         output = self.net(images)
         if isinstance(output, Tensor):
             return output
@@ -89,7 +91,7 @@ class InceptionV3(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 2048 * width, H', W')`, 8x8 maps for 299 pixels."""
-        check_smallest_image(images, self.smallest_image)
+        require_image_size(images, self.smallest_image, "Inception-v3 with these options")
         layers = dict(self.net.named_children())
         x = images
         for name in list(layers)[: list(layers).index("avgpool")]:
@@ -126,6 +128,7 @@ class InceptionResNetV2(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("stem", stem, STEMS)
+        require_probability("dropout", dropout)
         if len(blocks) != 3 or any(not 0 <= few <= all_ for few, all_ in zip(blocks, (10, 20, 9), strict=True)):
             raise ValueError(f"model.blocks={list(blocks)} must be three numbers, at most [10, 20, 9].")
 
@@ -143,7 +146,7 @@ class InceptionResNetV2(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 1536 * width, H', W')`, 8x8 maps for 299 pixels."""
-        check_smallest_image(images, self.smallest_image)
+        require_image_size(images, self.smallest_image, "Inception-ResNet-v2 with these options")
         return self.net.forward_features(images)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -177,6 +180,7 @@ class Xception(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("stem", stem, STEMS)
+        require_probability("dropout", dropout)
 
         def build() -> nn.Module:
             return timm_model("legacy_xception", num_classes, in_channels, drop_rate=dropout)
@@ -188,7 +192,7 @@ class Xception(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 2048 * width, H', W')`, 10x10 maps for 299 pixels."""
-        check_smallest_image(images, self.smallest_image)
+        require_image_size(images, self.smallest_image, "Xception with these options")
         return self.net.forward_features(images)
 
     def forward(self, images: Tensor) -> Tensor:

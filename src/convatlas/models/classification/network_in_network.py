@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from convatlas.models.layers.checks import check_choice, check_image_size, check_smallest_image
+from convatlas.models.checks import require_image_size, require_probability
+from convatlas.models.layers.checks import check_choice, check_exact_size, check_width
 
 __all__ = ["HEADS", "MLPConv", "NetworkInNetwork"]
 
@@ -44,8 +45,8 @@ class NetworkInNetwork(nn.Module):
         in_channels: channels of the images.
 
     Raises:
-        ValueError: an unknown head; when called: images below 4 pixels, or, with a fully connected head, of another
-            size than `image_size`.
+        ValueError: an unknown head, or a width or dropout out of range; when called: images below 4 pixels, or, with a
+            fully connected head, of another size than `image_size`.
     """
 
     def __init__(
@@ -61,6 +62,8 @@ class NetworkInNetwork(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("head", head, HEADS)
+        check_width(width)
+        require_probability("dropout", dropout)
         n96, n160, n192 = (max(1, round(maps * width)) for maps in (96, 160, 192))
         self.image_size = None if head == "global_average_pooling" else image_size
         self.mlpconv1 = MLPConv(in_channels, 5, (n192, n160, n96), batch_norm)
@@ -80,7 +83,7 @@ class NetworkInNetwork(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, num_classes, H/4, W/4)`: one map of confidence a class."""
-        check_smallest_image(images, 4)
+        require_image_size(images, 4, "Network in Network")
         x = self.dropout(self.pool(self.mlpconv1(images)))
         x = self.dropout(self.pool(self.mlpconv2(x)))
         return self.mlpconv3(x)
@@ -88,7 +91,7 @@ class NetworkInNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, num_classes)` logits."""
         if self.image_size is not None:
-            check_image_size(images, self.image_size)
+            check_exact_size(images, self.image_size)
         return self.head(self.forward_features(images))
 
 

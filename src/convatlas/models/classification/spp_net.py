@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.layers.checks import check_choice, check_smallest_image
+from convatlas.models.checks import require_image_size, require_probability
+from convatlas.models.layers.checks import check_choice, check_width
 from convatlas.models.layers.normalisation import WithinChannelResponseNorm
 
 __all__ = ["SPPNet", "SpatialPyramidPooling"]
@@ -76,7 +77,8 @@ class SPPNet(nn.Module):
         in_channels: channels of the images.
 
     Raises:
-        ValueError: an unknown stem or initialisation, or levels without bins; when called: images that are too small.
+        ValueError: an unknown stem or initialisation, a width or dropout out of range, or levels without bins; when
+            called: images that are too small.
     """
 
     def __init__(
@@ -93,6 +95,8 @@ class SPPNet(nn.Module):
         super().__init__()
         check_choice("stem", stem, STEMS)
         check_choice("initialisation", initialisation, INITIALISATIONS)
+        check_width(width)
+        require_probability("dropout", dropout)
         stride1, padding1, stride2, padding2 = STEMS[stem]
         c1, c2, c3, c4, c5 = (max(1, round(maps * width)) for maps in CHANNELS)
         hidden = max(1, round(HIDDEN * width))
@@ -122,7 +126,7 @@ class SPPNet(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 256 * width, H', W')`, 13x13 maps for 224 pixels and 10x10 for 180."""
-        check_smallest_image(images, self.smallest_image)
+        require_image_size(images, self.smallest_image, "SPP-net with this stem")
         x = self.pool(self.norm(F.relu(self.conv1(images))))
         x = self.pool(self.norm(F.relu(self.conv2(x))))
         x = F.relu(self.conv3(x))

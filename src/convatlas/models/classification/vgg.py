@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from convatlas.models.layers.checks import check_choice, check_image_size, check_smallest_image
+from convatlas.models.checks import require_image_size, require_probability
+from convatlas.models.layers.checks import check_choice, check_exact_size, check_width
 from convatlas.models.layers.normalisation import LocalResponseNorm
 
 __all__ = ["CONFIGURATIONS", "VGG"]
@@ -39,7 +40,8 @@ class VGG(nn.Module):
         in_channels: channels of the images.
 
     Raises:
-        ValueError: an unknown configuration, or an image size that is too small; when called: images of another size.
+        ValueError: an unknown configuration, a width or dropout out of range, or an image size that is too small; when
+            called: images of another size.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class VGG(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("configuration", configuration, CONFIGURATIONS)
+        check_width(width)
+        require_probability("dropout", dropout)
         if image_size < 32:
             raise ValueError(f"model.image_size={image_size} is halved five times; it must be 32 or more.")
         self.image_size = image_size
@@ -82,12 +86,12 @@ class VGG(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 512 * width, H/32, W/32)`, for images of any size from 32 pixels on."""
-        check_smallest_image(images, 32)
+        require_image_size(images, 32, "VGG")
         return self.features(images)
 
     def forward(self, images: Tensor) -> Tensor:
         """`(B, C, image_size, image_size) -> (B, num_classes)` logits."""
-        check_image_size(images, self.image_size)
+        check_exact_size(images, self.image_size)
         return self.classifier(self.forward_features(images).flatten(1))
 
 

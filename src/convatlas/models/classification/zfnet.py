@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.layers.checks import check_choice, check_image_size
+from convatlas.models.checks import require_probability
+from convatlas.models.layers.checks import check_choice, check_exact_size, check_width
 from convatlas.models.layers.normalisation import LocalContrastNorm, LocalResponseNorm, WithinChannelResponseNorm
 
 __all__ = ["ZFNet"]
@@ -46,8 +47,8 @@ class ZFNet(nn.Module):
         in_channels: channels of the images.
 
     Raises:
-        ValueError: an unknown variant, normalisation, stem or initialisation, or an image size that is too small; when
-            called: images of another size.
+        ValueError: an unknown variant, normalisation, stem or initialisation, a width or dropout out of range, or an
+            image size that is too small; when called: images of another size.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class ZFNet(nn.Module):
         check_choice("contrast_normalisation", contrast_normalisation, NORMS)
         check_choice("stem", stem, STEMS)
         check_choice("initialisation", initialisation, INITIALISATIONS)
+        check_width(width)
+        require_probability("dropout", dropout)
         stride1, padding1, stride2, padding2 = STEMS[stem]
         c1, c2, c3, c4, c5 = (max(1, round(maps * width)) for maps in CHANNELS[variant])
         hidden = max(1, round(HIDDEN * width))
@@ -97,7 +100,7 @@ class ZFNet(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, image_size, image_size) -> (B, 256 * width, H', W')`, 6x6 maps for 224 pixels."""
-        check_image_size(images, self.image_size)
+        check_exact_size(images, self.image_size)
         x = self.norm(self.pool(F.relu(self.conv1(images))))
         x = self.norm(self.pool(F.relu(self.conv2(x))))
         x = F.relu(self.conv3(x))

@@ -1,0 +1,120 @@
+"""A trained net again: evaluated on its data, used on new pictures, in each task."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+
+from convatlas.models.layers.test_time import Flip, TenCrop
+from convatlas.training.run import train
+from helpers import TASKS_DATA
+
+MODELS = {"classification": "lenet5_modern", "detection": "retinanet_small", "segmentation": "unet_small"}
+RECIPES = {"classification": "laptop", "detection": "detection", "segmentation": "segmentation"}
+
+
+@pytest.fixture(scope="module")
+def trained_runs() -> dict[str, Path]:
+    """Keep the runs of a module: each task's net is trained once."""
+    return {}
+
+
+@pytest.fixture
+def trained(trained_runs, compose, prepared, tmp_path_factory):
+    """Return the folder of a short training of a task."""
+
+    def trained(task: str) -> Path:
+        if task not in trained_runs:
+            data = TASKS_DATA[task]
+            source = yaml.safe_load((prepared[data] / "dataset.json").read_text())["source"]
+            options = [f"data.source.{k}={v}" for k, v in source.items() if k != "_target_"]
+            config = compose(
+                *(
+                    f"data={data}",
+                    f"data.prepared={prepared[data]}",
+                    f"model={MODELS[task]}",
+                    f"recipe={RECIPES[task]}",
+                ),
+                *options,
+            )
+            config = config.model_copy(update={"output_dir": tmp_path_factory.mktemp("trained") / "run"})
+            trained_runs[task] = train(config, strict=True)[0]
+        return trained_runs[task]
+
+    return trained
+
+
+@pytest.mark.parametrize("task", list(TASKS_DATA))
+def test_evaluating_a_run_again_gives_its_own_figures(trained, enter, task):
+    folder = trained(task)
+    entered = enter("evaluate", f"run={folder}", "format=json")
+    assert entered.status == 0, entered.err
+    assert json.loads(entered.out) == json.loads((folder / "metrics.json").read_text())["test"]
+
+
+def test_evaluating_leaves_the_run_as_it_is_and_writes_elsewhere(trained, enter, tmp_path):
+    folder = trained("classification")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    entered = enter("evaluate", f"run={folder}", "split=validation", "tta=flip", f"output_dir={tmp_path / 'again'}")
+    assert entered.status == 0, entered.err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert json.loads((tmp_path / "again" / "evaluation.json").read_text())["tta"] == "flip"
+
+
+@pytest.mark.parametrize("task", list(TASKS_DATA))
+def test_predicting_pictures_of_another_size(trained, enter, tmp_path, task):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 50, 40), dtype=np.uint8)
+    for number in range(2):
+        Image.fromarray(pixels[number]).convert("RGB").save(pictures / f"{number}.jpg")
+    output = tmp_path / "predictions"
+    entered = enter("predict", f"run={trained(task)}", str(pictures), f"output_dir={output}")
+    assert entered.status == 0, entered.err
+    rows = json.loads((output / "predictions.json").read_text())
+    assert [Path(row["file"]).name for row in rows] == ["0.jpg", "1.jpg"]
+    if task == "classification":
+        assert all(row["prediction"] == row["top"][0]["class"] for row in rows)
+        assert all(0.1 <= row["confidence"] <= 1 for row in rows)
+    elif task == "segmentation":
+        assert all(sum(row["pixels"].values()) == 50 * 40 for row in rows)
+    else:
+        assert all(row["count"] == len(row["objects"]) for row in rows)
+    assert len(list(output.glob("*.png"))) == 2
+    assert (output / "predictions.csv").read_text().startswith("file,")
+
+
+class MeanNet(nn.Module):
+    """Logits that are the means of the left and the right half of an image."""
+
+    def forward(self, images):
+        half = images.shape[-1] // 2
+        return torch.stack([images[..., :half].mean((1, 2, 3)), images[..., half:].mean((1, 2, 3))], dim=1)
+
+
+def test_views_are_averaged_as_probabilities():
+    images = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 8
+    net = MeanNet()
+    expected = (net(images).softmax(1) + net(images.flip(3)).softmax(1)) / 2
+    assert torch.allclose(Flip(net)(images).softmax(1), expected)
+
+
+def test_ten_equal_views_change_nothing():
+    images = torch.full((2, 1, 16, 16), 3.0)
+    assert torch.allclose(TenCrop(MeanNet())(images).softmax(1), MeanNet()(images).softmax(1))
+
+
+def test_ten_crop_takes_four_corners_the_centre_and_their_mirror_images():
+    image = torch.zeros(1, 1, 16, 16)
+    image[..., 0, 0] = 1  # seen by the upper left corner's crop alone
+    views = TenCrop(MeanNet()).views(image)
+    assert len(views) == 10
+    assert [bool(view.any()) for view in views] == [n in (0, 5) for n in range(10)]
+    assert all(torch.equal(view.flip(3), mirrored) for view, mirrored in zip(views[:5], views[5:], strict=True))
