@@ -90,7 +90,7 @@ class AlexNet(nn.Module):
 
     Raises:
         ValueError: an unknown stem or initialisation, a width or dropout out of range, an image size that is too small,
-            or not two devices; when called: images of another size.
+            or not two devices of this machine; when called: images of another size.
     """
 
     def __init__(
@@ -110,8 +110,8 @@ class AlexNet(nn.Module):
         check_choice("initialisation", initialisation, INITIALISATIONS)
         check_width(width)
         require_probability("dropout", dropout)
-        if devices is not None and len(devices) != 2:
-            raise ValueError(f"model.devices={list(devices)} must name two devices, one a tower, or be null.")
+        if devices is not None:
+            check_devices(devices)
         self.image_size = image_size
         self.devices = None if devices is None else tuple(devices)
         channels = [half(maps, width) for maps in CHANNELS]
@@ -166,7 +166,20 @@ class AlexNet(nn.Module):
 
 def gather(halves: Sequence[Tensor], device: torch.device) -> Tensor:
     """Lay the channels of both towers side by side on one device."""
-    return torch.cat([half.to(device) for half in halves], dim=1)
+    return torch.cat([maps.to(device) for maps in halves], dim=1)
+
+
+def check_devices(devices: Sequence[str]) -> None:
+    """Raise ValueError unless `devices` names two devices of this machine."""
+    if len(devices) != 2:
+        raise ValueError(f"model.devices={list(devices)} must name two devices, one a tower, or be null.")
+    for device in devices:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+            raise ValueError(
+                f"model.devices={list(devices)}: there is no {device} here; name two that are, or null."
+            ) from error
 
 
 def half(maps: int, width: float) -> int:

@@ -129,7 +129,7 @@ class InceptionResNetV2(nn.Module):
         super().__init__()
         check_choice("stem", stem, STEMS)
         require_probability("dropout", dropout)
-        if len(blocks) != 3 or any(not 0 <= few <= all_ for few, all_ in zip(blocks, (10, 20, 9), strict=True)):
+        if len(blocks) != 3 or any(not 0 <= few <= most for few, most in zip(blocks, (10, 20, 9), strict=True)):
             raise ValueError(f"model.blocks={list(blocks)} must be three numbers, at most [10, 20, 9].")
 
         def build() -> nn.Module:

@@ -170,7 +170,7 @@ class LeNet5(nn.Module):
 
     Args:
         temperature: divides the distances that become logits; the paper's criterion has 1, at which a softmax of
-            distances up to 600 saturates early and a small data set is learnt by heart.
+            distances up to 600 is saturated from the start.
         num_classes: classes; see `class_codes` for what the output layer aims at.
         in_channels: channels of the images, which are 32x32 pixels.
 
