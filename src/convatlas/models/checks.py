@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor
 
-__all__ = ["blocks_for_depth", "require_image_size", "require_positive", "require_probability"]
+__all__ = [
+    "blocks_for_depth",
+    "require_choice",
+    "require_exact_size",
+    "require_image_size",
+    "require_positive",
+    "require_probability",
+    "require_width",
+]
 
 
 def blocks_for_depth(depth: int, step: int, others: int) -> int:
@@ -29,6 +39,23 @@ def blocks_for_depth(depth: int, step: int, others: int) -> int:
     raise ValueError(f"model.depth={depth} is not {step}n+{others} for a whole n of at least 1; {remedy}.")
 
 
+def require_choice(option: str, value: str, choices: Iterable[str]) -> None:
+    """Raise a ValueError unless `value`, given as `model.<option>`, is one of `choices`."""
+    known = list(choices)
+    if value not in known:
+        raise ValueError(f"model.{option}={value} is not known; choose one of {', '.join(known)}.")
+
+
+def require_exact_size(images: Tensor, image_size: int) -> None:
+    """Raise ValueError unless `images` `(B, C, H, W)` are as large as the fully connected layers were made for."""
+    height, width = images.shape[-2:]
+    if height != image_size or width != image_size:
+        raise ValueError(
+            f"model.image_size={image_size} does not fit images of {height}x{width} pixels: the fully connected layers "
+            f"take {image_size}x{image_size} only. Resize the images, or set model.image_size to theirs."
+        )
+
+
 def require_image_size(images: Tensor, minimum: int, net: str) -> None:
     """Raise a ValueError if `images: (B, C, H, W)` are lower or narrower than `minimum` pixels."""
     height, width = images.shape[-2:]
@@ -48,3 +75,9 @@ def require_probability(option: str, value: float) -> None:
     """Raise a ValueError unless `value`, given as `model.<option>`, is a probability below 1."""
     if not 0 <= value < 1:
         raise ValueError(f"model.{option}={value} is a probability; choose from 0 up to, but not including, 1.")
+
+
+def require_width(width: float) -> None:
+    """Raise ValueError unless the factor on the channels is positive."""
+    if not width > 0:
+        raise ValueError(f"model.width={width} must be above 0; 1 is the paper's width.")

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_probability
-from convatlas.models.layers.checks import check_choice, check_exact_size, check_width
+from convatlas.models.checks import require_choice, require_exact_size, require_probability, require_width
 from convatlas.models.layers.normalisation import LocalResponseNorm
 
 __all__ = ["AlexNet", "Tower"]
@@ -106,9 +105,9 @@ class AlexNet(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        check_choice("stem", stem, STEMS)
-        check_choice("initialisation", initialisation, INITIALISATIONS)
-        check_width(width)
+        require_choice("stem", stem, STEMS)
+        require_choice("initialisation", initialisation, INITIALISATIONS)
+        require_width(width)
         require_probability("dropout", dropout)
         if devices is not None:
             check_devices(devices)
@@ -149,7 +148,7 @@ class AlexNet(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, image_size, image_size) -> (B, 256 * width, H', W')`, 6x6 maps for 227 pixels."""
-        check_exact_size(images, self.image_size)
+        require_exact_size(images, self.image_size)
         towers = (self.tower1, self.tower2)
         maps = [tower.start(images.to(tower.device)) for tower in towers]
         maps = [tower.finish(gather(maps, tower.device)) for tower in towers]

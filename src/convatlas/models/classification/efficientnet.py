@@ -14,8 +14,7 @@ from functools import partial
 
 from torch import nn
 
-from convatlas.models.checks import require_positive, require_probability
-from convatlas.models.layers.checks import check_choice
+from convatlas.models.checks import require_choice, require_positive, require_probability
 
 __all__ = ["SCALINGS", "Scaling", "efficientnet", "round_depth", "round_width"]
 
@@ -114,7 +113,7 @@ def efficientnet(
     from timm.models._efficientnet_builder import decode_arch_def
     from timm.models.efficientnet import EfficientNet
 
-    check_choice("variant", variant, SCALINGS)
+    require_choice("variant", variant, SCALINGS)
     require_positive("divisor", divisor)
     require_probability("drop_path_rate", drop_path_rate)
     scaling = SCALINGS[variant]

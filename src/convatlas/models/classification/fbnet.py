@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_probability
-from convatlas.models.layers.checks import check_choice
+from convatlas.models.checks import require_choice, require_probability
 from convatlas.models.layers.shuffle import ChannelShuffle
 
 __all__ = ["BLOCKS", "FOUND", "BlockKind", "FBNet", "FBNetBlock"]
@@ -169,7 +168,7 @@ class FBNet(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        check_choice("variant", variant, FOUND)
+        require_choice("variant", variant, FOUND)
         require_probability("dropout", dropout)
         if width <= 0:
             raise ValueError(f"model.width={width} must be above 0.")

@@ -13,8 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_image_size, require_probability
-from convatlas.models.layers.checks import check_choice, check_exact_size, check_width
+from convatlas.models.checks import (
+    require_choice,
+    require_exact_size,
+    require_image_size,
+    require_probability,
+    require_width,
+)
 from convatlas.models.layers.normalisation import LocalResponseNorm
 
 __all__ = ["AuxiliaryClassifier", "GoogLeNet", "GoogLeNetOutput", "Inception"]
@@ -182,9 +187,9 @@ class GoogLeNet(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        check_choice("stem", stem, STEMS)
-        check_choice("initialisation", initialisation, INITIALISATIONS)
-        check_width(width)
+        require_choice("stem", stem, STEMS)
+        require_choice("initialisation", initialisation, INITIALISATIONS)
+        require_width(width)
         require_probability("dropout", dropout)
         widths = {name: Widths(*(scaled(maps, width) for maps in row)) for name, row in TABLE_1.items()}
         channels = scaled(192, width)
@@ -242,7 +247,7 @@ class GoogLeNet(nn.Module):
         logits = self.classifier(self.dropout(features.mean((2, 3))))
         if not (self.training and self.auxiliary):
             return logits
-        check_exact_size(images, self.image_size)
+        require_exact_size(images, self.image_size)
         pairs = zip(self.auxiliary, inner, strict=True)
         return GoogLeNetOutput(logits, tuple(classifier(maps) for classifier, maps in pairs))
 

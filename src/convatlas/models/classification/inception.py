@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from convatlas.models.adapters import timm_model, torchvision_model
-from convatlas.models.checks import require_image_size, require_probability
-from convatlas.models.layers.checks import check_choice
+from convatlas.models.checks import require_choice, require_image_size, require_probability
 
 __all__ = ["InceptionResNetV2", "InceptionV3", "InceptionV3Output", "Xception"]
 
@@ -63,7 +62,7 @@ class InceptionV3(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        check_choice("stem", stem, STEMS)
+        require_choice("stem", stem, STEMS)
         require_probability("dropout", dropout)
         if auxiliary and stem == "small":
             raise ValueError("model.auxiliary=true needs the maps of model.stem=imagenet; set model.auxiliary=false.")
@@ -127,7 +126,7 @@ class InceptionResNetV2(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        check_choice("stem", stem, STEMS)
+        require_choice("stem", stem, STEMS)
         require_probability("dropout", dropout)
         if len(blocks) != 3 or any(not 0 <= few <= most for few, most in zip(blocks, (10, 20, 9), strict=True)):
             raise ValueError(f"model.blocks={list(blocks)} must be three numbers, at most [10, 20, 9].")
@@ -179,7 +178,7 @@ class Xception(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        check_choice("stem", stem, STEMS)
+        require_choice("stem", stem, STEMS)
         require_probability("dropout", dropout)
 
         def build() -> nn.Module:

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_probability
-from convatlas.models.layers.checks import check_choice
+from convatlas.models.checks import require_choice, require_probability
 
 __all__ = ["ConvMobileNet", "DepthwiseSeparable", "MobileNetV1"]
 
@@ -86,7 +85,7 @@ class MobileNetV1(nn.Module):
             raise ValueError(f"model.middle_layers={middle_layers} must be 0 or more; the paper has 5 and 0.")
         if len(strides) != len(STAGES) or not set(strides) <= {1, 2}:
             raise ValueError(f"model.strides={list(strides)} must be {len(STAGES)} numbers, each 1 or 2.")
-        check_choice("activation", activation, ACTIVATIONS)
+        require_choice("activation", activation, ACTIVATIONS)
         require_probability("dropout", dropout)
         act = ACTIVATIONS[activation]
         channels = self._scaled(STEM_CHANNELS, width)

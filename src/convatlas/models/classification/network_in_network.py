@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_image_size, require_probability
-from convatlas.models.layers.checks import check_choice, check_exact_size, check_width
+from convatlas.models.checks import (
+    require_choice,
+    require_exact_size,
+    require_image_size,
+    require_probability,
+    require_width,
+)
 
 __all__ = ["HEADS", "MLPConv", "NetworkInNetwork"]
 
@@ -61,8 +66,8 @@ class NetworkInNetwork(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        check_choice("head", head, HEADS)
-        check_width(width)
+        require_choice("head", head, HEADS)
+        require_width(width)
         require_probability("dropout", dropout)
         n96, n160, n192 = (max(1, round(maps * width)) for maps in (96, 160, 192))
         self.image_size = None if head == "global_average_pooling" else image_size
@@ -91,7 +96,7 @@ class NetworkInNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, num_classes)` logits."""
         if self.image_size is not None:
-            check_exact_size(images, self.image_size)
+            require_exact_size(images, self.image_size)
         return self.head(self.forward_features(images))
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.layers.checks import check_choice
+from convatlas.models.checks import require_choice
 from convatlas.models.layers.shuffle import ChannelShuffle
 
 __all__ = ["ShuffleNetV1", "ShuffleUnit"]
@@ -149,7 +149,7 @@ class ShuffleNetV1(nn.Module):
 
     @staticmethod
     def _stem(kind: str, in_channels: int, channels: int) -> nn.Sequential:
-        check_choice("stem", kind, ("imagenet", "small"))
+        require_choice("stem", kind, ("imagenet", "small"))
         stride = 2 if kind == "imagenet" else 1
         convolution = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
         stem = nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU())

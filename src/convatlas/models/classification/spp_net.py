@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_image_size, require_probability
-from convatlas.models.layers.checks import check_choice, check_width
+from convatlas.models.checks import require_choice, require_image_size, require_probability, require_width
 from convatlas.models.layers.normalisation import WithinChannelResponseNorm
 
 __all__ = ["SPPNet", "SpatialPyramidPooling"]
@@ -93,9 +92,9 @@ class SPPNet(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        check_choice("stem", stem, STEMS)
-        check_choice("initialisation", initialisation, INITIALISATIONS)
-        check_width(width)
+        require_choice("stem", stem, STEMS)
+        require_choice("initialisation", initialisation, INITIALISATIONS)
+        require_width(width)
         require_probability("dropout", dropout)
         stride1, padding1, stride2, padding2 = STEMS[stem]
         c1, c2, c3, c4, c5 = (max(1, round(maps * width)) for maps in CHANNELS)

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_image_size, require_positive, require_probability
-from convatlas.models.layers.checks import check_choice
+from convatlas.models.checks import require_choice, require_image_size, require_positive, require_probability
 
 __all__ = ["Fire", "SqueezeNet"]
 
@@ -103,7 +102,7 @@ class SqueezeNet(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        check_choice("bypass", bypass, ("none", "simple", "complex"))
+        require_choice("bypass", bypass, ("none", "simple", "complex"))
         require_positive("modules_per_increment", modules_per_increment)
         require_probability("dropout", dropout)
         if base_expand < 2:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_image_size
-from convatlas.models.layers.checks import check_choice
+from convatlas.models.checks import require_choice, require_image_size
 
 __all__ = ["SqueezeNext", "SqueezeNextBlock"]
 
@@ -119,8 +118,8 @@ class SqueezeNext(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        check_choice("version", version, VERSIONS)
-        check_choice("stem", stem, ("imagenet", "small"))
+        require_choice("version", version, VERSIONS)
+        require_choice("stem", stem, ("imagenet", "small"))
         released = VERSIONS[version]
         blocks = released.blocks if blocks is None else blocks
         if len(blocks) != len(WIDTHS) or min(blocks) < 1:

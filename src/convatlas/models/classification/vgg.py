@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_image_size, require_probability
-from convatlas.models.layers.checks import check_choice, check_exact_size, check_width
+from convatlas.models.checks import (
+    require_choice,
+    require_exact_size,
+    require_image_size,
+    require_probability,
+    require_width,
+)
 from convatlas.models.layers.normalisation import LocalResponseNorm
 
 __all__ = ["CONFIGURATIONS", "VGG"]
@@ -56,8 +61,8 @@ class VGG(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        check_choice("configuration", configuration, CONFIGURATIONS)
-        check_width(width)
+        require_choice("configuration", configuration, CONFIGURATIONS)
+        require_width(width)
         require_probability("dropout", dropout)
         if image_size < 32:
             raise ValueError(f"model.image_size={image_size} is halved five times; it must be 32 or more.")
@@ -91,7 +96,7 @@ class VGG(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """`(B, C, image_size, image_size) -> (B, num_classes)` logits."""
-        check_exact_size(images, self.image_size)
+        require_exact_size(images, self.image_size)
         return self.classifier(self.forward_features(images).flatten(1))
 
 

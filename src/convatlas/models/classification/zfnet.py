@@ -10,8 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_probability
-from convatlas.models.layers.checks import check_choice, check_exact_size, check_width
+from convatlas.models.checks import require_choice, require_exact_size, require_probability, require_width
 from convatlas.models.layers.normalisation import LocalContrastNorm, LocalResponseNorm, WithinChannelResponseNorm
 
 __all__ = ["ZFNet"]
@@ -65,11 +64,11 @@ class ZFNet(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        check_choice("variant", variant, CHANNELS)
-        check_choice("contrast_normalisation", contrast_normalisation, NORMS)
-        check_choice("stem", stem, STEMS)
-        check_choice("initialisation", initialisation, INITIALISATIONS)
-        check_width(width)
+        require_choice("variant", variant, CHANNELS)
+        require_choice("contrast_normalisation", contrast_normalisation, NORMS)
+        require_choice("stem", stem, STEMS)
+        require_choice("initialisation", initialisation, INITIALISATIONS)
+        require_width(width)
         require_probability("dropout", dropout)
         stride1, padding1, stride2, padding2 = STEMS[stem]
         c1, c2, c3, c4, c5 = (max(1, round(maps * width)) for maps in CHANNELS[variant])
@@ -100,7 +99,7 @@ class ZFNet(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, image_size, image_size) -> (B, 256 * width, H', W')`, 6x6 maps for 224 pixels."""
-        check_exact_size(images, self.image_size)
+        require_exact_size(images, self.image_size)
         x = self.norm(self.pool(F.relu(self.conv1(images))))
         x = self.norm(self.pool(F.relu(self.conv2(x))))
         x = F.relu(self.conv3(x))
