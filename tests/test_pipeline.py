@@ -259,7 +259,9 @@ def test_the_summary_is_one_readable_file(project):
 def test_an_experiment_overrides_the_plan(project):
     project.run("git", "add", "-A")
     project.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "before the experiment")
-    project.run("dvc", "exp", "run", "--temp", "--name", "short", "-S", "overrides=[recipe.epochs=1,trainer.threads=1]")
+    project.run(
+        "dvc", "exp", "run", "--temp", "--name", "short", "-S", "overrides=['recipe.epochs=1','trainer.threads=1']"
+    )
     assert "short" in project.run("dvc", "exp", "show", "--csv")
 
 

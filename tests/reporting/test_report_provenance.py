@@ -27,7 +27,10 @@ def test_mixed_data_machines_and_unclean_code_are_named(tmp_path):
     assert cautions(read_study(*make_study(tmp_path, made))) == [
         "3 runs used code with changes that are in no commit.",
         "The runs on digits saw 2 versions of it: do not compare their figures.",
-        "The runs come from different machines or versions of PyTorch: do not compare their times.",
+        (
+            "The runs on digits come from different machines, numbers of threads or versions of PyTorch: "
+            "do not compare their times."
+        ),
     ]
 
 

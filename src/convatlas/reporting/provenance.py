@@ -59,8 +59,12 @@ def cautions(study: Study) -> list[str]:
     for name, fingerprints in provenance(study).fingerprints:
         if len(fingerprints) > 1:
             found.append(f"The runs on {name} saw {len(fingerprints)} versions of it: do not compare their figures.")
-    if len(_distinct(_machine(run) for run in runs)) > 1:
-        found.append("The runs come from different machines or versions of PyTorch: do not compare their times.")
+    found += [
+        f"The runs on {group.data} come from different machines, numbers of threads or versions of PyTorch: "
+        "do not compare their times."
+        for group in study.groups  # times are compared within a group alone
+        if len(_distinct(_machine(run) for run in group.runs)) > 1
+    ]
     if runs and all(len(variant.seeds) == 1 for variant in study.variants):
         found.append("Every variant was trained once: its spread is not known, and small differences mean nothing.")
     return [caution for caution in found if caution]
