@@ -37,6 +37,7 @@ from helpers import assert_one_sentence
         (["data.prepared=nowhere"], ["nowhere", "python -m convatlas.prepare data=digits"]),
         (["recipe.epochs="], ["recipe.epochs=''", "valid integer"]),
         (["recipe"], ["recipe"]),
+        (["recipe.augmentation.scale=2"], ["recipe.augmentation.scale=2", "less than 1"]),
     ],
 )
 def test_a_wrong_override_of_train(enter, prepared_digits, tmp_path, arguments, words):

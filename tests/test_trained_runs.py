@@ -59,6 +59,18 @@ def test_evaluating_a_run_again_gives_its_own_figures(trained, enter, task):
     assert json.loads(entered.out) == json.loads((folder / "metrics.json").read_text())["test"]
 
 
+def test_an_augmentation_that_would_harm_boxes_is_refused_before_anything_is_written(compose, prepared):
+    from convatlas.errors import UserError
+
+    source = yaml.safe_load((prepared["digit_scenes"] / "dataset.json").read_text())["source"]
+    options = [f"data.source.{k}={v}" for k, v in source.items() if k != "_target_"]
+    data = ("data=digit_scenes", f"data.prepared={prepared['digit_scenes']}", "model=retinanet_small", "recipe=laptop")
+    config = compose(*data, *options)
+    with pytest.raises(UserError, match=r"recipe\.augmentation\.crop_padding=2"):
+        train(config, strict=True)
+    assert not config.output_dir.exists()
+
+
 def test_evaluating_leaves_the_run_as_it_is_and_writes_elsewhere(trained, enter, tmp_path):
     folder = trained("classification")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

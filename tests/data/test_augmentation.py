@@ -16,6 +16,7 @@ from convatlas.data.augmentation import (
     pad_and_crop,
     rotate_and_zoom,
 )
+from convatlas.errors import UserError
 
 EVERYTHING: dict[str, Any] = {
     "crop_padding": 2,
@@ -184,6 +185,6 @@ def test_brightness_multiplies_and_stays_in_range() -> None:
 
 @pytest.mark.parametrize("part", ["crop_padding", "cutout", "rotation_degrees", "scale"])
 def test_detection_refuses_what_would_spoil_its_boxes(part: str) -> None:
-    with pytest.raises(ValueError, match=rf"^recipe\.augmentation\.{part}="):
+    with pytest.raises(UserError, match=rf"^recipe\.augmentation\.{part}="):
         Augmenter(augmentation(**{part: EVERYTHING[part]}), "detection", 8)
     Augmenter(augmentation(horizontal_flip=True, brightness=0.1), "detection", 8)

@@ -157,5 +157,5 @@ def test_data_of_another_configuration_are_refused(prepare_raw: Preparer, tmp_pa
 def test_augmentation_that_spoils_boxes_is_refused_before_training(prepare_raw: Preparer, tmp_path: Path) -> None:
     raw = raw_detection(60)
     prepared = prepare_raw(raw)
-    with pytest.raises(ValueError, match=r"recipe\.augmentation\.cutout"):
+    with pytest.raises(UserError, match=r"recipe\.augmentation\.cutout"):
         DataModule(prepared, data_config(raw, tmp_path), recipe(cutout=4), workers=0, limit_batches=None, seed=0)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convatlas.config import Augmentation
+from convatlas.errors import UserError
 
 __all__ = ["Augmenter", "Changes", "cut_out", "flip", "flip_boxes", "pad_and_crop", "rotate_and_zoom"]
 
@@ -32,14 +33,14 @@ class Augmenter:
         image_size: side of the images in pixels.
 
     Raises:
-        ValueError: the task does not allow an option.
+        UserError: the task does not allow an option.
     """
 
     def __init__(self, config: Augmentation, task: str, image_size: int) -> None:
         if task == "detection":
             for key in ("crop_padding", "cutout", "rotation_degrees", "scale"):
                 if getattr(config, key):
-                    raise ValueError(
+                    raise UserError(
                         f"recipe.augmentation.{key}={getattr(config, key)} would cut objects or loosen their boxes; "
                         "for detection set it to 0 (horizontal_flip and brightness are allowed)."
                     )

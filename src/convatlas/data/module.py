@@ -36,7 +36,7 @@ class DataModule(pl.LightningDataModule):
 
     Raises:
         UserError: the prepared data are not those of the configuration.
-        ValueError: the task does not allow an augmentation.
+        UserError: the task does not allow an augmentation.
     """
 
     def __init__(

@@ -50,6 +50,7 @@ def train(config: RunConfig, *, strict: bool) -> list[Path]:
     quieten_libraries()
     torch.set_num_threads(config.trainer.threads)
     prepared = PreparedData.open_for(config.data)
+    DataModule(prepared, config.data, config.recipe, workers=0, limit_batches=None, seed=0)  # refuses what does not fit
     try_out(build_model(config.model), config)
     with open_tracker(config, prepared.card) as tracker:
         return [train_seed(config, prepared, seed, tracker, strict=strict) for seed in config.seeds]
