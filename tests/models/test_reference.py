@@ -1,22 +1,24 @@
-"""Parameters and multiply-adds of the mobile nets against published references."""
+"""Parameters and multiply-adds of the nets against published references; one `reference_*.json` a group of families."""
+
+from __future__ import annotations
 
 import json
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import OmegaConf
 
+from convatlas.composing import hydra_ready
 from convatlas.models.build import build_model
 from convatlas.models.costs import measure_costs, on_meta_device
 
-ROWS = json.loads(Path(__file__).with_name("reference_mobile.json").read_text())
-CONF = Path(__file__).parents[2] / "conf"
+ROWS = [row for file in sorted(Path(__file__).parent.glob("reference_*.json")) for row in json.loads(file.read_text())]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['overrides']} {row['input_size'][-1]}")
-def test_costs_are_the_reference_s(row):
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+def test_costs_are_the_references(row):
+    with hydra_ready():
         composed = compose(config_name="profile", overrides=row["overrides"].split())
     model = OmegaConf.to_container(composed.model, resolve=True)
     costs = measure_costs(on_meta_device(lambda: build_model(model)), row["input_size"])
