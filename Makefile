@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 UV := uv==0.9.30
 PORT ?= 5000
+JOBS ?= 1
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
@@ -23,7 +24,11 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-repro: setup  ## run the pipeline: prepare, resolve, train, report
+repro: setup  ## run the pipeline: prepare, resolve, train, report (JOBS=4 trains four runs side by side)
+ifneq ($(JOBS),1)
+	dvc repro prepare resolve
+	dvc stage list --name-only train | xargs -P $(JOBS) -I @ dvc --wait-for-lock repro --single-item @
+endif
 	dvc repro
 
 test: setup  ## run the tests that take seconds

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -131,3 +136,18 @@ def test_the_configuration_is_printed(enter):
     printed = yaml.safe_load(entered.out)
     assert printed["model"]["depth"] == 32
     assert printed["recipe"]["optimizer"]["name"] == "sgd"
+
+
+def test_a_shell_completes_the_names_of_nets():
+    line = "convatlas-train model=nasnet_c"
+    environment = {**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_CWORD": "1"}
+    command = [sys.executable, "-m", "convatlas.train", "-sc", "query=bash"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["model=nasnet_cifar"]
+
+
+def test_a_part_of_a_net_is_profiled_alone(enter):
+    whole, part = (enter("profile", "model=fractalnet", f"part={part}", "format=json") for part in ("null", "column_1"))
+    figures = [json.loads(entered.out) for entered in (whole, part)]
+    assert figures[0]["parameters"] > 5 * figures[1]["parameters"]
+    assert figures[1]["parameters"] == sum(9 * a * b + 2 * b for a, b in pairwise((3, 64, 128, 256, 512, 512))) + 5130

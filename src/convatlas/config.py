@@ -140,6 +140,8 @@ class Recipe(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     """Keep an exponential moving average of the weights, and evaluate and save that."""
     gradient_clip_norm: Annotated[float, Field(gt=0)] | None
+    gradient_norms: bool
+    """Log the norm of every layer's gradient at each epoch."""
     early_stopping_patience: Positive | None
     """Stop after so many epochs without a better validation score."""
     monitor: str | None

@@ -22,6 +22,8 @@ class Options(Section):
     run: Path
     checkpoint: Path | None = None
     """Weights to take instead of the run's best.ckpt."""
+    part: str | None = None
+    """A part of the net that works alone, such as column_3 of a FractalNet."""
     split: Literal["test", "validation"] = "test"
     tta: Literal["none", "flip", "ten_crop"] = "none"
     """Test-time augmentation, for classification."""
@@ -37,7 +39,8 @@ def main() -> None:
         print(json.dumps(metrics))
     else:
         views = "" if options.tta == "none" else f", {options.tta}"
-        print(f"{options.run}, {options.split} split{views}")
+        part = "" if options.part is None else f", {options.part}"
+        print(f"{options.run}{part}, {options.split} split{views}")
         for name, value in metrics.items():
             print(f"{name:<24}{value:>10.4f}")
 
@@ -49,6 +52,7 @@ def evaluate(options: Options) -> dict[str, float]:
     import torch
 
     from convatlas.data.module import DataModule
+    from convatlas.models.build import part_of
     from convatlas.models.layers.test_time import Flip, TenCrop
     from convatlas.tasks import new_task
     from convatlas.training.run import quieten_libraries
@@ -63,7 +67,7 @@ def evaluate(options: Options) -> dict[str, float]:
         )
     torch.set_num_threads(config.trainer.threads)
     prepared = trained.prepared()
-    net = {"none": lambda n: n, "flip": Flip, "ten_crop": TenCrop}[options.tta](trained.net)
+    net = {"none": lambda n: n, "flip": Flip, "ten_crop": TenCrop}[options.tta](part_of(trained.net, options.part))
     task = new_task(net, config, list(prepared.card.classes), seed=0)
     machine = config.trainer
     data = DataModule(prepared, config.data, config.recipe, workers=machine.workers, limit_batches=None, seed=0)
@@ -82,7 +86,8 @@ def evaluate(options: Options) -> dict[str, float]:
         k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")
     }
     if options.output_dir is not None:
-        write_json(options.output_dir / "evaluation.json", {"split": options.split, "tta": options.tta, **metrics})
+        how = {"split": options.split, "part": options.part, "tta": options.tta}
+        write_json(options.output_dir / "evaluation.json", how | metrics)
         pd.DataFrame(task.test_rows).to_parquet(options.output_dir / "predictions.parquet", index=False)
     return metrics
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
+from convatlas.claims import read_claim
 from convatlas.composing import compose_run, conf_dir, explain_hydra, hydra_ready
 from convatlas.config import RunConfig, Section, describe
 from convatlas.errors import UserError, near_matches
@@ -29,6 +30,15 @@ class Variant(Section):
     note: str | None = None
 
 
+class Claim(Section):
+    """What the lecture says, and how our runs can contradict it."""
+
+    says: str
+    holds: Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+    """Comparisons of the runs' figures, see `convatlas.claims`; the claim holds where all do."""
+    note: str | None = None
+
+
 class Study(Section):
     """`conf/study`: one comparison."""
 
@@ -41,7 +51,8 @@ class Study(Section):
     variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9_.-]+$")], Variant]
     printed: dict[str, Any]
     """The figures the lecture prints."""
-    claims: list[str]
+    claims: list[Claim | str]
+    """A plain sentence is a claim that our runs cannot check."""
     deviations: list[str]
 
 
@@ -87,7 +98,19 @@ def load_study(name: str, scale_name: str) -> tuple[Study, Scale]:
         raise UserError(describe(error, f"conf/study/{name}.yaml or conf/scale/{scale_name}.yaml")) from error
     if scale.name not in study.overrides:
         raise UserError(f"study={name} has no scale {scale.name}; choose {' or '.join(study.overrides)}.")
+    check_claims(study)
     return study, scale
+
+
+def check_claims(study: Study) -> None:
+    """Raise UserError unless every claim can be read and speaks of variants that there are."""
+    where = f"conf/study/{study.name}.yaml"
+    for claim in study.claims:
+        for text in claim.holds if isinstance(claim, Claim) else ():
+            for quantity in read_claim(text, where).quantities():
+                if quantity.variant not in study.variants:
+                    near = near_matches(quantity.variant, study.variants)
+                    raise UserError(f"{where}: the claim {text!r} names no variant of the study. {near}")
 
 
 def planned_runs(study: Study, scale: Scale, seeds: Sequence[int], more: Sequence[str]) -> list[PlannedRun]:
@@ -148,8 +171,8 @@ def make_plan(
 
 
 def template_values(config: RunConfig) -> dict[str, str]:
-    """Return the files that one run's stage depends on beside those that all runs share."""
-    return {"data": config.data.name, "task": config.data.task, "model": source_file(config.model["_target_"])}
+    """Return what the template of one run's stage depends on beside the run's file in plan/."""
+    return {"data": config.data.name}
 
 
 def source_file(target: str) -> str:

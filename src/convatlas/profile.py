@@ -20,19 +20,23 @@ def main(config: DictConfig) -> None:
     plain: Any = OmegaConf.to_container(config, resolve=True)
     if plain["format"] not in {"text", "json"}:
         raise UserError(f"format={plain['format']}: choose text or json.")
-    figures = profile(plain["model"], plain["input_size"], plain["batch_size"], latency=plain["latency"])
+    figures = profile(
+        plain["model"], plain["input_size"], plain["batch_size"], latency=plain["latency"], part=plain["part"]
+    )
     print(json.dumps(figures) if plain["format"] == "json" else as_text(figures))
 
 
-def profile(model: dict[str, Any], input_size: list[int], batch_size: int, *, latency: bool) -> dict[str, Any]:
-    """Return the costs of a net as plain values; see `convatlas.models.costs` for the conventions."""
-    from convatlas.models.build import build_model
+def profile(
+    model: dict[str, Any], input_size: list[int], batch_size: int, *, latency: bool, part: str | None = None
+) -> dict[str, Any]:
+    """Return the costs of a net, or of a part of it, as plain values; see `convatlas.models.costs` for conventions."""
+    from convatlas.models.build import build_model, part_of
     from convatlas.models.costs import costs_of, measure_latency
 
-    costs = costs_of(lambda: build_model(model), input_size, batch_size)
+    costs = costs_of(lambda: part_of(build_model(model), part), input_size, batch_size)
     figures = {"model": model["about"]["title"], "input_size": input_size, **asdict(costs)}
     if latency:
-        seconds = measure_latency(build_model(model), input_size, batch_size)
+        seconds = measure_latency(part_of(build_model(model), part), input_size, batch_size)
         figures |= {"latency_seconds": seconds, "images_per_second": batch_size / seconds}
     return figures
 
@@ -47,6 +51,8 @@ def as_text(figures: dict[str, Any]) -> str:
     ]
     if figures["macs"] != figures["macs_inference"]:
         lines.append(f"  without auxiliary     {figures['macs_inference']:>16,}  at inference")
+    if figures["macs_of_weights"]:
+        lines.append(f"  to generate weights   {figures['macs_of_weights']:>16,}  once a batch")
     lines.append(f"weights                 {figures['weight_megabytes']:>16,.2f}  MB")
     if figures["activation_bytes"] is not None:
         lines.append(
@@ -60,5 +66,10 @@ def as_text(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run the command line, as `python -m convatlas.profile` or `convatlas-profile`, whose words a shell completes."""
     run_hydra(main, "profile")
+
+
+if __name__ == "__main__":
+    command()

@@ -1,7 +1,8 @@
 """`python -m convatlas.resolve`: from params.yaml to plan/, the full configuration of every run and study.
 
-DVC does not compose Hydra; this stage does, and every training depends on its own file in plan/. So an edit anywhere
-under conf/ re-trains exactly the runs whose configuration it changes.
+DVC does not compose Hydra nor read imports; this stage does both. A run's file in plan/ holds its whole configuration
+and the fingerprints of the code it imports, and its training depends on that file. So an edit under conf/ or src/
+re-trains exactly the runs that it changes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from convatlas.composing import hydra_ready
 from convatlas.errors import UserError
 from convatlas.files import read_yaml, replace_folder, write_yaml
 from convatlas.planning import load_study, planned_runs, study_file, template_values
+from convatlas.source_code import run_code
 
 REMEDY = "run `python -m convatlas.plan`, which writes params.yaml anew."
 
@@ -47,7 +49,8 @@ def _write(params: dict[str, Any], folder: Path) -> dict[str, dict[str, str]]:
             study, scale = load_study(name, params["scale"])
             runs = planned_runs(study, scale, params["seeds"], params["overrides"])
             for planned in runs:
-                write_yaml(folder / f"{planned.key}.yaml", planned.config.plain())
+                run_file = {"config": planned.config.plain(), "code": run_code(planned.config)}
+                write_yaml(folder / f"{planned.key}.yaml", run_file)
                 written[planned.key] = template_values(planned.config)
             write_yaml(folder / f"{name}.yaml", study_file(study, scale, params["seeds"], runs))
     return written

@@ -40,12 +40,18 @@ def from_plan(key: str) -> None:
 
     die_with_parent()
     file = Path("plan") / f"{key}.yaml"
-    train(read_config(read_yaml(file, "run `dvc repro resolve`."), where=str(file)), strict=False)
+    planned = read_yaml(file, "run `dvc repro resolve`.")
+    train(read_config(planned.get("config", {}), where=str(file)), strict=False)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run the command line, as `python -m convatlas.train` or `convatlas-train`, whose words a shell completes."""
     if "--from-plan" in sys.argv:
         if len(sys.argv) != 3:
             run(lambda: (_ for _ in ()).throw(UserError("--from-plan takes one key, for example overview/lenet5.")))
         run(lambda: from_plan(sys.argv[2]))
     run_hydra(main, "train")
+
+
+if __name__ == "__main__":
+    command()

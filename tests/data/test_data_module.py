@@ -35,6 +35,7 @@ def recipe(**parts: Any) -> Recipe:
         augmentation=augmentation(**parts),
         ema_decay=None,
         gradient_clip_norm=None,
+        gradient_norms=False,
         early_stopping_patience=None,
         monitor=None,
     )

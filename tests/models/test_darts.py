@@ -179,8 +179,14 @@ def test_drop_path_leaves_plain_skips_alone():
     ]
     drops = [m for m in reduction.modules() if isinstance(m, ScheduledDropPath)]
     assert [drop.rate for drop in drops] == [0.2] * 5  # eight edges, three of them skips from a node
-    net.set_training_progress(0.5)
+
+
+def test_drop_path_grows_with_the_training():
+    net = small_net(drop_path_rate=0.2)
+    net.begin_step(50, 100, seed=0)
     assert {m.progress for m in net.modules() if isinstance(m, ScheduledDropPath)} == {0.5}
+    assert net.step_figures() == {"drop_path_rate": pytest.approx(0.1)}
+    assert small_net().step_figures() == {}
 
 
 def test_the_auxiliary_head_answers_in_training_only():

@@ -86,6 +86,10 @@ def test_shape_and_gradients_at_the_papers_input(name):
     heads = [output] if isinstance(output, Tensor) else [output.logits, *output.auxiliary]
     assert len(heads) - 1 == len(getattr(net, "auxiliary_loss_weights", ()))
     sum(head.sum() for head in heads).backward()
+    if getattr(net, "leaves_gradients_out", False):  # of one batch; not of many
+        for seed in range(40):
+            net.begin_step(0, 1, seed)
+            logits_of(net(inputs(name, 2, "meta"))).sum().backward()
     assert [key for key, p in net.named_parameters() if p.requires_grad and p.grad is None] == []
 
 

@@ -284,8 +284,11 @@ def test_drop_path_grows_with_depth_and_leaves_identities_alone():
 
 def test_the_net_hands_the_training_s_progress_to_its_drop_paths():
     net = NASNet(repeats=1, filters=4, drop_path_rate=0.4)
-    net.set_training_progress(0.25)
-    assert {m.progress for m in net.modules() if isinstance(m, ScheduledDropPath)} == {0.25}
+    net.begin_step(25, 100, seed=0)
+    drops = [m for m in net.modules() if isinstance(m, ScheduledDropPath)]
+    assert {drop.progress for drop in drops} == {0.25}
+    assert net.step_figures() == {"drop_path_rate": pytest.approx(0.25 * sum(d.rate for d in drops) / len(drops))}
+    assert NASNet(repeats=1, filters=4).step_figures() == {}
 
 
 def test_the_auxiliary_head_answers_in_training_only():

@@ -1,9 +1,10 @@
 """Drop path: what is dropped, how often, and when."""
 
+import pytest
 import torch
 from torch import nn
 
-from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath, set_training_progress
+from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath, drop_path_figures, set_training_progress
 
 
 def test_images_are_dropped_whole_and_the_others_scaled_up():
@@ -33,3 +34,11 @@ def test_nothing_is_dropped_at_the_start_or_in_evaluation():
     assert drop.eval()(x) is x
     set_training_progress(drop.train(), 0.0)
     assert drop(x) is x
+
+
+def test_figures_are_the_mean_of_the_current_rates_of_what_can_drop():
+    net = nn.Sequential(ScheduledDropPath(0.2), ScheduledDropPath(0.4), ScheduledDropPath(0.0))
+    assert drop_path_figures(net) == {"drop_path_rate": pytest.approx(0.3)}
+    set_training_progress(net, 0.5)
+    assert drop_path_figures(net) == {"drop_path_rate": pytest.approx(0.15)}
+    assert drop_path_figures(nn.Sequential(ScheduledDropPath(0.0))) == {}

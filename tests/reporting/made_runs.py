@@ -87,7 +87,7 @@ def make_study(
             "data": {"name": made.data, "task": made.task},
             "model": {"about": {"title": made.title or key, **made.about}},
         }
-        (study_file.parent / name / f"{key}.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+        (study_file.parent / name / f"{key}.yaml").write_text(yaml.safe_dump({"config": resolved}, sort_keys=False))
         for seed in made.test:
             make_run(runs / name / key / f"seed={seed}", made, seed)
     return study_file, runs

@@ -7,7 +7,8 @@ from made_runs import COSTS, MadeVariant, accuracies, make_study, rising_history
 
 from convatlas.reporting.charts import HUES, REST, colours, round_values
 from convatlas.reporting.curves import over_epochs, thinned
-from convatlas.reporting.learning_curves import learning_curves, whole_ticks
+from convatlas.reporting.gradients import gradient_chart
+from convatlas.reporting.learning_curves import inner_curves, learning_curves, whole_ticks
 from convatlas.reporting.results import read_study
 from convatlas.reporting.trade_offs import trade_offs
 
@@ -120,3 +121,25 @@ def test_logarithmic_axes_have_round_values():
     assert round_values(0.7, 30) == [1, 2, 5, 10, 20]
     assert round_values(1000, 1_000_000) == [1000, 3000, 10_000, 30_000, 100_000, 300_000, 1_000_000]
     assert round_values(1, 1e6) == [1, 10, 100, 1e3, 1e4, 1e5, 1e6]
+
+
+def test_what_nets_tell_and_their_gradients_are_drawn(tmp_path):
+    epochs = [
+        {"epoch": n, "val/accuracy": 0.9, "net/active_blocks": 0.75, "gradient/001": 0.1 / n, "gradient/002": 1.0}
+        for n in (1, 2)
+    ]
+    made = MadeVariant(test=accuracies(0.9, 0.9), title="Net", history={0: epochs, 1: epochs})
+    one = group(tmp_path, {"net": made}, seeds=[0, 1])
+    [active] = inner_curves(one)
+    assert active.title == "Active blocks"
+    assert [row["m"] for row in rows(active)] == [0.75, 0.75]
+    gradients = gradient_chart(one)
+    assert gradients is not None
+    assert [(row["n"], row["m"]) for row in rows(gradients)] == [(1, 0.1), (2, 1.0)]
+    assert "lowest is 0.1, at layer 1 of Net" in gradients.vega["description"]
+
+
+def test_a_study_without_such_figures_has_no_such_charts(tmp_path):
+    one = group(tmp_path, {"net": MadeVariant(test=accuracies(0.9))})
+    assert inner_curves(one) == []
+    assert gradient_chart(one) is None

@@ -112,5 +112,5 @@ def test_a_plan_without_studies_is_named(tmp_path):
 def test_the_seeds_of_the_resolved_config_count(tmp_path):
     study_file, runs = make_study(tmp_path, {"a": MadeVariant(test={})}, seeds=[0, 1])
     resolved = study_file.with_suffix("") / "a.yaml"
-    resolved.write_text(json.dumps({"seeds": [5], "data": {"name": "digits", "task": "classification"}}))
+    resolved.write_text(json.dumps({"config": {"seeds": [5], "data": {"name": "digits", "task": "classification"}}}))
     assert read_study(study_file, runs).variants[0].seeds == (5,)

@@ -157,7 +157,7 @@ def test_four_trainings_at_once_on_a_database_that_does_not_exist(compose, uri, 
     processes = []
     for number in range(4):
         config = compose(*tracked(uri, "tracking.log_model=false"), folder=f"run{number}", seeds=[number])
-        write_yaml(tmp_path / "project" / "plan" / "study" / f"{number}.yaml", config.plain())
+        write_yaml(tmp_path / "project" / "plan" / "study" / f"{number}.yaml", {"config": config.plain()})
         command = [sys.executable, "-m", "convatlas.train", "--from-plan", f"study/{number}"]
         processes.append(
             subprocess.Popen(command, cwd=tmp_path / "project", env={**os.environ}, stderr=subprocess.PIPE, text=True)

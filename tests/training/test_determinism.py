@@ -66,7 +66,7 @@ def test_workers_do_not_change_the_bits(compose):
 
 def start(config, folder: Path) -> subprocess.Popen[str]:
     """Start a training in a process of its own, as a stage of the pipeline does."""
-    write_yaml(folder / "plan" / "study" / "test.yaml", config.plain())
+    write_yaml(folder / "plan" / "study" / "test.yaml", {"config": config.plain()})
     return subprocess.Popen(
         [sys.executable, "-m", "convatlas.train", "--from-plan", "study/test"],
         cwd=folder,
@@ -115,10 +115,27 @@ def test_ten_kills_and_still_the_same_bits(compose, tmp_path):
     assert check_killed_and_resumed(compose, tmp_path, delays) >= 5
 
 
-def test_resuming_in_the_middle_of_an_epoch_gives_the_same_bits(compose, monkeypatch):
+STAGED = (
+    "model=fractal_of_fractalnet_small",
+    "model.training=freeze_drop_path",
+    "model.freeze_schedule=deterministic",
+    "model.drop_path_rate=0.15",
+    "model.columns=1",
+)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        (),
+        pytest.param(STAGED, id="in stages"),
+        pytest.param(("model=stochastic_depth_resnet_small", "model.depth=8", "model.width=4"), id="stochastic depth"),
+    ],
+)
+def test_resuming_in_the_middle_of_an_epoch_gives_the_same_bits(compose, monkeypatch, net):
     from convatlas.tasks.classification import ClassificationTask
 
-    options = ("trainer.checkpoint_every_n_steps=3", "recipe.batch_size=64")
+    options = (*net, "trainer.checkpoint_every_n_steps=3", "recipe.batch_size=64")
     undisturbed = train(compose(*options, folder="undisturbed"), strict=True)[0]
     losses = ClassificationTask.losses
 

@@ -70,3 +70,32 @@ def test_two_processes_train_as_one(launcher, tmp_path, prepared_digits, compose
     (alone,) = train(compose(*OPTIONS, folder="alone"), strict=True)
     one, two = (torch.load(f / "last.ckpt", weights_only=True)["state_dict"] for f in (alone, folder))
     assert all(torch.allclose(one[key], two[key], rtol=1e-3, atol=1e-5) for key in one)
+
+
+@pytest.mark.parametrize(
+    "net", ["stochastic_depth_resnet_small", pytest.param("fractalnet_small", marks=pytest.mark.slow)]
+)
+def test_two_processes_leave_out_the_same_parts(net, tmp_path, prepared_digits):
+    """Gradients of a part that one process alone computed would hang or fail; its share would differ by process."""
+    small = {
+        "stochastic_depth_resnet_small": ["model.depth=14", "model.width=4"],
+        "fractalnet_small": ["model.drop_path=mixed", "model.columns=2", "model.widths=[4,4,4]"],
+    }
+    more = (f"model={net}", *small[net], "recipe.epochs=1", "trainer.limit_batches=4", "tracking=none")
+    folder = run_distributed("lightning", tmp_path, prepared_digits, *more)
+    history = pd.read_csv(folder / "history.csv")
+    [share] = [name for name in history.columns if name.startswith("net/")]
+    # The logged share is the mean over processes of the mean over 4 batches: a multiple of a batch's units over 4.
+    units = {"net/active_blocks": 6, "net/convolutions_computed": 9}[share]
+    assert float(history[share].iloc[0]) * 4 * units == pytest.approx(round(float(history[share].iloc[0]) * 4 * units))
+
+
+def test_batch_norm_over_two_processes_is_that_of_one(tmp_path, prepared_digits, compose):
+    """Gradients, running statistics and weights after two steps, but for the order of summation."""
+    options = ("model=resnet_cifar", "model.depth=8", "model.width=4", "recipe.epochs=1", "trainer.limit_batches=2")
+    more = (*options, "tracking=none", "recipe.augmentation.crop_padding=0", "recipe.augmentation.rotation_degrees=0")
+    folder = run_distributed("lightning", tmp_path, prepared_digits, *more, "recipe.augmentation.scale=0")
+    (alone,) = train(compose(*OPTIONS, *more, "recipe.augmentation.scale=0", folder="alone"), strict=True)
+    one, two = (torch.load(f / "last.ckpt", weights_only=True)["state_dict"] for f in (alone, folder))
+    assert any("running_var" in key for key in one)
+    assert all(torch.allclose(one[key].float(), two[key].float(), rtol=1e-4, atol=1e-5) for key in one)

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from torch import nn
 
 from convatlas.errors import UserError, near_matches
+from convatlas.models.interfaces import HasParts
 
 
 def locate(target: str) -> Callable[..., Any]:
@@ -50,6 +51,21 @@ def build_model(model: Mapping[str, Any]) -> nn.Module:
     except ValueError as error:
         raise UserError(str(error)) from error
     return net
+
+
+def part_of(net: nn.Module, name: str | None) -> nn.Module:
+    """Return a part of a net that works alone, `column_3` of a FractalNet for example, or the whole net for None.
+
+    Raises:
+        UserError: the net has no part of that name.
+    """
+    if name is None:
+        return net
+    parts = net.parts() if isinstance(net, HasParts) else {}
+    if name not in parts:
+        hint = near_matches(name, parts) if parts else "This net has no parts; leave the option out."
+        raise UserError(f"part={name}: the net has no part of that name. {hint}")
+    return parts[name]
 
 
 def checked_arguments(target: Callable[..., Any], given: Mapping[str, Any], section: str) -> dict[str, Any]:

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from convatlas.models.interfaces import FollowsTraining
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -29,14 +31,17 @@ class Costs:
         parameters: trainable values.
         macs: multiply-adds of one image through the whole net, auxiliary classifiers included.
         macs_inference: the same without what only training uses.
+        macs_of_weights: multiply-adds that generate weights, once for a batch of any size; 0 for nets that keep theirs.
         weight_megabytes: parameters and buffers as they are stored, in 10^6 bytes.
-        activation_bytes: bytes saved for backward by one training step of `batch_size` images.
+        activation_bytes: bytes saved for backward by one training step of `batch_size` images; the mean over several
+            draws for a net that leaves parts of itself out.
         batch_size: the batch that `activation_bytes` belongs to.
     """
 
     parameters: int
     macs: int
     macs_inference: int
+    macs_of_weights: int
     weight_megabytes: float
     activation_bytes: int
     batch_size: int
@@ -79,16 +84,18 @@ def measure_costs(net: nn.Module, input_size: Sequence[int], batch_size: int = 1
     was_training = net.training
     two_images = torch.zeros(2, *input_size, device=device)  # batch norm cannot train on a single value a channel
     net.eval()
-    inference = _flops(net, two_images) // 4  # two images, two FLOPs a multiply-add
+    one, two = (_flops(net, two_images[:images]) // 2 for images in (1, 2))  # two FLOPs are one multiply-add
+    inference = two - one
     net.train()
     has_auxiliary = bool(getattr(net, "auxiliary_loss_weights", ()))
     whole = _flops(net, two_images) // 4 if has_auxiliary else inference
-    saved = activation_bytes(net, torch.zeros(max(2, batch_size), *input_size, device=device))
+    saved = mean_activation_bytes(net, torch.zeros(max(2, batch_size), *input_size, device=device))
     net.train(was_training)
     return Costs(
         parameters=count_parameters(net),
         macs=whole,
         macs_inference=inference,
+        macs_of_weights=one - inference,
         weight_megabytes=sum(t.numel() * t.element_size() for t in [*net.parameters(), *net.buffers()]) / 1e6,
         activation_bytes=saved if batch_size > 1 else saved // 2,
         batch_size=batch_size,
@@ -109,6 +116,17 @@ def _forward(net: nn.Module, images: Tensor) -> Any:
     box = torch.tensor([[0.0, 0.0, images.shape[3] / 2, images.shape[2] / 2]], device=images.device)
     target = {"boxes": box, "labels": torch.ones(1, dtype=torch.int64, device=images.device)}
     return net(list(images), [target] * len(images) if net.training else None)
+
+
+def mean_activation_bytes(net: nn.Module, images: Tensor) -> int:
+    """Count the bytes kept for backward; of a net that leaves parts of itself out, the mean over the same 16 draws."""
+    if not (isinstance(net, FollowsTraining) and getattr(net, "leaves_gradients_out", False)):
+        return activation_bytes(net, images)
+    counts = []
+    for seed in range(16):
+        net.begin_step(0, 1, seed)
+        counts.append(activation_bytes(net, images))
+    return round(statistics.fmean(counts))
 
 
 def activation_bytes(net: nn.Module, images: Tensor) -> int:

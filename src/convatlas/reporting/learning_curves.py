@@ -13,6 +13,7 @@ from convatlas.reporting.charts import (
     Chart,
     Row,
     called,
+    capital,
     colours,
     compiled,
     round_values,
@@ -21,7 +22,7 @@ from convatlas.reporting.charts import (
 )
 from convatlas.reporting.curves import CURVE_POINTS, over_epochs
 from convatlas.reporting.results import Group
-from convatlas.reporting.wording import Metric, count
+from convatlas.reporting.wording import Metric, count, spoken
 
 LINE_POINTS = 2400
 """Points of all lines of a chart together, about: the more lines, the fewer epochs are drawn of each."""
@@ -35,6 +36,19 @@ def learning_curves(group: Group) -> list[Chart]:
     """Draw the training loss and the validation score of every variant by epoch, as far as runs have them."""
     charts = (_training_loss(group), _validation_score(group))
     return [chart for chart in charts if chart is not None]
+
+
+def inner_curves(group: Group) -> list[Chart]:
+    """Draw by epoch what nets tell of themselves, such as the share of blocks that were computed."""
+    columns = dict.fromkeys(c for run in group.runs for c in run.history if c.startswith("net/"))
+    charts = []
+    for column in columns:
+        name, rows = spoken(column.removeprefix("net/")), _rows(group, column, factor=1)
+        if rows:
+            looks = {"title": name, "scale": alt.Scale(zero=False)}
+            description = f"{capital(name)} by epoch of {_how_many(rows)}. {_best_end(rows, 'highest')}"
+            charts.append(Chart(capital(name), BAND, compiled(_layers(rows, looks, ".3f"), rows, description)))
+    return charts
 
 
 def _training_loss(group: Group) -> Chart | None:

@@ -16,7 +16,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from convatlas.reporting.charts import HUES, REST, Chart, colours
-from convatlas.reporting.learning_curves import learning_curves
+from convatlas.reporting.gradients import gradient_chart
+from convatlas.reporting.learning_curves import inner_curves, learning_curves
 from convatlas.reporting.pictures import Plate, plates
 from convatlas.reporting.printed import printed_figures
 from convatlas.reporting.provenance import cautions, provenance, sampling_note
@@ -24,6 +25,7 @@ from convatlas.reporting.results import Group, Study, Variant
 from convatlas.reporting.strips import Strip, strips
 from convatlas.reporting.tables import Table, further_table, leaders, main_table, tested
 from convatlas.reporting.trade_offs import trade_offs
+from convatlas.reporting.verdicts import judge, tally
 from convatlas.reporting.wording import Metric, count, listed, spoken
 
 
@@ -49,6 +51,7 @@ class Section:
     strips: Sequence[Strip]
     strip_ends: tuple[str, str]
     curves: Sequence[Chart]
+    inner: Sequence[Chart]
     trade_offs: Sequence[Chart]
     plates: Sequence[Plate]
     sampling: str
@@ -79,7 +82,7 @@ def render_report(study: Study, runs: Path) -> str:
     all_plates = plates(study.groups, runs)
     pairs = zip(study.groups, all_plates, strict=True)
     sections = [_section(group, shown, number) for number, (group, shown) in enumerate(pairs, start=1)]
-    charts = any(section.curves or section.trade_offs for section in sections)
+    charts = any(section.curves or section.inner or section.trade_offs for section in sections)
     return render(
         "report.html.j2",
         scripts=[*([_chart_library()] if charts else []), _own_script()],
@@ -87,6 +90,7 @@ def render_report(study: Study, runs: Path) -> str:
         sections=sections,
         cautions=cautions(study),
         printed=printed_figures(study),
+        claims=judge(study),
         provenance=provenance(study),
         net_deviations=_net_deviations(study),
         shared=_shared_overrides(study),
@@ -99,7 +103,8 @@ def render_index(studies: Sequence[Study]) -> str:
     shown = []
     for study in studies:
         headlines = [(f"{group.task.capitalize()} on {group.data}", headline(group)) for group in study.groups]
-        shown.append((study, [(place, best) for place, best in headlines if best is not None]))
+        best_of = [(place, best) for place, best in headlines if best is not None]
+        shown.append((study, best_of, tally(judge(study))))
     return render("index.html.j2", studies=shown)
 
 
@@ -143,6 +148,7 @@ def _section(group: Group, shown: Sequence[Plate], number: int) -> Section:
         strips=found,
         strip_ends=ends,
         curves=learning_curves(group),
+        inner=[*inner_curves(group), *([gradients] if (gradients := gradient_chart(group)) else [])],
         trade_offs=trade_offs(group),
         plates=shown,
         sampling=sampling_note(group),

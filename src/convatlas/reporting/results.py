@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from convatlas.claims import Comparison, Quantity, read_claim
 from convatlas.errors import UserError
 from convatlas.files import read_json, read_yaml
 
@@ -57,6 +58,24 @@ class SeedRun:
     def seconds(self, name: str) -> float | None:
         """Return a time of `timing.json`; None where it was not taken."""
         return measured(name, self.timing.get(name))
+
+    def figure(self, quantity: Quantity) -> float | None:
+        """Return what a claim speaks of, by the names of `convatlas.claims`; None where the run has it not."""
+        if quantity.figure == "history":
+            assert quantity.column is not None
+            assert quantity.epoch is not None
+            column = self.history.get(quantity.column, ())
+            place = quantity.epoch - 1 if quantity.epoch > 0 else quantity.epoch
+            return column[place] if -len(column) <= place < len(column) else None
+        tested = self.metrics.get("test", {})
+        if quantity.part is not None:
+            tested = self.metrics.get("parts", {}).get(quantity.part, {})
+        if quantity.figure == "error":
+            accuracy = measured("accuracy", tested.get("accuracy"))
+            return None if accuracy is None else 1 - accuracy
+        if quantity.figure in tested:
+            return measured(quantity.figure, tested[quantity.figure])
+        return None if quantity.part else self.cost(quantity.figure) or self.seconds(quantity.figure)
 
     def figures(self) -> list[Path]:
         """List the run's pictures by name."""
@@ -152,6 +171,15 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """What the lecture says, the comparisons by which our runs check it (none: they cannot), and a remark."""
+
+    says: str
+    holds: tuple[Comparison, ...]
+    note: str
+
+
+@dataclass(frozen=True)
 class Study:
     """One comparison: its plan and its results."""
 
@@ -162,7 +190,7 @@ class Study:
     scale: str
     command: str
     printed: Mapping[str, Any]
-    claims: tuple[str, ...]
+    claims: tuple[Claim, ...]
     deviations: tuple[str, ...]
     variants: tuple[Variant, ...] = field(repr=False)
 
@@ -228,7 +256,7 @@ def read_study(study_file: Path, runs: Path) -> Study:
         scale=str(plan.get("scale") or ""),
         command=str(plan.get("command") or ""),
         printed=plan.get("printed") or {},
-        claims=tuple(str(claim) for claim in plan.get("claims") or ()),
+        claims=tuple(_read_claim(claim, study_file) for claim in plan.get("claims") or ()),
         deviations=tuple(str(deviation) for deviation in plan.get("deviations") or ()),
         variants=_read_variants(plan, study_file.with_suffix(""), runs / name),
     )
@@ -240,7 +268,7 @@ def _read_variants(plan: Mapping[str, Any], resolved: Path, runs: Path) -> tuple
     titles = _unique_titles(planned)
 
     def variant(key: str) -> Variant:
-        entry, config = planned[key], read_yaml(resolved / f"{key}.yaml", PLAN_AGAIN)
+        entry, config = planned[key], read_yaml(resolved / f"{key}.yaml", PLAN_AGAIN)["config"]
         seeds = tuple(config.get("seeds") or plan.get("seeds") or ())
         found = (_read_seed(seed, runs / key / f"seed={seed}") for seed in seeds)
         return Variant(
@@ -256,6 +284,13 @@ def _read_variants(plan: Mapping[str, Any], resolved: Path, runs: Path) -> tuple
         )
 
     return tuple(variant(key) for key in planned)
+
+
+def _read_claim(entry: Any, study_file: Path) -> Claim:
+    if not isinstance(entry, Mapping):
+        return Claim(str(entry), (), "")
+    comparisons = tuple(read_claim(str(text), str(study_file)) for text in entry.get("holds") or ())
+    return Claim(str(entry.get("says") or ""), comparisons, str(entry.get("note") or ""))
 
 
 def _unique_titles(planned: Mapping[str, Any]) -> dict[str, str]:

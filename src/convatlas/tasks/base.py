@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -14,6 +14,7 @@ from torchmetrics import Metric
 
 from convatlas.config import RunConfig
 from convatlas.errors import UserError
+from convatlas.models.interfaces import AddsLossTerms
 from convatlas.tasks.optimisation import build_optimizer, build_schedule
 
 if TYPE_CHECKING:
@@ -25,14 +26,6 @@ Batch = dict[str, Any]
 
 class DivergedError(UserError):
     """The loss is no longer a finite number."""
-
-
-@runtime_checkable
-class TrainsInStages(Protocol):
-    """A net whose training depends on how far it has come."""
-
-    def set_training_progress(self, progress: float) -> None:
-        """Take the fraction of the training that is over, from 0 to 1."""
 
 
 def mixed_seed(*parts: int) -> int:
@@ -107,17 +100,19 @@ class Task(pl.LightningModule, ABC):
     # ---- training ---------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed the draws of this step, so that a resumed run draws what the undisturbed one would have.
+        """Seed the draws within the net, so that a resumed run draws what the undisturbed one would have."""
+        torch.manual_seed(mixed_seed(self.batch_seed(), self.global_rank))
 
-        A net whose training changes as it goes on, such as one with scheduled drop-path, is told how far it is.
-        """
-        if isinstance(self.net, TrainsInStages):
-            self.net.set_training_progress(self.global_step / max(1, self.trainer.estimated_stepping_batches))
-        torch.manual_seed(mixed_seed(self.seed, self.global_step, self.global_rank))
+    def batch_seed(self) -> int:
+        """Return a number for each training batch, the same on every process."""
+        return mixed_seed(self.seed, self.current_epoch, self._batches)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the loss; its terms are summed on the device and logged once an epoch."""
         terms = self.losses(batch)
+        if isinstance(self.net, AddsLossTerms):
+            added = self.net.loss_terms()
+            terms = terms | added | {"loss": terms["loss"] + sum(added.values())}
         for name, value in terms.items():
             detached = value.detach().float()
             self._loss_sums[name] = self._loss_sums[name] + detached if name in self._loss_sums else detached

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
+from convatlas.models.interfaces import Invertible
 from convatlas.tasks.base import Batch, Task
 
 if TYPE_CHECKING:
@@ -85,10 +86,17 @@ class ClassificationTask(Task):
         rows = predictions.set_index("index").loc[batch["indices"].tolist()]
         titles = [f"{self.classes[p]}" for p in rows["prediction"]]
         right = (rows["prediction"] == rows["label"]).tolist()
-        return {
+        figures = {
             "confusion_matrix": confusion_matrix(predictions["label"], predictions["prediction"], self.classes),
             "samples": labelled_images(batch["images"], titles, right),
         }
+        if isinstance(self.net, Invertible):
+            from convatlas.tasks.reconstruction import interpolation_figure, reconstruction_figure
+
+            images = batch["images"]
+            figures["reconstruction"] = reconstruction_figure(self.net, images[:8])
+            figures["interpolation"] = interpolation_figure(self.net, images[0], images[-1])
+        return figures
 
 
 def top_classes(logits: Tensor, classes: list[str], how_many: int = 5) -> list[list[dict[str, Any]]]:

@@ -348,6 +348,7 @@ def _final_metrics(folder: Path) -> dict[str, float]:
     timing = read_json(folder / "timing.json", "train again.")
     return {
         **{f"test/{k}": v for k, v in metrics["test"].items()},
+        **{f"test_{part}/{k}": v for part, values in metrics["parts"].items() for k, v in values.items()},
         "time/train_seconds": timing["train_seconds"],
         "time/latency_seconds": timing["latency_seconds"],
         "best_epoch": float(metrics["best_epoch"]),

@@ -15,6 +15,13 @@ def rank() -> int:
     return 0
 
 
+def uses_gpu(accelerator: str) -> bool:
+    """Say whether a run with this `trainer.accelerator` computes on a GPU."""
+    import torch
+
+    return accelerator != "cpu" and torch.cuda.is_available()
+
+
 @contextmanager
 def rank_zero_first(accelerator: str) -> Iterator[None]:
     """Let the other processes wait until rank zero has left the block.
@@ -26,11 +33,10 @@ def rank_zero_first(accelerator: str) -> Iterator[None]:
     if not started_together:
         yield
         return
-    import torch
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if accelerator != "cpu" and torch.cuda.is_available() else "gloo")
+        dist.init_process_group("nccl" if uses_gpu(accelerator) else "gloo")
     if rank() > 0:
         dist.barrier()
     yield

@@ -14,6 +14,8 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from convatlas.files import write_text
 
+LOGGED = ("train/", "val/", "net/", "gradient/")
+
 
 class Recorder(Checkpoint):
     """Writes down every epoch's metrics, tells the tracker, and prints a line.
@@ -54,9 +56,7 @@ class Recorder(Checkpoint):
             "step": float(trainer.global_step),
             "lr": float(learning_rate),
         }
-        row |= {
-            k: float(v) for k, v in sorted(trainer.callback_metrics.items()) if k.startswith(("train/", "val/", "net/"))
-        }
+        row |= {k: float(v) for k, v in sorted(trainer.callback_metrics.items()) if k.startswith(LOGGED)}
         self.rows.append(row)
         self.epoch_seconds.append(self._seconds_before)
         self._seconds_before = 0.0

@@ -13,7 +13,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
 import torch
 
 from convatlas.config import RunConfig
@@ -50,7 +49,7 @@ def collect_results(
     data: DataModule,
     *,
     recorder: Recorder,
-    trainer: pl.Trainer,
+    test: Mapping[str, float],
     test_seconds: float,
 ) -> Results:
     """Gather the results of a seed after its test. Whatever differs between equal runs (seconds) goes to `timing`."""
@@ -76,9 +75,7 @@ def collect_results(
             "best_epoch": int(best["epoch"]),
             "best": {k: v for k, v in best.items() if "/" in k},
             "last": {k: v for k, v in recorder.rows[-1].items() if "/" in k},
-            "test": {
-                k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")
-            },
+            "test": dict(test),
             "costs": asdict(costs),
         },
         timing={

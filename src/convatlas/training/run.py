@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import logging
 import os
 import signal
@@ -18,21 +16,24 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 from torch import nn
 
-import convatlas
 from convatlas.composing import digest
 from convatlas.config import RunConfig
 from convatlas.data.module import DataModule, batches_done
 from convatlas.data.prepared import PreparedData
 from convatlas.errors import UserError
 from convatlas.files import read_json
-from convatlas.models.build import build_model, locate
+from convatlas.models.build import build_model
+from convatlas.models.interfaces import HasParts
+from convatlas.source_code import run_code
 from convatlas.tasks import new_task
 from convatlas.tasks.base import DivergedError, Task
 from convatlas.tracking.tracker import SeedTracker, VariantTracker, end_status, open_tracker
 from convatlas.training.checkpoints import WholeCheckpointIO, checkpoint_callbacks, load_net, read_checkpoint
-from convatlas.training.processes import rank, rank_zero_first
+from convatlas.training.net_callbacks import FollowsNet, GradientNorms, InvertsImages
+from convatlas.training.processes import rank, rank_zero_first, uses_gpu
 from convatlas.training.recorder import Recorder
 from convatlas.training.results import collect_results, write_results
+from convatlas.training.sync_batch_norm import SyncBatchNormAnywhere
 from convatlas.training.work_folder import WorkFolder, difference
 
 
@@ -103,10 +104,12 @@ def _fit_and_test(
     trainer.strategy.barrier("fitted")
     load_net(task.net, work.best)
     started = time.perf_counter()
-    trainer.test(task, datamodule=data, verbose=False)
+    test = _tested(task, data, trainer)
     test_seconds = time.perf_counter() - started
+    parts = test_parts(task, data, trainer)
     if trainer.is_global_zero:
-        results = collect_results(config, task, data, recorder=recorder, trainer=trainer, test_seconds=test_seconds)
+        results = collect_results(config, task, data, recorder=recorder, test=test, test_seconds=test_seconds)
+        results.metrics["parts"] = parts
         write_results(results, config, work, folder)
         tracker.log_results(folder)
     trainer.strategy.barrier("written")
@@ -137,27 +140,33 @@ def build_trainer(config: RunConfig, task: Task, work: WorkFolder, recorder: Rec
     machine, recipe = config.trainer, config.recipe
     monitor = recipe.monitor or task.monitor
     callbacks: list[pl.Callback] = [
+        FollowsNet(),
+        InvertsImages(),
         recorder,
         *checkpoint_callbacks(work.path, monitor, machine.checkpoint_every_n_steps),
     ]
     if recipe.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=recipe.ema_decay))
+    if recipe.gradient_norms:
+        callbacks.append(GradientNorms(task.net))
     if recipe.early_stopping_patience is not None:
         callbacks.append(EarlyStopping(monitor, mode="max", patience=recipe.early_stopping_patience))
     if _shows_bar(config):
         callbacks.append(pl.callbacks.TQDMProgressBar(refresh_rate=20))
+    plugins: list[Any] = [WholeCheckpointIO()]
+    if machine.sync_batchnorm:
+        plugins.append(SyncBatchNormAnywhere(on_gpu=uses_gpu(machine.accelerator)))
     return pl.Trainer(
         accelerator=machine.accelerator,
         devices=machine.devices,
         num_nodes=machine.num_nodes,
-        strategy="ddp" if machine.strategy == "ddp" else "auto",
+        strategy=_strategy(config, task),
         precision=machine.precision,
-        sync_batchnorm=machine.sync_batchnorm,
         max_epochs=recipe.epochs,
         gradient_clip_val=recipe.gradient_clip_norm,
         deterministic="warn" if machine.deterministic else None,
         callbacks=callbacks,
-        plugins=[WholeCheckpointIO()],
+        plugins=plugins,
         default_root_dir=work.path,
         logger=False,
         num_sanity_val_steps=0,
@@ -167,27 +176,38 @@ def build_trainer(config: RunConfig, task: Task, work: WorkFolder, recorder: Rec
     )
 
 
+def _strategy(config: RunConfig, task: Task) -> str:
+    """Name Lightning's strategy; DDP looks for weights without gradient only where a net may leave some out."""
+    if config.trainer.strategy != "ddp":
+        return "auto"
+    return "ddp_find_unused_parameters_true" if getattr(task.net, "leaves_gradients_out", False) else "ddp"
+
+
+def test_parts(task: Task, data: DataModule, trainer: pl.Trainer) -> dict[str, dict[str, float]]:
+    """Test each part of a net that works alone, such as one column of a FractalNet, with the weights it shares."""
+    if not isinstance(task.net, HasParts):
+        return {}
+    return {
+        name: _tested(new_task(part, task.config, task.classes, task.seed), data, trainer)
+        for name, part in task.net.parts().items()
+    }
+
+
+def _tested(task: Task, data: DataModule, trainer: pl.Trainer) -> dict[str, float]:
+    trainer.test(task, datamodule=data, verbose=False)
+    tested = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+    return {name.removeprefix("test/"): value for name, value in tested.items()}
+
+
 def run_identity(config: RunConfig, seed: int, data_fingerprint: str) -> dict[str, Any]:
     """Return what decides the bits of a run's result: configuration, seed, data, code and torch's version."""
     return {
         "config": config.identity,
         "seed": seed,
         "data": data_fingerprint,
-        "code": code_fingerprint(config),
+        "code": digest(run_code(config)),
         "torch": torch.__version__,
     }
-
-
-def code_fingerprint(config: RunConfig) -> str:
-    """Return a hash of the code that decides a result: the net's own file, and all of layers, tasks, data, training."""
-    package = Path(convatlas.__file__).parent
-    files = {
-        file
-        for room in ("models", "models/layers", "tasks", "data", "training")
-        for file in (package / room).glob("*.py")
-    }
-    files.add(Path(inspect.getfile(locate(config.model["_target_"]))))
-    return digest(sorted(file.name + hashlib.sha256(file.read_bytes()).hexdigest() for file in files))
 
 
 def _is_finished(folder: Path, identity: dict[str, Any], config: RunConfig, *, strict: bool) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from convatlas.errors import near_matches
 from convatlas.models.checks import require_image_size, require_positive, require_probability
-from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath, set_training_progress
+from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath, drop_path_figures, set_training_progress
 
 __all__ = ["GENOTYPES", "OPERATIONS", "Cell", "DartsNet", "DartsOutput", "Edge", "Genotype", "make_operation"]
 
@@ -272,7 +272,7 @@ class DartsNet(nn.Module):
         stem: `cifar`, one 3x3 convolution with three times `channels`; `imagenet`, three strided ones; `small`, not in
             the paper, two strided ones.
         drop_path_rate: probability of dropping an edge at the end of the training, to which it grows in proportion to
-            the training's progress, see `set_training_progress`; the paper's is 0.2 for CIFAR.
+            the training's progress, see `begin_step`; the paper's is 0.2 for CIFAR.
         auxiliary: add a classifier behind the second reduction, with loss weight 0.4; training then returns a
             `DartsOutput`.
         num_classes: classes.
@@ -362,9 +362,13 @@ class DartsNet(nn.Module):
         convolution = nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False)
         return first, nn.Sequential(nn.ReLU(), convolution, nn.BatchNorm2d(channels)), channels
 
-    def set_training_progress(self, fraction: float) -> None:
-        """Tell the drop paths which share of the training is done, from 0 to 1."""
-        set_training_progress(self, fraction)
+    def begin_step(self, step: int, steps: int, seed: int) -> None:
+        """Tell the drop paths which share of the training is done; what they drop is drawn by each process alone."""
+        set_training_progress(self, step / steps)
+
+    def step_figures(self) -> dict[str, float]:
+        """Return the mean rate of the drop paths in the last training batch, if there are any."""
+        return drop_path_figures(self)
 
     def _outputs(self, images: Tensor) -> list[Tensor]:
         """Return every cell's output, in order.

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_image_size, require_positive, require_probability
-from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath, set_training_progress
+from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath, drop_path_figures, set_training_progress
 
 __all__ = ["CELLS", "Block", "Cell", "NASNet", "NASNetOutput", "Wiring"]
 
@@ -376,7 +376,7 @@ class NASNet(nn.Module):
         skip_reduction_input: the first normal cell behind a reduction cell takes, as its previous output, the one that
             the reduction cell took, not the reduction cell's input (as in NASNet-A large); not for `pnasnet_5`.
         drop_path_rate: probability of dropping an operation's result in the last cell at the end of the training; it
-            grows in proportion to the cell's position and to the training's progress, see `set_training_progress`. The
+            grows in proportion to the cell's position and to the training's progress, see `begin_step`. The
             authors' values are 0.4 (CIFAR), 0.3 (large) and 0 (mobile).
         dropout: probability of dropping a feature before the classifier.
         auxiliary: add a classifier before the second reduction, with loss weight 0.4; training then returns a
@@ -453,9 +453,13 @@ class NASNet(nn.Module):
                 depthwise = module.groups > 1
                 nn.init.kaiming_normal_(module.weight, mode="fan_in" if depthwise else "fan_out", nonlinearity="relu")
 
-    def set_training_progress(self, fraction: float) -> None:
-        """Tell the drop paths which share of the training is done, from 0 to 1."""
-        set_training_progress(self, fraction)
+    def begin_step(self, step: int, steps: int, seed: int) -> None:
+        """Tell the drop paths which share of the training is done; what they drop is drawn by each process alone."""
+        set_training_progress(self, step / steps)
+
+    def step_figures(self) -> dict[str, float]:
+        """Return the mean rate of the drop paths in the last training batch, if there are any."""
+        return drop_path_figures(self)
 
     def _outputs(self, images: Tensor) -> list[Tensor]:
         """Return the stem's and every cell's output, in order.

@@ -3,7 +3,8 @@
 He, Zhang, Ren, Sun, "Identity Mappings in Deep Residual Networks" (ECCV 2016): batch normalisation and ReLU come before
 each convolution, and nothing stands between two additions. Basic blocks, 6n+2 layers: parameter-free shortcuts (option
 A). Bottleneck blocks, 9n+2 layers: 1x1 projections without batch normalisation where the shape changes, with the stride
-on the first 1x1 convolution, as the authors' code has it.
+on the first 1x1 convolution, as the authors' code has it. Blocks can have the gates of stochastic depth (see
+`convatlas.models.layers.stochastic_depth`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from convatlas.models.checks import blocks_for_depth, require_positive
 from convatlas.models.layers.shortcuts import ZeroPadShortcut
+from convatlas.models.layers.stochastic_depth import GatedBlocks, GatedNet, Gates, survival_probabilities, weighted
 
 __all__ = ["PreactBasicBlock", "PreactBottleneck", "PreactResNetCifar"]
 
@@ -21,7 +23,8 @@ class PreactBasicBlock(nn.Module):
     """Two 3x3 convolutions, each after BN and ReLU; `(B, in, H, W) -> (B, out, H/stride, W/stride)`.
 
     `shared` says that the shortcut starts behind the first BN and ReLU instead of before it: so it is in the net's
-    first block (the paper's appendix) and wherever the shape changes.
+    first block (the paper's appendix) and wherever the shape changes. There they belong to the shortcut, which is
+    computed even if the gate leaves the rest of the branch out.
     """
 
     expansion = 1
@@ -35,12 +38,17 @@ class PreactBasicBlock(nn.Module):
         self.shortcut = ZeroPadShortcut(in_channels, channels, stride)
         self.shared = shared
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Add the two convolutions to the shortcut; no ReLU behind the sum."""
+    def forward(self, x: Tensor, weight: float = 1.0) -> Tensor:
+        """Add the weighted convolutions to the shortcut; no ReLU behind the sum."""
+        if weight == 0 and not self.shared:
+            return self.shortcut(x)
         activated = F.relu(self.bn1(x))
+        shortcut = self.shortcut(activated if self.shared else x)
+        if weight == 0:
+            return shortcut
         out = self.conv1(activated)
         out = self.conv2(F.relu(self.bn2(out)))
-        return out + self.shortcut(activated if self.shared else x)
+        return weighted(out, weight) + shortcut
 
 
 class PreactBottleneck(nn.Module):
@@ -65,16 +73,21 @@ class PreactBottleneck(nn.Module):
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
         self.shared = shared
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Add the three convolutions to the shortcut; no ReLU behind the sum."""
+    def forward(self, x: Tensor, weight: float = 1.0) -> Tensor:
+        """Add the weighted convolutions to the shortcut; no ReLU behind the sum."""
+        if weight == 0 and not self.shared:
+            return self.shortcut(x)
         activated = F.relu(self.bn1(x))
+        shortcut = self.shortcut(activated if self.shared else x)
+        if weight == 0:
+            return shortcut
         out = self.conv1(activated)
         out = self.conv2(F.relu(self.bn2(out)))
         out = self.conv3(F.relu(self.bn3(out)))
-        return out + self.shortcut(activated if self.shared else x)
+        return weighted(out, weight) + shortcut
 
 
-class PreactResNetCifar(nn.Module):
+class PreactResNetCifar(GatedNet):
     """Pre-activation ResNet of `depth` layers.
 
     Args:
@@ -92,7 +105,10 @@ class PreactResNetCifar(nn.Module):
         self,
         depth: int = 110,
         bottleneck: bool = False,
+        *,
         width: int = 16,
+        survival: float = 1.0,
+        schedule: str = "linear",
         num_classes: int = 10,
         in_channels: int = 3,
     ) -> None:
@@ -100,6 +116,7 @@ class PreactResNetCifar(nn.Module):
         block = PreactBottleneck if bottleneck else PreactBasicBlock
         blocks = blocks_for_depth(depth, step=9 if bottleneck else 6, others=2)
         require_positive("width", width)
+        self.gates = Gates(survival_probabilities(survival, schedule, 3 * blocks))
         out = block.expansion * width
         self.stem = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.stage1 = self._stage(block, width, width, blocks, stride=1)
@@ -112,9 +129,9 @@ class PreactResNetCifar(nn.Module):
     @staticmethod
     def _stage(
         block: type[PreactBasicBlock | PreactBottleneck], in_channels: int, channels: int, blocks: int, stride: int
-    ) -> nn.Sequential:
+    ) -> GatedBlocks:
         first = block(in_channels, channels, stride, shared=True)
-        return nn.Sequential(first, *(block(block.expansion * channels, channels) for _ in range(blocks - 1)))
+        return GatedBlocks([first, *(block(block.expansion * channels, channels) for _ in range(blocks - 1))])
 
     def _initialise(self) -> None:
         """He initialisation over a filter's outputs, as in the authors' code."""
@@ -124,7 +141,12 @@ class PreactResNetCifar(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 4 * width * expansion, H/4, W/4)`, behind the last BN and ReLU."""
-        return F.relu(self.norm(self.stage3(self.stage2(self.stage1(self.stem(images))))))
+        blocks = len(self.stage1)
+        weights = self.gates.weights(self.training)
+        x = self.stage1(self.stem(images), weights[:blocks])
+        x = self.stage2(x, weights[blocks : 2 * blocks])
+        x = self.stage3(x, weights[2 * blocks :])
+        return F.relu(self.norm(x))
 
     def forward(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, num_classes)` logits."""

@@ -3,7 +3,8 @@
 He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (CVPR 2016), section 4.2: a 3x3 convolution, three
 stages of n blocks with 16, 32 and 64 filters, global average pooling and one linear layer, 6n+2 layers in all.
 Shortcuts carry no parameters (option A): where the shape changes, every second pixel is taken and zero channels are
-added. Without shortcuts it is the plain net that the paper compares with.
+added. Without shortcuts it is the plain net that the paper compares with. Without batch normalisation and with Xavier's
+initialisation it is what came before: a net whose gradients shrink from layer to layer.
 """
 
 from __future__ import annotations
@@ -11,12 +12,18 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.checks import blocks_for_depth, require_positive
+from convatlas.models.checks import blocks_for_depth, require_choice, require_positive
 from convatlas.models.layers.shortcuts import ZeroPadShortcut
 
 __all__ = ["BasicBlock", "ResNetCifar"]
 
 SHORTCUTS = ("identity", "projection", "none")
+INITIALISATIONS = ("he", "xavier")
+
+
+def convolution(in_channels: int, out_channels: int, stride: int, batch_norm: bool) -> nn.Conv2d:
+    """Build a 3x3 convolution; it has biases where no batch normalisation follows."""
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=not batch_norm)
 
 
 def make_shortcut(kind: str, in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
@@ -32,12 +39,19 @@ def make_shortcut(kind: str, in_channels: int, out_channels: int, stride: int) -
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut; `(B, in, H, W) -> (B, out, H/stride, W/stride)`."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, shortcut: str = "identity") -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        shortcut: str = "identity",
+        batch_norm: bool = True,
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.conv1 = convolution(in_channels, out_channels, stride, batch_norm)
+        self.bn1 = nn.BatchNorm2d(out_channels) if batch_norm else nn.Identity()
+        self.conv2 = convolution(out_channels, out_channels, 1, batch_norm)
+        self.bn2 = nn.BatchNorm2d(out_channels) if batch_norm else nn.Identity()
         self.shortcut = make_shortcut(shortcut, in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,46 +68,55 @@ class ResNetCifar(nn.Module):
         depth: number of layers with weights, 6n+2.
         width: filters of the first stage; the next two have twice and four times as many.
         shortcut: `identity` (option A, the paper's for CIFAR), `projection` (option B), or `none`: the plain net.
+        batch_norm: normalise after each convolution, as the paper does.
+        initialisation: `he`, the paper's, or `xavier` (Glorot and Bengio 2010), which does not allow for ReLU.
         num_classes: classes.
         in_channels: channels of the images.
 
     Raises:
-        ValueError: `depth` is not 6n+2, `width` is less than 1, or there is no such shortcut.
+        ValueError: `depth` is not 6n+2, `width` is less than 1, or there is no such shortcut or initialisation.
     """
 
     def __init__(
         self,
         depth: int = 20,
+        *,
         width: int = 16,
         shortcut: str = "identity",
+        batch_norm: bool = True,
+        initialisation: str = "he",
         num_classes: int = 10,
         in_channels: int = 3,
     ) -> None:
         super().__init__()
         blocks = blocks_for_depth(depth, step=6, others=2)
         require_positive("width", width)
-        if shortcut not in SHORTCUTS:
-            raise ValueError(f"model.shortcut={shortcut} is not known; choose one of {', '.join(SHORTCUTS)}.")
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-        )
-        self.stage1 = self._stage(width, width, blocks, 1, shortcut)
-        self.stage2 = self._stage(width, 2 * width, blocks, 2, shortcut)
-        self.stage3 = self._stage(2 * width, 4 * width, blocks, 2, shortcut)
+        require_choice("shortcut", shortcut, SHORTCUTS)
+        require_choice("initialisation", initialisation, INITIALISATIONS)
+        norm = nn.BatchNorm2d(width) if batch_norm else nn.Identity()
+        self.stem = nn.Sequential(convolution(in_channels, width, 1, batch_norm), norm, nn.ReLU())
+
+        def stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+            first = BasicBlock(in_channels, out_channels, stride, shortcut, batch_norm)
+            others = (BasicBlock(out_channels, out_channels, 1, shortcut, batch_norm) for _ in range(blocks - 1))
+            return nn.Sequential(first, *others)
+
+        self.stage1 = stage(width, width, 1)
+        self.stage2 = stage(width, 2 * width, 2)
+        self.stage3 = stage(2 * width, 4 * width, 2)
         self.classifier = nn.Linear(4 * width, num_classes)
-        self._initialise()
+        self._initialise(initialisation)
 
-    @staticmethod
-    def _stage(in_channels: int, out_channels: int, blocks: int, stride: int, shortcut: str) -> nn.Sequential:
-        first = BasicBlock(in_channels, out_channels, stride, shortcut)
-        others = (BasicBlock(out_channels, out_channels, 1, shortcut) for _ in range(blocks - 1))
-        return nn.Sequential(first, *others)
-
-    def _initialise(self) -> None:
-        """He initialisation, as the paper's reference [13] has it."""
+    def _initialise(self, initialisation: str) -> None:
+        """Draw the convolutions' weights as He et al. 2015 (the paper's [13]) or Glorot and Bengio; biases are 0."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if initialisation == "he":
+                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                else:
+                    nn.init.xavier_normal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 4 * width, H/4, W/4)`."""

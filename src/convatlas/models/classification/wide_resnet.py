@@ -2,7 +2,8 @@
 
 Zagoruyko, Komodakis, "Wide Residual Networks" (BMVC 2016): pre-activation residual nets that are k times as wide and
 much shallower. Table 1 gives the structure, section 2 the block types B(M), M being the kernel sizes of a block's
-convolutions, and the dropout inside a block.
+convolutions, and the dropout inside a block. Blocks can have the gates of stochastic depth (see
+`convatlas.models.layers.stochastic_depth`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import blocks_for_depth, require_positive, require_probability
+from convatlas.models.layers.stochastic_depth import GatedBlocks, GatedNet, Gates, survival_probabilities, weighted
 
 __all__ = ["WideBlock", "WideResNet"]
 
@@ -23,7 +25,7 @@ class WideBlock(nn.Module):
 
     Every convolution comes after BN and ReLU and has `out` filters. The first one carries the stride; dropout stands
     before each of the others, behind the ReLU. Where the number of channels changes, a 1x1 projection without BN starts
-    from the block's first activation.
+    from the block's first activation; both are computed even if the gate leaves the rest of the branch out.
     """
 
     def __init__(
@@ -41,16 +43,21 @@ class WideBlock(nn.Module):
         if in_channels != out_channels:
             self.projection = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Add the convolutions to the shortcut; no ReLU behind the sum."""
+    def forward(self, x: Tensor, weight: float = 1.0) -> Tensor:
+        """Add the weighted convolutions to the shortcut; no ReLU behind the sum."""
+        if weight == 0 and self.projection is None:
+            return x
         activated = F.relu(self.norms[0](x))
+        shortcut = x if self.projection is None else self.projection(activated)
+        if weight == 0:
+            return shortcut
         out = self.convolutions[0](activated)
         for norm, convolution in zip(self.norms[1:], self.convolutions[1:], strict=True):
             out = convolution(self.dropout(F.relu(norm(out))))
-        return out + (x if self.projection is None else self.projection(activated))
+        return weighted(out, weight) + shortcut
 
 
-class WideResNet(nn.Module):
+class WideResNet(GatedNet):
     """WRN-`depth`-`width`.
 
     Args:
@@ -61,12 +68,14 @@ class WideResNet(nn.Module):
         block: kernel sizes of a block's convolutions. The paper compares [3, 3], [3, 1, 3], [1, 3, 1], [1, 3], [3, 1]
             and [3, 1, 1].
         dropout: probability of dropping an activation between a block's convolutions (the paper: 0.3 on CIFAR).
+        survival: probability of keeping the last block in a training batch (stochastic depth); 1 is the paper's net.
+        schedule: that of the other blocks, `linear` or `uniform`, see `survival_probabilities`.
         num_classes: classes.
         in_channels: channels of the images.
 
     Raises:
-        ValueError: `depth` is not 6n+4, `width` is less than 1, `dropout` is no probability, or `block`
-            holds other kernels than 1 and 3.
+        ValueError: `depth` is not 6n+4, `width` is less than 1, `dropout` is no probability, `block` holds other
+            kernels than 1 and 3, `survival` is not above 0 and at most 1, or an unknown schedule.
     """
 
     def __init__(
@@ -76,6 +85,8 @@ class WideResNet(nn.Module):
         width: int = 10,
         block: Sequence[int] = (3, 3),
         dropout: float = 0.0,
+        survival: float = 1.0,
+        schedule: str = "linear",
         num_classes: int = 10,
         in_channels: int = 3,
     ) -> None:
@@ -85,9 +96,10 @@ class WideResNet(nn.Module):
         require_positive("width", width)
         require_probability("dropout", dropout)
         blocks = blocks_for_depth(depth, step=6, others=4)
+        self.gates = Gates(survival_probabilities(survival, schedule, 3 * blocks))
         widths = [16, 16 * width, 32 * width, 64 * width]
         self.stem = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
-        self.blocks = nn.Sequential()
+        self.blocks = GatedBlocks()
         for before, after in pairwise(widths):
             first_stride = 2 if len(self.blocks) else 1
             self.blocks.append(WideBlock(before, after, block, first_stride, dropout))
@@ -105,7 +117,7 @@ class WideResNet(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 64 * width, H/4, W/4)`, behind the last BN and ReLU."""
-        return F.relu(self.norm(self.blocks(self.stem(images))))
+        return F.relu(self.norm(self.blocks(self.stem(images), self.gates.weights(self.training))))
 
     def forward(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, num_classes)` logits."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-__all__ = ["ScheduledDropPath", "set_training_progress"]
+__all__ = ["ScheduledDropPath", "drop_path_figures", "set_training_progress"]
 
 
 class ScheduledDropPath(nn.Module):
@@ -23,9 +23,14 @@ class ScheduledDropPath(nn.Module):
         self.rate = rate
         self.progress = 1.0
 
+    @property
+    def current_rate(self) -> float:
+        """The probability at this point of the training."""
+        return self.rate * self.progress
+
     def forward(self, x: Tensor) -> Tensor:
         """`(B, ...) -> (B, ...)`; the identity in evaluation."""
-        rate = self.rate * self.progress
+        rate = self.current_rate
         if not self.training or rate == 0:
             return x
         kept = x.new_empty(len(x), *(1,) * (x.ndim - 1)).bernoulli_(1 - rate)
@@ -41,3 +46,9 @@ def set_training_progress(net: nn.Module, fraction: float) -> None:
     for module in net.modules():
         if isinstance(module, ScheduledDropPath):
             module.progress = fraction
+
+
+def drop_path_figures(net: nn.Module) -> dict[str, float]:
+    """Return the mean of the current rates of a net's drop paths as `drop_path_rate`; nothing if it drops nothing."""
+    drops = [m for m in net.modules() if isinstance(m, ScheduledDropPath) and m.rate > 0]
+    return {"drop_path_rate": sum(drop.current_rate for drop in drops) / len(drops)} if drops else {}

@@ -1,0 +1,163 @@
+"""The language in which a study states its claims, so that a report can check them on the runs' figures.
+
+    train_seconds[linear_p05] / train_seconds[constant] <= 0.80
+    error[stochastic] < error[constant]
+    error[fractalnet.deepest_column] - error[fractalnet] <= 0.02
+    history('gradient/001', 1)[plain_44] < history('gradient/001', 1)[plain_20]
+
+A quantity is `figure[variant]`, or `figure[variant.part]` for a part of a net that is tested on its own. Figures are a
+test metric, `error` (1 - accuracy), a cost (`parameters`, `macs`, `weight_megabytes`, `activation_bytes`), a time
+(`train_seconds`, `test_seconds`, `latency_seconds`), or `history(column, epoch)` with epochs from 1, or from -1 at the
+end. Quantities and numbers are joined by + - * / and parentheses; one comparison makes a claim.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from convatlas.errors import UserError
+
+__all__ = ["Comparison", "Quantity", "read_claim"]
+
+ARITHMETIC: Mapping[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+COMPARISONS: Mapping[type[ast.cmpop], str] = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One figure of one variant.
+
+    Attributes:
+        figure: its name; `history` for a column of the learning curves.
+        variant: the variant's key.
+        part: a part of its net that is tested on its own, or None.
+        column: of `history`.
+        epoch: of `history`, from 1, or from -1 at the end.
+    """
+
+    figure: str
+    variant: str
+    part: str | None = None
+    column: str | None = None
+    epoch: int | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A claim that can be checked: `left relation right`."""
+
+    text: str
+    left: ast.expr
+    relation: str
+    right: ast.expr
+
+    def quantities(self) -> list[Quantity]:
+        """Return the quantities of both sides, each once, from left to right."""
+        found = [_quantity(node) for side in (self.left, self.right) for node in _subscripts(side)]
+        return list(dict.fromkeys(found))
+
+    @property
+    def right_is_a_number(self) -> bool:
+        """Whether the right side needs no measurement."""
+        return not _subscripts(self.right)
+
+    def sides(self, values: Mapping[Quantity, float]) -> tuple[float, float]:
+        """Compute both sides; a division by zero gives infinity."""
+        return _value(self.left, values), _value(self.right, values)
+
+
+def read_claim(text: str, where: str) -> Comparison:
+    """Read a claim.
+
+    Args:
+        text: the claim.
+        where: what holds it, for the message.
+
+    Raises:
+        UserError: it is not of the form that the head of this file describes.
+    """
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(node, ast.Compare) or len(node.ops) != 1 or type(node.ops[0]) not in COMPARISONS:
+            raise _WrongClaimError("one comparison with <, <=, > or >= is needed")
+        claim = Comparison(text, node.left, COMPARISONS[type(node.ops[0])], node.comparators[0])
+        _check(claim.left)
+        _check(claim.right)
+        if not claim.quantities():
+            raise _WrongClaimError("it names no variant; write figure[variant]")
+    except SyntaxError as error:
+        raise UserError(f"{where}: the claim {text!r} cannot be read: {error.msg}.") from error
+    except _WrongClaimError as error:
+        raise UserError(f"{where}: the claim {text!r} cannot be read: {error}.") from error
+    return claim
+
+
+class _WrongClaimError(Exception):
+    """What is wrong with a claim."""
+
+
+def _check(node: ast.expr) -> None:
+    if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
+        _check(node.left)
+        _check(node.right)
+    elif isinstance(node, ast.Subscript):
+        _quantity(node)
+    elif _number(node) is None:
+        raise _WrongClaimError(f"{ast.unparse(node)} is neither a number nor figure[variant]")
+
+
+def _number(node: ast.expr) -> float | None:
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        value = _number(node.operand)
+        return None if value is None else -value
+    is_number = isinstance(node, ast.Constant) and isinstance(node.value, (int, float))
+    return float(node.value) if is_number else None  # type: ignore[attr-defined]
+
+
+def _subscripts(node: ast.expr) -> list[ast.Subscript]:
+    if isinstance(node, ast.BinOp):
+        return _subscripts(node.left) + _subscripts(node.right)
+    return [node] if isinstance(node, ast.Subscript) else []
+
+
+def _quantity(node: ast.Subscript) -> Quantity:
+    variant, part = _variant(node.slice)
+    if isinstance(node.value, ast.Name):
+        return Quantity(node.value.id, variant, part)
+    call = node.value
+    if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "history":
+        column, epoch = [*call.args, None, None][:2]
+        number = None if epoch is None else _number(epoch)
+        if isinstance(column, ast.Constant) and isinstance(column.value, str) and number and number == int(number):
+            return Quantity("history", variant, part, column.value, int(number))
+        raise _WrongClaimError("history takes a column and an epoch: history('train/loss', 1)[variant]")
+    raise _WrongClaimError(f"{ast.unparse(node.value)} is not the name of a figure")
+
+
+def _variant(node: ast.expr) -> tuple[str, str | None]:
+    if isinstance(node, ast.Name):
+        return node.id, None
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        return node.value.id, node.attr
+    raise _WrongClaimError(f"[{ast.unparse(node)}] is not [variant] or [variant.part]")
+
+
+def _value(node: ast.expr, values: Mapping[Quantity, float]) -> float:
+    if isinstance(node, ast.BinOp):
+        left, right = _value(node.left, values), _value(node.right, values)
+        if isinstance(node.op, ast.Div) and right == 0:
+            return float("inf")
+        return ARITHMETIC[type(node.op)](left, right)
+    if isinstance(node, ast.Subscript):
+        return values[_quantity(node)]
+    number = _number(node)
+    assert number is not None
+    return number

@@ -1,0 +1,267 @@
+"""ResNet with stochastic depth, and stochastic depth for residual nets of timm.
+
+Huang, Sun, Liu, Sedra, Weinberger, "Deep Networks with Stochastic Depth" (ECCV 2016). The net is the CIFAR ResNet of
+section 4: a 3x3 convolution, three stages of n blocks with 16, 32 and 64 filters, global average pooling and one linear
+layer, 6n+2 layers in all. What the paper leaves open of the two shortcuts that change the shape follows the authors'
+released code: the mean of 2x2 pixels, and zero channels. They carry no weights, so that all 3n blocks can be left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convatlas.models.adapters import timm_model
+from convatlas.models.checks import blocks_for_depth, require_positive
+from convatlas.models.layers.stochastic_depth import GatedBlocks, GatedNet, Gates, survival_probabilities, weighted
+
+__all__ = ["BasicBlock", "GatedTimmBlock", "StochasticDepthResNet", "TimmWithStochasticDepth"]
+
+
+# ---- the paper's net ------------------------------------------------------------------------------------------------
+
+
+class AveragePoolShortcut(nn.Module):
+    """The mean of `stride` x `stride` pixels, zero channels behind the others; the identity where neither changes.
+
+    `(B, in, H, W) -> (B, out, ceil(H/stride), ceil(W/stride))`; at the border of an odd map the mean is over the pixels
+    that exist.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+        self.new_channels = out_channels - in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool and pad."""
+        if self.stride > 1:
+            x = F.avg_pool2d(x, self.stride, ceil_mode=True)
+        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x
+
+
+class BasicBlock(nn.Module):
+    """A branch of two 3x3 convolutions that can be left out; `(B, in, H, W) -> (B, out, H/stride, W/stride)`."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
+        self.shortcut = AveragePoolShortcut(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor, weight: float = 1.0) -> Tensor:
+        """Add the weighted branch to the shortcut, then ReLU (equations 2 and 5); with weight 0, the shortcut alone.
+
+        The ReLU changes nothing about a shortcut of what is not negative, as the output of the block before is not.
+        """
+        shortcut = self.shortcut(x)
+        if weight == 0:
+            return shortcut
+        return F.relu(weighted(self.branch(x), weight) + shortcut)
+
+
+class StochasticDepthResNet(GatedNet):
+    """ResNet of `depth` = 6n+2 layers with stochastic depth.
+
+    Args:
+        depth: number of layers with weights, 6n+2; the paper has 110, 152 and 1202.
+        survival: p_L, probability of keeping the last block in a training batch; 1 is the net of constant depth.
+        schedule: `linear`, from near 1 at the first block down to `survival`, or `uniform`, see
+            `survival_probabilities`.
+        width: filters of the first stage; the next two have twice and four times as many.
+        num_classes: classes.
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: `depth` is not 6n+2, `survival` is not above 0 and at most 1, an unknown schedule, or `width` is
+            less than 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int = 110,
+        survival: float = 0.5,
+        schedule: str = "linear",
+        width: int = 16,
+        num_classes: int = 10,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        blocks = blocks_for_depth(depth, step=6, others=2)
+        require_positive("width", width)
+        self.gates = Gates(survival_probabilities(survival, schedule, 3 * blocks))
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        self.stage1 = self._stage(width, width, blocks, 1)
+        self.stage2 = self._stage(width, 2 * width, blocks, 2)
+        self.stage3 = self._stage(2 * width, 4 * width, blocks, 2)
+        self.classifier = nn.Linear(4 * width, num_classes)
+        self._initialise()
+
+    @staticmethod
+    def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> GatedBlocks:
+        first = BasicBlock(in_channels, out_channels, stride)
+        return GatedBlocks([first, *(BasicBlock(out_channels, out_channels) for _ in range(blocks - 1))])
+
+    def _initialise(self) -> None:
+        """He initialisation over a filter's outputs."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """`(B, C, H, W) -> (B, 4 * width, H/4, W/4)`."""
+        blocks = len(self.stage1)
+        weights = self.gates.weights(self.training)
+        x = self.stage1(self.stem(images), weights[:blocks])
+        x = self.stage2(x, weights[blocks : 2 * blocks])
+        return self.stage3(x, weights[2 * blocks :])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`(B, C, H, W) -> (B, num_classes)` logits."""
+        return self.classifier(self.forward_features(images).mean((2, 3)))
+
+
+# ---- nets of timm ---------------------------------------------------------------------------------------------------
+
+
+def last_activations() -> dict[type[nn.Module], str | None]:
+    """Return the residual blocks of timm that fit, each with the name of the activation behind its sum, if any.
+
+    What they have in common: the branch ends at `drop_path`, where it meets the shortcut, and what is left without the
+    branch is known, the block's `downsample` and that activation. Subclasses are other blocks and do not fit.
+    """
+    from timm.models import _efficientnet_blocks, resnet
+
+    return {
+        resnet.BasicBlock: "act2",
+        resnet.Bottleneck: "act3",
+        _efficientnet_blocks.DepthwiseSeparableConv: None,
+        _efficientnet_blocks.EdgeResidual: None,
+        _efficientnet_blocks.InvertedResidual: None,
+    }
+
+
+class BranchWeight(nn.Module):
+    """Weight the output of a branch by its survival probability in evaluation; in place of timm's drop path."""
+
+    def __init__(self, survival: float) -> None:
+        super().__init__()
+        self.survival = survival
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """`(B, C, H, W) -> (B, C, H, W)`; the identity in training."""
+        return branch if self.training else weighted(branch, self.survival)
+
+    def extra_repr(self) -> str:
+        """Show the probability."""
+        return f"survival={self.survival:g}"
+
+
+class GatedTimmBlock(nn.Module):
+    """A residual block of timm that is called only if its gate is open; shapes are the block's.
+
+    timm's nets give their blocks no weight, so it asks `gates` what was drawn last. A block that is computed again for
+    its gradient must not have seen another forward pass in training in between.
+
+    Args:
+        block: the block.
+        last_activation: name of the block's activation behind the sum, or none.
+        gates: the gates of the whole net.
+        index: which of them is this block's.
+    """
+
+    def __init__(self, block: nn.Module, last_activation: str | None, gates: Gates, index: int) -> None:
+        super().__init__()
+        self.block = block
+        self.last_activation = last_activation
+        self.gates = gates
+        self.index = index
+        block.drop_path = BranchWeight(gates.survival[index])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Call the block, or only its shortcut and what follows the sum."""
+        if self.training and not self.gates.open[self.index]:
+            return self._without_branch(x)
+        return self.block(x)
+
+    def _without_branch(self, x: Tensor) -> Tensor:
+        downsample = getattr(self.block, "downsample", None)
+        shortcut = x if downsample is None else downsample(x)
+        if self.last_activation is None:
+            return shortcut
+        activation = getattr(self.block, self.last_activation)
+        return activation(x.clone() if shortcut is x else shortcut)  # it works in place, and x is not this block's
+
+
+class TimmWithStochasticDepth(GatedNet):
+    """A net of timm whose residual blocks are left out of training batches, shortcuts excepted.
+
+    timm's own `drop_path_rate` computes every branch and masks it for single images. Shortcuts with weights, as where a
+    ResNet changes the shape, are always computed.
+
+    Args:
+        model_name: a name of `timm.list_models()`; a net with blocks that fit, see `last_activations`.
+        survival: p_L, probability of keeping the last residual block in a training batch.
+        schedule: `linear` or `uniform`, see `survival_probabilities`.
+        num_classes: classes.
+        in_channels: channels of the images.
+        options: passed on to the net.
+
+    Raises:
+        ValueError: timm has no such net or it has no block that fits, `survival` is not above 0 and at most 1, an
+            unknown schedule, or a `drop_path_rate` beside it.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        survival: float = 0.5,
+        schedule: str = "linear",
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if options.get("drop_path_rate"):
+            raise ValueError(
+                f"model.drop_path_rate={options['drop_path_rate']} does not go with stochastic depth, which does the "
+                "same without computing the branch; leave it out."
+            )
+        self.net = timm_model(model_name, num_classes, in_channels, **options)
+        fitting = last_activations()
+        places = [name for name, module in self.net.named_modules() if type(module) in fitting and has_shortcut(module)]
+        if not places:
+            raise ValueError(
+                f"model.model_name={model_name} has no residual block that can be left out; choose a net of timm's "
+                "resnet blocks, such as resnet50 or seresnet50, or of inverted residuals, such as efficientnet_b0."
+            )
+        self.gates = Gates(survival_probabilities(survival, schedule, len(places)))
+        for index, name in enumerate(places):
+            block = self.net.get_submodule(name)
+            self.net.set_submodule(name, GatedTimmBlock(block, fitting[type(block)], self.gates, index))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """`(B, C, H, W) -> (B, C', H', W')`, as the net's own."""
+        if self.training:
+            self.gates.draw()
+        return self.net.forward_features(images)  # type: ignore[operator]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`(B, C, H, W) -> (B, num_classes)` logits."""
+        return self.net.forward_head(self.forward_features(images))  # type: ignore[operator]
+
+
+def has_shortcut(block: nn.Module) -> bool:
+    """Say whether a block of timm is residual; the inverted ones are where neither size nor channels change."""
+    return getattr(block, "has_skip", True)

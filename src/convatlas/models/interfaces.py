@@ -1,0 +1,58 @@
+"""What a net may offer beside `forward`. A net offers it by having the method; the training asks with `isinstance`."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+__all__ = ["AddsLossTerms", "FollowsTraining", "HasParts", "Invertible", "TellsFigures"]
+
+
+@runtime_checkable
+class FollowsTraining(Protocol):
+    """A net whose forward pass depends on how far its training is, or draws something that all processes must share."""
+
+    def begin_step(self, step: int, steps: int, seed: int) -> None:
+        """Prepare one training batch.
+
+        Args:
+            step: optimiser steps that are done.
+            steps: optimiser steps of the whole training, at least 1.
+            seed: for draws that are the same on every process; another one for every batch.
+        """
+
+
+@runtime_checkable
+class TellsFigures(Protocol):
+    """A net with something to tell of its last training batch, such as the share of its blocks that were computed."""
+
+    def step_figures(self) -> dict[str, float]:
+        """Return figures by name; their means over an epoch are logged as `net/<name>`."""
+
+
+@runtime_checkable
+class AddsLossTerms(Protocol):
+    """A net with terms of its own in the loss, such as the decay of weights that it generates."""
+
+    def loss_terms(self) -> dict[str, Tensor]:
+        """Return scalars by name, after the forward pass of a training batch; they are added to the loss."""
+
+
+@runtime_checkable
+class HasParts(Protocol):
+    """A net with nets inside that work alone, such as the columns of a FractalNet."""
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Return the parts by name; each shares the weights and takes what the whole net takes."""
+
+
+@runtime_checkable
+class Invertible(Protocol):
+    """A net whose input can be computed from its features."""
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Compute the last features of `images: (B, C, H, W)`."""
+
+    def inverse(self, features: Tensor) -> Tensor:
+        """Compute the images from the features, `(B, C, H, W)`."""

@@ -1,0 +1,127 @@
+"""Verdicts on claims: from the same seeds of all variants, by the 95 % interval of their mean difference."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from made_runs import MadeVariant, accuracies, make_study
+
+from convatlas.reporting.report import write_report
+from convatlas.reporting.results import read_study
+from convatlas.reporting.verdicts import interval, judge, tally
+
+
+@pytest.fixture
+def verdict(tmp_path):
+    """Return a function that judges one claim over variants."""
+
+    def judged(holds, **variants):
+        study_file, runs = make_study(
+            tmp_path, variants, claims=[{"says": "It is so.", "holds": [holds], "note": None}]
+        )
+        [entry] = judge(read_study(study_file, runs))
+        return entry
+
+    return judged
+
+
+GOOD = MadeVariant(test=accuracies(0.95, 0.96, 0.94))
+POOR = MadeVariant(test=accuracies(0.85, 0.87, 0.84))
+NOISY = MadeVariant(test=accuracies(0.99, 0.90, 0.94))
+
+
+def test_the_interval_is_students():
+    low, high = interval([1.0, 2.0, 4.0])
+    mean, reach = 7 / 3, 4.302653 * math.sqrt(7 / 3 / 3)
+    assert (low, high) == (pytest.approx(mean - reach, rel=1e-6), pytest.approx(mean + reach, rel=1e-6))
+
+
+def test_one_value_has_no_interval_and_equal_ones_have_a_point():
+    assert interval([1.0]) == (-math.inf, math.inf)
+    assert interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_a_clear_difference_is_confirmed_and_its_opposite_is_not(tmp_path):
+    claims = [
+        {"says": "a", "holds": ["error[good] < error[poor]"]},
+        {"says": "b", "holds": ["error[good] > error[poor]"]},
+    ]
+    study = read_study(*make_study(tmp_path, {"good": GOOD, "poor": POOR}, claims=claims))
+    assert [entry.verdict for entry in judge(study)] == ["confirmed", "not confirmed"]
+    assert tally(judge(study)) == "1 confirmed and 1 not confirmed"
+
+
+def test_seeds_are_paired(verdict):
+    """The scores overlap, but in every seed the second is better by the same."""
+    shifted = MadeVariant(test=accuracies(0.96, 0.97, 0.95))
+    assert verdict("accuracy[shifted] > accuracy[good]", good=GOOD, shifted=shifted).verdict == "confirmed"
+
+
+def test_an_interval_across_the_border_is_noise(verdict):
+    assert verdict("accuracy[noisy] > accuracy[good]", good=GOOD, noisy=NOISY).verdict == "within noise"
+
+
+def test_a_printed_number_is_the_border(verdict):
+    entry = verdict("accuracy[good] - accuracy[poor] <= 0.02", good=GOOD, poor=POOR)
+    assert entry.verdict == "not confirmed"
+    assert entry.checked[0].interval.startswith("left side 0.09667, 95 % interval 0.08")
+    assert entry.checked[0].interval.endswith("(3 seeds); claimed <= 0.02")
+
+
+def test_a_claim_of_two_parts_fails_with_one(tmp_path):
+    holds = ["error[good] < error[poor]", "train_seconds[good] < 1"]
+    claims = [{"says": "both", "holds": holds, "note": "mind"}]
+    [entry] = judge(read_study(*make_study(tmp_path, {"good": GOOD, "poor": POOR}, claims=claims)))
+    assert [part.verdict for part in entry.checked] == ["confirmed", "not confirmed"]
+    assert entry.verdict == "not confirmed"
+
+
+def test_equal_figures_satisfy_at_most_and_not_less(tmp_path):
+    claims = [{"says": s, "holds": [s]} for s in ("error[a] <= error[b]", "error[a] < error[b]")]
+    study = read_study(*make_study(tmp_path, {"a": GOOD, "b": GOOD}, claims=claims))
+    assert [entry.verdict for entry in judge(study)] == ["confirmed", "not confirmed"]
+
+
+def test_only_seeds_that_all_variants_have_count(verdict):
+    other = MadeVariant(test={1: {"accuracy": 0.5}, 2: {"accuracy": 0.6}})
+    entry = verdict("accuracy[other] < accuracy[good]", good=GOOD, other=other)
+    assert "(2 seeds)" in entry.checked[0].interval
+
+
+def test_missing_runs_and_figures_are_said(verdict, tmp_path):
+    entry = verdict("accuracy[none] < accuracy[good]", good=GOOD, none=MadeVariant(test={}, title="Net X"))
+    assert entry.verdict == "not tested"
+    assert entry.checked[0].reason == "no run has accuracy of Net X"
+
+
+def test_one_seed_is_not_enough_for_what_is_measured_but_for_what_is_counted(tmp_path):
+    one = MadeVariant(test=accuracies(0.9), costs={"parameters": 100})
+    more = MadeVariant(test=accuracies(0.8), costs={"parameters": 200})
+    claims = [{"says": s, "holds": [s]} for s in ("error[a] < error[b]", "parameters[a] < parameters[b]")]
+    study = read_study(*make_study(tmp_path, {"a": one, "b": more}, claims=claims))
+    assert [entry.verdict for entry in judge(study)] == ["not tested", "confirmed"]
+
+
+def test_a_figure_that_is_not_finite_confirms_nothing(verdict):
+    entry = verdict("error[lost] > error[good]", good=GOOD, lost=MadeVariant(test=accuracies(0.1, math.nan, 0.1)))
+    assert (entry.verdict, entry.checked[0].reason) == ("not tested", "a figure is not finite")
+
+
+def test_the_learning_curves_are_figures_too(verdict):
+    assert verdict("history('train/loss', 2)[good] <= 1", good=GOOD).verdict == "confirmed"
+
+
+def test_the_page_shows_verdict_figures_and_plain_claims(tmp_path):
+    claims = [
+        {"says": "Good is <better>.", "holds": ["error[good] < error[poor]"], "note": "A remark."},
+        "Nobody can tell.",
+    ]
+    study_file, runs = make_study(tmp_path, {"good": GOOD, "poor": POOR}, claims=claims)
+    write_report(study_file, runs, tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert '<strong class="verdict confirmed">Confirmed</strong> Good is &lt;better&gt;.' in page
+    assert "accuracy" not in page.split('id="claims"')[1].split("</section>")[0]
+    assert "error of good 5.00" in page
+    assert "A remark." in page
+    assert '<strong class="verdict not-tested">Not tested</strong> Nobody can tell.' in page
