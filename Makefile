@@ -27,7 +27,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 repro: setup  ## run the pipeline: prepare, resolve, train, report (JOBS=4 trains four runs side by side)
 ifneq ($(JOBS),1)
 	dvc repro prepare resolve
-	dvc stage list --name-only train | xargs -P $(JOBS) -I @ dvc --wait-for-lock repro --single-item @
+	dvc stage list --name-only train | xargs -P $(JOBS) -I @ sh -c 'dvc --wait-for-lock repro --single-item @ || exit 1'
 endif
 	dvc repro
 

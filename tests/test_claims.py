@@ -35,6 +35,14 @@ def test_a_division_by_zero_is_infinite():
     assert read_claim("1 / x[a] < 2", "a study").sides({a: 0.0}) == (float("inf"), 2.0)
 
 
+def test_orders_of_magnitude_are_compared_by_logarithms():
+    a, b = Quantity("x", "a"), Quantity("x", "b")
+    claim = read_claim("log10(x[a] / x[b]) >= 2", "a study")
+    assert claim.quantities() == [a, b]
+    assert claim.sides({a: 1e-3, b: 1e-6}) == (pytest.approx(3.0), 2.0)
+    assert claim.sides({a: 0.0, b: 1.0}) == (float("-inf"), 2.0)
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -49,6 +57,8 @@ def test_a_division_by_zero_is_infinite():
         ("history('train/loss')[a] < 1", "history takes a column and an epoch"),
         ("history('train/loss', 0)[a] < 1", "history takes a column and an epoch"),
         ("error[a] <", "invalid syntax"),
+        ("log2(error[a]) < 1", "neither a number nor figure"),
+        ("log10(error[a], 2) < 1", "neither a number nor figure"),
     ],
 )
 def test_what_is_no_claim_is_refused_in_one_sentence(text, reason):

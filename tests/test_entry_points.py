@@ -101,6 +101,7 @@ def train_one_step_of(step, name: str) -> None:
         f"recipe={recipe}",
         f"model={name}",
         f"data.image_size={side}",
+        *(["data.in_channels=2"] if name.startswith("saunet") else []),  # the image and its Canny edges
         "recipe.batch_size=2",
         "recipe.evaluation_batch_size=2",
     )

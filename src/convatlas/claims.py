@@ -3,17 +3,19 @@
     train_seconds[linear_p05] / train_seconds[constant] <= 0.80
     error[stochastic] < error[constant]
     error[fractalnet.deepest_column] - error[fractalnet] <= 0.02
-    history('gradient/001', 1)[plain_44] < history('gradient/001', 1)[plain_20]
+    log10(history('gradient/001', 1)[plain_44] / history('gradient/001', 1)[plain_20]) < 0
 
 A quantity is `figure[variant]`, or `figure[variant.part]` for a part of a net that is tested on its own. Figures are a
 test metric, `error` (1 - accuracy), a cost (`parameters`, `macs`, `weight_megabytes`, `activation_bytes`), a time
 (`train_seconds`, `test_seconds`, `latency_seconds`), or `history(column, epoch)` with epochs from 1, or from -1 at the
-end. Quantities and numbers are joined by + - * / and parentheses; one comparison makes a claim.
+end. Quantities and numbers are joined by + - * / and parentheses; `log10(...)` is for what differs by orders of
+magnitude. One comparison makes a claim.
 """
 
 from __future__ import annotations
 
 import ast
+import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -110,8 +112,16 @@ def _check(node: ast.expr) -> None:
         _check(node.right)
     elif isinstance(node, ast.Subscript):
         _quantity(node)
+    elif (inner := _logarithm(node)) is not None:
+        _check(inner)
     elif _number(node) is None:
         raise _WrongClaimError(f"{ast.unparse(node)} is neither a number nor figure[variant]")
+
+
+def _logarithm(node: ast.expr) -> ast.expr | None:
+    """Return what `log10` is taken of; None for anything else."""
+    is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "log10"
+    return node.args[0] if is_call and len(node.args) == 1 and not node.keywords else None  # type: ignore[attr-defined]
 
 
 def _number(node: ast.expr) -> float | None:
@@ -125,6 +135,8 @@ def _number(node: ast.expr) -> float | None:
 def _subscripts(node: ast.expr) -> list[ast.Subscript]:
     if isinstance(node, ast.BinOp):
         return _subscripts(node.left) + _subscripts(node.right)
+    if (inner := _logarithm(node)) is not None:
+        return _subscripts(inner)
     return [node] if isinstance(node, ast.Subscript) else []
 
 
@@ -158,6 +170,9 @@ def _value(node: ast.expr, values: Mapping[Quantity, float]) -> float:
         return ARITHMETIC[type(node.op)](left, right)
     if isinstance(node, ast.Subscript):
         return values[_quantity(node)]
+    if (inner := _logarithm(node)) is not None:
+        value = _value(inner, values)
+        return math.log10(value) if value > 0 else -math.inf
     number = _number(node)
     assert number is not None
     return number

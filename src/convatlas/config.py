@@ -40,6 +40,7 @@ class DataConfig(Section):
     image_size: Positive
     """Side of the square images that nets get, in pixels; prepared images of another size are resized on the way."""
     in_channels: Positive
+    """Channels that nets get: those of the images; in segmentation one more adds their Canny edges as the last."""
     num_classes: Annotated[int, Field(ge=2)]
     """Classes a net distinguishes; in segmentation and detection the background is class 0 and counted."""
     split: SplitConfig
@@ -123,6 +124,8 @@ class Loss(Section):
     label_smoothing: Rate
     auxiliary: dict[str, float]
     """Weights of named loss terms other than 1, for example `{dice: 1.0}`."""
+    class_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Segmentation: the weight of each class's pixels in the cross-entropy; null weighs all alike."""
 
 
 class Recipe(Section):

@@ -77,7 +77,7 @@ def predict(options: Options, files: list[Path]) -> list[dict[str, Any]]:
     trained = load_run(options.run, options.checkpoint)
     data = trained.config.data
     card = trained.prepared().card
-    images = {file: image for file in files if (image := _decoded(file, data.in_channels, options)) is not None}
+    images = {file: image for file in files if (image := _decoded(file, card.image_shape[0], options)) is not None}
     partial = options.output_dir.with_name(f".{options.output_dir.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

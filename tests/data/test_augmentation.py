@@ -188,3 +188,11 @@ def test_detection_refuses_what_would_spoil_its_boxes(part: str) -> None:
     with pytest.raises(UserError, match=rf"^recipe\.augmentation\.{part}="):
         Augmenter(augmentation(**{part: EVERYTHING[part]}), "detection", 8)
     Augmenter(augmentation(horizontal_flip=True, brightness=0.1), "detection", 8)
+
+
+def test_what_is_moved_along_keeps_its_brightness() -> None:
+    drawn = changes(40, 16, **EVERYTHING)
+    without = changes(40, 16, **(EVERYTHING | {"brightness": 0}))
+    batch = images(40, 16, 1)
+    assert torch.equal(drawn.moved(batch), without.images(batch))
+    assert not torch.equal(drawn.images(batch), without.images(batch))

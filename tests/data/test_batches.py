@@ -89,6 +89,7 @@ def test_the_contract_of_each_task(split: Split) -> None:
         expected["labels"] = (torch.int64, (8,))
     if split.card.task == "segmentation":
         expected["masks"] = (torch.int64, (8, 12, 12))
+        expected["edges"] = (torch.float32, (8, 1, 12, 12))
     assert types == expected
     if split.card.task == "detection":
         for index, target in zip(batch["indices"].tolist(), batch["targets"], strict=True):
@@ -148,6 +149,42 @@ def test_masks_are_enlarged_without_new_classes(prepare_raw: Preparer) -> None:
     np.testing.assert_array_equal(batch["masks"], expected)
     wild_masks = training(split, WILD, size=12)[0, 0]["masks"]
     assert set(wild_masks.unique().tolist()) <= {0, 1, 2, 3}
+
+
+def test_edges_move_with_their_masks_and_stay_zero_or_one(prepare_raw: Preparer) -> None:
+    split = prepare_raw(raw_segmentation(60)).split("train")
+    moved = training(split, augmentation(crop_padding=2, horizontal_flip=True), size=8)[0, 0]
+    for masks, edges, index in zip(moved["masks"], moved["edges"][:, 0], moved["indices"].tolist(), strict=True):
+        # the stored pair, found again under the same shift and mirroring
+        stored = torch.stack([torch.from_numpy(a[index].astype(np.int64)) for a in (split.masks, split.edges)])
+        padded = torch.nn.functional.pad(stored, (2, 2, 2, 2))
+        windows = [padded[:, r : r + 8, c : c + 8] for r in range(5) for c in range(5)]
+        pairs = [pair for window in windows for pair in (window, window.flip(2))]
+        assert any(torch.equal(pair[0], masks) and torch.equal(pair[1], edges.long()) for pair in pairs)
+    assert set(training(split, WILD)[0, 0]["edges"].unique().tolist()) == {0.0, 1.0}
+
+
+def test_canny_s_channel_moves_with_the_image_and_keeps_its_values(prepare_raw: Preparer) -> None:
+    """Neither brightness nor normalisation touches it; the image's channels are what they are without it."""
+    split = prepare_raw(raw_segmentation(60)).split("train")
+    plain, with_canny = training(split, WILD, size=8), training(split, WILD, size=8, canny=True)
+    batch, other = with_canny[1, 2]["images"], plain[1, 2]["images"]
+    flat_before_cutout = training(split, FLIPS, size=8, canny=True)[1, 2]
+    assert batch.shape[1] == 2
+    assert torch.equal(batch[:, :1], other)
+    stored = torch.from_numpy(split.canny[flat_before_cutout["indices"].numpy()]).float()
+    for edges, drawn in zip(stored, flat_before_cutout["images"][:, 1], strict=True):
+        assert torch.equal(drawn, edges) or torch.equal(drawn, edges.flip(1))
+
+
+def test_evaluation_tells_the_size_of_a_net_s_pixels(prepare_raw: Preparer) -> None:
+    raw = raw_segmentation(60)
+    raw.spacing = np.stack([np.linspace(1, 2, 60), np.full(60, 3.0)], axis=1).astype(np.float32)
+    split = prepare_raw(raw).split("test")
+    batch = EvaluationBatches(split, image_size=16, batch_size=4)[0]
+    expected = torch.from_numpy(split.spacing[batch["indices"].numpy()]) / 2  # 8 pixels became 16
+    torch.testing.assert_close(batch["spacing"], expected)
+    assert "spacing" not in training(split)[0, 0]  # augmented images may be zoomed
 
 
 def test_shrinking_averages(prepare_raw: Preparer) -> None:

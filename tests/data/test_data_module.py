@@ -10,7 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from small_sets import augmentation, data_config, raw_classification, raw_detection
+from small_sets import augmentation, data_config, raw_classification, raw_detection, raw_segmentation
 
 from convatlas.config import SGD, Loss, Recipe, Schedule
 from convatlas.data.module import DataModule, batches_done
@@ -160,3 +160,19 @@ def test_augmentation_that_spoils_boxes_is_refused_before_training(prepare_raw: 
     prepared = prepare_raw(raw)
     with pytest.raises(UserError, match=r"recipe\.augmentation\.cutout"):
         DataModule(prepared, data_config(raw, tmp_path), recipe(cutout=4), workers=0, limit_batches=None, seed=0)
+
+
+def test_one_channel_more_than_the_images_have_brings_their_canny_edges(prepare_raw: Preparer, tmp_path: Path) -> None:
+    raw = raw_segmentation(60)
+    prepared = prepare_raw(raw)
+    modules = [
+        DataModule(prepared, data_config(raw, tmp_path, in_channels=c), recipe(), workers=0, limit_batches=None, seed=0)
+        for c in (1, 2)
+    ]
+    for plain, with_edges in zip(*(list(module.test_dataloader()) for module in modules), strict=True):
+        assert torch.equal(with_edges["images"][:, :1], plain["images"])
+        canny = torch.from_numpy(prepared.split("test").canny[plain["indices"].numpy()])
+        assert torch.equal(with_edges["images"][:, 1], canny.float())
+    assert modules[1].sample_batch([0, 1])["images"].shape[1] == 2
+    with pytest.raises(UserError, match=r"data\.in_channels=3, but .* have in_channels=1"):
+        DataModule(prepared, data_config(raw, tmp_path, in_channels=3), recipe(), workers=0, limit_batches=None, seed=0)

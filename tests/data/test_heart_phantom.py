@@ -9,6 +9,7 @@ import pytest
 from scipy import ndimage
 
 from convatlas.config import SplitConfig
+from convatlas.data.edges import edge_targets
 from convatlas.data.sources import RawDataset
 from convatlas.data.sources.heart_phantom import BACKGROUND, CAVITY, MUSCLE, RIGHT_VENTRICLE, load
 from convatlas.data.splits import split_items
@@ -108,3 +109,13 @@ def test_it_says_that_it_is_made() -> None:
 def test_it_refuses_what_makes_no_slices(options: dict[str, int], word: str) -> None:
     with pytest.raises(UserError, match=word):
         load(NOWHERE, **options)
+
+
+def test_made_slices_have_no_size_in_millimetres_and_closed_edges() -> None:
+    phantom = load(NOWHERE, patients=2, slices=3)
+    assert phantom.spacing is None
+    for mask, target in zip(masks_of(phantom), edge_targets(masks_of(phantom)), strict=True):
+        inside_the_ring = ndimage.label((mask == CAVITY) & (target == 0))[0]
+        outside = ndimage.label(1 - target)[0]
+        assert outside[0, 0] == 1
+        assert not (outside[inside_the_ring > 0] == 1).any()

@@ -17,6 +17,7 @@ from small_sets import SOURCE, data_config, raw_classification, raw_detection, r
 from convatlas.config import DataConfig
 from convatlas.data import prepare_dataset
 from convatlas.data.card import fingerprint
+from convatlas.data.edges import canny_edges, edge_targets
 from convatlas.data.prepare_dataset import channel_statistics, prepare
 from convatlas.data.prepared import PreparedData, hash_file
 from convatlas.data.sources import RawDataset
@@ -113,6 +114,34 @@ def test_masks_and_groups_come_back(prepare_raw: Preparer) -> None:
     np.testing.assert_array_equal(split.masks, raw.masks[items])
     np.testing.assert_array_equal(split.groups, raw.groups[items])
     assert prepared.card.counts["train"].groups == len(set(raw.groups[items]))
+
+
+def test_segmentation_is_stored_with_its_edges_and_pixel_sizes(prepare_raw: Preparer) -> None:
+    raw = raw_segmentation(30)
+    raw.spacing = np.random.default_rng(3).random((30, 2)).astype(np.float32)
+    prepared = prepare_raw(raw)
+    number = {image.tobytes(): item for item, image in enumerate(raw.images)}
+    for split in prepared.splits.values():
+        items = [number[image.tobytes()] for image in split.images]
+        np.testing.assert_array_equal(split.canny, canny_edges(raw.images[items]))
+        np.testing.assert_array_equal(split.edges, edge_targets(raw.masks[items]))
+        np.testing.assert_array_equal(split.spacing, raw.spacing[items])
+
+
+def test_what_the_source_left_out_is_named_in_the_card(prepare_raw: Preparer) -> None:
+    raw = raw_segmentation(30)
+    raw.names = [f"slice {number}" for number in range(30)]
+    raw.left_out = [("volume.nii.gz", "it is cut short")]
+    card = prepare_raw(raw).card
+    assert [(bad.item, bad.reason) for bad in card.rejected] == [("volume.nii.gz", "it is cut short")]
+
+
+def test_normalisation_leaves_canny_s_edges_alone(prepare_raw: Preparer, tmp_path: Path) -> None:
+    raw = raw_segmentation(30)
+    card = prepare_raw(raw).card
+    without, with_edges = (data_config(raw, tmp_path, in_channels=channels) for channels in (1, 2))
+    assert card.normalisation(without) == (card.mean, card.std)
+    assert card.normalisation(with_edges) == ((*card.mean, 0.0), (*card.std, 1.0))
 
 
 def test_rejected_items_are_in_the_card_and_not_in_the_files(prepare_raw: Preparer) -> None:
@@ -291,7 +320,7 @@ def test_images_cannot_be_changed_by_accident(prepare_raw: Preparer) -> None:
 
 
 def test_reading_imports_nothing_slow() -> None:
-    slow = "{'torch', 'torchvision', 'sklearn', 'scipy', 'pandas'}"
+    slow = "{'torch', 'torchvision', 'sklearn', 'scipy', 'skimage', 'pandas'}"
     program = f"import sys, convatlas.data.prepared; print(*{slow} & {{*sys.modules}})"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == ""

@@ -96,6 +96,14 @@ def test_a_wrong_structure_stops_the_preparation(change: dict[str, Any], message
         verify(replace(raw_classification(60), **change), "pixels")
 
 
+def test_pixel_sizes_of_another_shape_stop_the_preparation() -> None:
+    raw = replace(raw_segmentation(5), spacing=np.ones((5, 3), dtype=np.float32))
+    with pytest.raises(
+        UserError, match=r"pixels: spacing are float32 of shape \(5, 3\), not float32 of shape \(5, 2\)"
+    ):
+        verify(raw, "pixels")
+
+
 def test_classes_are_counted_in_the_unit_of_the_task() -> None:
     assert count_classes(raw_classification(7)) == {"class 0": 3, "class 1": 2, "class 2": 2}
     detection = raw_detection(30)

@@ -105,6 +105,10 @@ class Changes:
             images = (images * self.brightness[:, None, None, None]).clamp_(0, 1)
         return images
 
+    def moved(self, images: Tensor) -> Tensor:
+        """Move `(B, C, S, S)` float images without changing their brightness."""
+        return self._move(images, mode="bilinear")
+
     def normalised(self, images: Tensor) -> Tensor:
         """Cut squares out of normalised `(B, C, S, S)` images; 0 is the mean there."""
         return cut_out(images, self.hole, self.config.cutout) if self.config.cutout else images

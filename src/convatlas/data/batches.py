@@ -13,7 +13,9 @@ A batch is a dictionary. B is the share of one process, S the image size.
   in detection, where they are in [0, 1], because torchvision's detectors normalise; `indices` int64 `(B,)`, positions
   in the split
 - classification: `labels` int64 `(B,)`
-- segmentation: `masks` int64 `(B, S, S)`
+- segmentation: `masks` int64 `(B, S, S)`; `edges` float32 `(B, 1, S, S)`, 1 along the edges of the classes; where the
+  size of pixels is known, in evaluation, `spacing` float32 `(B, 2)`, millimetres from row to row and from column to
+  column. If nets get the Canny edges, they are the last channel of the images, from 0 to 1, and not normalised.
 - detection: `targets`, B dictionaries of `boxes` float32 `(n, 4)`, `x1, y1, x2, y2` in pixels of S, and `labels` int64
   `(n,)`
 """
@@ -55,6 +57,7 @@ class TrainingBatches(Dataset[Batch]):
         batch_size: images of a batch over all processes, a multiple of `world_size`.
         augmenter: for images of `image_size`.
         seed: decides order and augmentation.
+        canny: put the Canny edges behind the images' channels.
         rank: number of this process.
         world_size: number of processes.
 
@@ -71,6 +74,7 @@ class TrainingBatches(Dataset[Batch]):
         batch_size: int,
         augmenter: Augmenter,
         seed: int,
+        canny: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -79,7 +83,7 @@ class TrainingBatches(Dataset[Batch]):
                 f"recipe.batch_size={batch_size} is the batch over all devices; it must be a multiple of {world_size}."
             )
         _refuse_more_processes_than_images(split, world_size)
-        self.reader = _Reader(split, image_size)
+        self.reader = _Reader(split, image_size, canny)
         self.batch_size = batch_size if len(split) >= batch_size else len(split) // world_size * world_size
         self.augmenter = augmenter
         self.seed = seed
@@ -115,6 +119,7 @@ class EvaluationBatches(Dataset[Batch]):
         image_size: side of the images a net gets.
         batch_size: images of a batch over all processes, at most (more only where there are hardly more images than
             processes).
+        canny: put the Canny edges behind the images' channels.
         rank: number of this process.
         world_size: number of processes.
 
@@ -122,9 +127,18 @@ class EvaluationBatches(Dataset[Batch]):
         UserError: there are fewer images than processes.
     """
 
-    def __init__(self, split: Split, *, image_size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        split: Split,
+        *,
+        image_size: int,
+        batch_size: int,
+        canny: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         _refuse_more_processes_than_images(split, world_size)
-        self.reader = _Reader(split, image_size)
+        self.reader = _Reader(split, image_size, canny)
         smallest, largest = len(split) // world_size, math.ceil(len(split) / world_size)
         batches = min(math.ceil(largest / max(1, batch_size // world_size)), smallest)
         stretch = np.array_split(np.arange(len(split)), world_size)[rank]
@@ -236,36 +250,58 @@ def _refuse_more_processes_than_images(split: Split, world_size: int) -> None:
 class _Reader:
     """Makes batches from positions in a split."""
 
-    def __init__(self, split: Split, image_size: int) -> None:
+    def __init__(self, split: Split, image_size: int, canny: bool) -> None:
         self.split = split
         self.image_size = image_size
+        self.canny = canny
         self.mean = torch.tensor(split.card.mean).view(-1, 1, 1)
         # A channel of one colour has no spread; it becomes zero.
         self.std = torch.tensor([deviation or 1.0 for deviation in split.card.std]).view(-1, 1, 1)
 
     def read(self, indices: Indices, changes: Changes | None = None) -> Batch:
         """Return the batch of these images, augmented where changes are given."""
-        images = torch.from_numpy(self.split.images[indices]).float().div_(255)
-        images = resize(images, self.image_size)
+        images = resize(torch.from_numpy(self.split.images[indices]).float().div_(255), self.image_size)
+        canny = self._canny(indices)
         if changes is not None:
             images = changes.images(images)
+            canny = None if canny is None else changes.moved(canny)
         if self.split.card.task != "detection":
             images = (images - self.mean) / self.std
+        if canny is not None:
+            images = torch.cat([images, canny], dim=1)
         if changes is not None:
             images = changes.normalised(images)
         return {"images": images, "indices": torch.from_numpy(indices.copy()), **self._annotations(indices, changes)}
+
+    def _canny(self, indices: Indices) -> Tensor | None:
+        if not self.canny:
+            return None
+        assert self.split.canny is not None, "only segmentation has Canny edges, and the configuration is checked"
+        return resize(torch.from_numpy(self.split.canny[indices])[:, None].float(), self.image_size)
 
     def _annotations(self, indices: Indices, changes: Changes | None) -> Batch:
         split = self.split
         if split.labels is not None:
             return {"labels": torch.from_numpy(split.labels[indices])}
         if split.masks is not None:
-            masks = resize_masks(torch.from_numpy(split.masks[indices]), self.image_size)
-            return {"masks": (masks if changes is None else changes.masks(masks)).long()}
+            return self._areas(indices, changes)
         boxes, labels = self._objects(indices)
         if changes is not None:
             boxes = changes.boxes(boxes, self.image_size)
         return {"targets": [{"boxes": b, "labels": n} for b, n in zip(boxes, labels, strict=True)]}
+
+    def _areas(self, indices: Indices, changes: Changes | None) -> Batch:
+        """Return the maps of segmentation, moved as the images are, each pixel from the nearest."""
+        split = self.split
+        assert split.masks is not None
+        assert split.edges is not None
+        maps = [resize_masks(torch.from_numpy(array[indices]), self.image_size) for array in (split.masks, split.edges)]
+        masks, edges = maps if changes is None else [changes.masks(each) for each in maps]
+        areas: Batch = {"masks": masks.long(), "edges": edges[:, None].float()}
+        if split.spacing is not None and changes is None:  # augmented images may be zoomed
+            ratio = torch.tensor(split.card.image_shape[1:]) / self.image_size
+            areas["spacing"] = torch.from_numpy(split.spacing[indices]) * ratio
+        return areas
 
     def _objects(self, indices: Indices) -> tuple[list[Tensor], list[Tensor]]:
         """Return for each image its boxes, in pixels of the images a net gets, and their class numbers."""

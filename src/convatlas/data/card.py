@@ -42,9 +42,9 @@ class SplitCounts(Entry):
 
 
 class Rejected(Entry):
-    """An item of the source that is left out."""
+    """An item of the source that is left out: its position, or its name where the source has names."""
 
-    item: int
+    item: int | str
     reason: str
 
 
@@ -61,7 +61,7 @@ class Card(Entry):
         mean, std: of each channel over the training split, pixels in [0, 1].
         counts: by split.
         empty_classes: by split, the classes that do not occur in it; splits that have all are not listed.
-        rejected: what was left out, by the item's position in the source.
+        rejected: what was left out.
         duplicates: images that are equal to an earlier one in every byte; they lie in the same split.
         conflicting_duplicates: pairs of positions in the source of equal images with different annotations.
         source: `_target_` and options that the images came from.
@@ -127,7 +127,7 @@ class Card(Entry):
             "name": (config.name, self.name),
             "task": (config.task, self.task),
             "num_classes": (config.num_classes, len(self.classes)),
-            "in_channels": (config.in_channels, self.image_shape[0]),
+            "in_channels": (config.in_channels - self.has_canny(config), self.image_shape[0]),
             "split.validation": (config.split.validation, self.split.validation),
             "split.test": (config.split.test, self.split.test),
             "split.seed": (config.split.seed, self.split.seed),
@@ -139,6 +139,18 @@ class Card(Entry):
                     f"data.{key}={wanted}, but the data prepared in {config.prepared} have {key}={found}. "
                     f"Set data.{key} to that, or prepare anew: {remedy(config.name)}"
                 )
+
+    def has_canny(self, config: DataConfig) -> bool:
+        """Say whether the nets of a configuration get the images' Canny edges as one channel more than the images have.
+
+        Every prepared segmentation set has them; `data.in_channels` asks for them.
+        """
+        return self.task == "segmentation" and config.in_channels == self.image_shape[0] + 1
+
+    def normalisation(self, config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and standard deviation of each channel that nets get; Canny's edges stay 0 and 1."""
+        extra = int(self.has_canny(config))
+        return (*self.mean, *(0.0,) * extra), (*self.std, *(1.0,) * extra)
 
 
 def remedy(name: str) -> str:

@@ -53,6 +53,7 @@ class DataModule(pl.LightningDataModule):
         prepared.card.check(config)
         self.prepared = prepared
         self.image_size = config.image_size
+        self.canny = prepared.card.has_canny(config)
         self.recipe = recipe
         self.augmenter = Augmenter(recipe.augmentation, config.task, config.image_size)
         self.workers = workers
@@ -83,7 +84,7 @@ class DataModule(pl.LightningDataModule):
     def sample_batch(self, tested: Sequence[int], images: int = 16) -> Batch:
         """Return a few of the tested images, spread evenly over them, for pictures."""
         split = self.prepared.split("test")
-        batches = EvaluationBatches(split, image_size=self.image_size, batch_size=len(split))
+        batches = EvaluationBatches(split, image_size=self.image_size, batch_size=len(split), canny=self.canny)
         chosen = np.linspace(0, len(tested) - 1, min(images, len(tested))).astype(np.int64)
         return batches.reader.read(np.asarray(tested, dtype=np.int64)[chosen])
 
@@ -95,6 +96,7 @@ class DataModule(pl.LightningDataModule):
             batch_size=self.recipe.batch_size,
             augmenter=self.augmenter,
             seed=self.seed,
+            canny=self.canny,
             rank=rank,
             world_size=world_size,
         )
@@ -105,6 +107,7 @@ class DataModule(pl.LightningDataModule):
             self.prepared.split(split),
             image_size=self.image_size,
             batch_size=self.recipe.evaluation_batch_size,
+            canny=self.canny,
             rank=rank,
             world_size=world_size,
         )

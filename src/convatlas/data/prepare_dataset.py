@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from convatlas.config import DataConfig
 from convatlas.data.card import CARD_FILE, Card, Rejected, SplitCounts, fingerprint, plain_source
+from convatlas.data.edges import canny_edges, edge_targets
 from convatlas.data.prepared import array_file, hash_file
 from convatlas.data.sources import RawDataset
 from convatlas.data.splits import split_items
@@ -41,7 +42,7 @@ def prepare(config: DataConfig) -> Card:
     _check_source(raw, config)
     used = raw.take(findings.kept)
     parts = split_items(used, config.split, config.name)
-    return write(config.prepared, used, parts, describe(config, used, parts, findings))
+    return write(config.prepared, used, parts, describe(config, used, parts, findings, raw.names))
 
 
 def read_source(config: DataConfig) -> RawDataset:
@@ -77,7 +78,13 @@ def _check_source(raw: RawDataset, config: DataConfig) -> None:
             )
 
 
-def describe(config: DataConfig, raw: RawDataset, parts: dict[str, Items], findings: Findings) -> Card:
+def describe(
+    config: DataConfig,
+    raw: RawDataset,
+    parts: dict[str, Items],
+    findings: Findings,
+    names: list[str] | None = None,
+) -> Card:
     """Fill in the data card, except for the hashes of the files.
 
     Args:
@@ -85,6 +92,7 @@ def describe(config: DataConfig, raw: RawDataset, parts: dict[str, Items], findi
         raw: the items that are used.
         parts: positions in `raw` of each split's items.
         findings: what the verification found.
+        names: of all items of the source, where they have any.
 
     Raises:
         UserError: a class does not occur in the training split.
@@ -105,7 +113,10 @@ def describe(config: DataConfig, raw: RawDataset, parts: dict[str, Items], findi
         std=std,
         counts={split: _counts(raw.take(items)) for split, items in parts.items()},
         empty_classes={split: tuple(names) for split, names in missing.items()},
-        rejected=tuple(Rejected(item=item, reason=reason) for item, reason in findings.rejected),
+        rejected=(
+            *(Rejected(item=name, reason=reason) for name, reason in raw.left_out),
+            *(Rejected(item=names[item] if names else item, reason=reason) for item, reason in findings.rejected),
+        ),
         duplicates=findings.duplicates,
         conflicting_duplicates=findings.conflicting,
         source=plain_source(config),
@@ -192,6 +203,10 @@ def _arrays(raw: RawDataset) -> Iterator[tuple[str, NDArray[Any]]]:
         yield "box_offsets", np.cumsum([0, *(len(boxes) for boxes in raw.boxes)], dtype=np.int64)
     if raw.masks is not None:
         yield "masks", raw.masks
+        yield "canny", canny_edges(raw.images)
+        yield "edges", edge_targets(raw.masks)
+    if raw.spacing is not None:
+        yield "spacing", raw.spacing
     if raw.groups is not None:
         yield "groups", raw.groups
 

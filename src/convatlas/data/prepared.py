@@ -10,6 +10,9 @@ A folder `data/prepared/<name>/` holds for each split S of train, validation and
 | S_box_labels.npy | detection | `(M,)` int64, from 1 |
 | S_box_offsets.npy | detection | `(N + 1,)` int64: image i has the boxes `offsets[i]` to `offsets[i + 1]` |
 | S_masks.npy | segmentation | `(N, H, W)` uint8 |
+| S_canny.npy | segmentation | `(N, H, W)` uint8, 0 or 1: edges in the image, see `convatlas.data.edges` |
+| S_edges.npy | segmentation | `(N, H, W)` uint8, 0 or 1: the band along the edges of the classes |
+| S_spacing.npy | where it is known | `(N, 2)` float32: millimetres from row to row and from column to column |
 | S_groups.npy | all, where there are groups | `(N,)` int64 |
 
 and `dataset.json`, see `convatlas.data.card`. Imports here stay few: every training process waits for them.
@@ -35,9 +38,12 @@ __all__ = ["ARRAYS", "PreparedData", "Split", "array_file", "hash_file"]
 ARRAYS: dict[str, dict[str, type[np.generic]]] = {
     "classification": {"images": np.uint8, "labels": np.int64},
     "detection": {"images": np.uint8, "boxes": np.float32, "box_labels": np.int64, "box_offsets": np.int64},
-    "segmentation": {"images": np.uint8, "masks": np.uint8},
+    "segmentation": {"images": np.uint8, "masks": np.uint8, "canny": np.uint8, "edges": np.uint8},
 }
-"""The arrays of a split and their types, by task; `groups` may be there besides."""
+"""The arrays of a split and their types, by task."""
+
+OPTIONAL: dict[str, type[np.generic]] = {"groups": np.int64, "spacing": np.float32}
+"""Arrays that a split may have besides."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +62,9 @@ class Split:
     box_labels: NDArray[np.int64] | None = None
     box_offsets: NDArray[np.int64] | None = None
     masks: NDArray[np.uint8] | None = None
+    canny: NDArray[np.uint8] | None = None
+    edges: NDArray[np.uint8] | None = None
+    spacing: NDArray[np.float32] | None = None
     groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
@@ -112,8 +121,7 @@ class PreparedData:
 def open_split(folder: Path, name: str, card: Card) -> Split:
     """Open the arrays of one split; see `PreparedData.open`."""
     types: dict[str, Any] = dict(ARRAYS[card.task])
-    if array_file(name, "groups") in card.files:
-        types["groups"] = np.int64
+    types |= {array: dtype for array, dtype in OPTIONAL.items() if array_file(name, array) in card.files}
     arrays = {array: _open_array(folder / array_file(name, array), dtype, folder) for array, dtype in types.items()}
     for array, found in arrays.items():
         expected = _expected_shape(array, card, name, arrays)
@@ -157,8 +165,10 @@ def _expected_shape(array: str, card: Card, split: str, arrays: dict[str, NDArra
     images = card.counts[split].images
     if array == "images":
         return images, *card.image_shape
-    if array == "masks":
+    if array in {"masks", "canny", "edges"}:
         return images, *card.image_shape[1:]
+    if array == "spacing":
+        return images, 2
     if array == "box_offsets":
         return (images + 1,)
     if array in {"boxes", "box_labels"}:

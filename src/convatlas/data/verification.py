@@ -127,6 +127,8 @@ def _structural_complaints(raw: RawDataset) -> Iterator[str]:
         yield from _wrong_array("labels", raw.labels, np.int64, (count,))
     if task == "detection":
         yield from _wrong_boxes(raw)
+    if raw.spacing is not None:
+        yield from _wrong_array("spacing", raw.spacing, np.float32, (count, 2))
     if raw.groups is not None:
         yield from _wrong_array("groups", raw.groups, np.int64, (count,))
     if raw.official_split is not None:

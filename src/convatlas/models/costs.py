@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from convatlas.models.interfaces import FollowsTraining
+from convatlas.models.interfaces import FollowsTraining, HasDenseOutputs
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,14 @@ def on_meta_device(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def costs_of(build: Callable[[], nn.Module], input_size: Sequence[int], batch_size: int = 1) -> Costs:
-    """Build a net and measure it: without storage where that is possible, which it is not for detectors.
+    """Build a net and measure it: without storage where that is possible.
 
-    What a detector computes depends on what it sees, in its suppression of overlapping boxes; its convolutions do not.
+    What a detector computes depends on what it sees, in its suppression of overlapping boxes; a detector that offers
+    `dense_outputs` is measured by those alone.
     """
     net = on_meta_device(build)
-    return measure_costs(build() if is_detector(net) else net, input_size, batch_size)
+    needs_storage = is_detector(net) and not isinstance(net, HasDenseOutputs)
+    return measure_costs(build() if needs_storage else net, input_size, batch_size)
 
 
 def is_detector(net: nn.Module) -> bool:
@@ -113,6 +115,8 @@ def _forward(net: nn.Module, images: Tensor) -> Any:
     """Run a net; a detector in training gets one box an image."""
     if not is_detector(net):
         return net(images)
+    if isinstance(net, HasDenseOutputs):
+        return net.dense_outputs(images)
     box = torch.tensor([[0.0, 0.0, images.shape[3] / 2, images.shape[2] / 2]], device=images.device)
     target = {"boxes": box, "labels": torch.ones(1, dtype=torch.int64, device=images.device)}
     return net(list(images), [target] * len(images) if net.training else None)
@@ -171,7 +175,7 @@ def measure_latency(net: nn.Module, input_size: Sequence[int], batch_size: int =
     with torch.inference_mode():
         for repeat in range(repeats + 3):
             start = time.perf_counter()
-            _forward(net, images)
+            net(list(images)) if is_detector(net) else net(images)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if repeat >= 3:

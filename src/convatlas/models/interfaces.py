@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-__all__ = ["AddsLossTerms", "FollowsTraining", "HasParts", "Invertible", "TellsFigures"]
+__all__ = ["AddsLossTerms", "FollowsTraining", "HasDenseOutputs", "HasParts", "Invertible", "TellsFigures"]
 
 
 @runtime_checkable
@@ -45,6 +45,14 @@ class HasParts(Protocol):
 
     def parts(self) -> dict[str, nn.Module]:
         """Return the parts by name; each shares the weights and takes what the whole net takes."""
+
+
+@runtime_checkable
+class HasDenseOutputs(Protocol):
+    """A detector most of whose work does not depend on what it sees, so that its costs are known without storage."""
+
+    def dense_outputs(self, images: Tensor) -> Any:
+        """Compute what comes before boxes are chosen, of `images: (B, C, H, W)`."""
 
 
 @runtime_checkable

@@ -116,6 +116,43 @@ def masked_images(images: Tensor, true: Tensor, predicted: Tensor, classes: Sequ
     return figure
 
 
+def picture_channels(images: Tensor) -> Tensor:
+    """Return what can be shown of `(N, C, H, W)`: the first channel, or the first three as colours."""
+    return images[:, : 3 if images.shape[1] >= 3 else 1]
+
+
+def inspected_images(
+    images: Tensor, edges: tuple[Tensor, Tensor] | None, attention: Sequence[Tensor], at_most: int = 6
+) -> Figure:
+    """Draw images `(N, C, H, W)`, a column each, under what a net shows of them.
+
+    Args:
+        images: the images.
+        edges: the true and the predicted edges of the classes, `(N, 1, H, W)` each, from 0 to 1.
+        attention: maps `(N, 1, h, w)` from 0 to 1, the coarsest first; each is drawn over the whole image, in colours
+            from 0, dark, to 1, bright.
+        at_most: images that are drawn.
+    """
+    shown = min(at_most, len(images))
+    rows: list[tuple[str, Tensor | None, str]] = [("image", None, "")]
+    if edges is not None:
+        rows += [("true edges", edges[0], "gray"), ("predicted edges", edges[1], "gray")]
+    rows += [(f"attention {maps.shape[-2]} x {maps.shape[-1]}", maps, "magma") for maps in attention]
+    figure, axes = grid(len(rows) * shown, columns=shown, side=1.6)
+    height, width = images.shape[-2:]
+    whole = (-0.5, width - 0.5, height - 0.5, -0.5)
+    for row, (title, maps, colours) in enumerate(rows):
+        for number in range(shown):
+            axis = axes[row * shown + number]
+            axis.set_title(title, fontsize=9)
+            axis.imshow(displayable(images[number]), cmap="gray", extent=whole)
+            if maps is not None:
+                values = maps[number, 0].detach().float().cpu().numpy()
+                opacity = 0.55 if colours == "magma" else 1.0
+                axis.imshow(values, cmap=colours, vmin=0, vmax=1, alpha=opacity, extent=whole)
+    return figure
+
+
 def overlay(mask: NDArray[np.int64], colours: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return `(H, W, 4)`: each class in its colour, half transparent, and the background (class 0) not at all."""
     painted = np.zeros((*mask.shape, 4))

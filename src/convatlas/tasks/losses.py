@@ -1,4 +1,4 @@
-"""Losses that tasks share: soft Dice, and the weighted sum of named terms."""
+"""Losses that tasks share: soft Dice, edges, and the weighted sum of named terms."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def soft_dice_loss(probabilities: Tensor, masks: Tensor, smoothing: float = 1.0)
     shared = (probabilities * truth).sum(pixels)
     dice = (2 * shared + smoothing) / (probabilities.sum(pixels) + truth.sum(pixels) + smoothing)
     return 1 - dice.mean()
+
+
+def edge_loss(logits: Tensor, edges: Tensor) -> Tensor:
+    """Return the mean binary cross-entropy of predicted edges; both are `(B, 1, H, W)`, the truth 0 or 1."""
+    return F.binary_cross_entropy_with_logits(logits.float(), edges)
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -38,11 +38,21 @@ def describe_prediction(net: nn.Module, image: Tensor, data: DataConfig, card: C
     if data.task == "detection":
         return _objects(net(scaled)[0], width / size[1], height / size[0], card)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (card.mean, card.std))
-    probabilities = net((scaled - mean) / std).softmax(dim=1)
+    images = (scaled - mean) / std
+    if card.has_canny(data):
+        images = torch.cat([images, _canny(scaled)], dim=1)
+    probabilities = net(images).softmax(dim=1)
     if data.task == "classification":
         return _classes(probabilities[0], card)
     margin = (data.image_size - probabilities.shape[-1]) // 2  # an unpadded U-Net says nothing of the border
     return _areas(F.pad(probabilities, (margin,) * 4), (height, width), card)
+
+
+def _canny(images: Tensor) -> Tensor:
+    """Return the Canny edges `(B, 1, H, W)` of images in [0, 1], found on 8 bits as in the preparation."""
+    from convatlas.data.edges import canny_edges
+
+    return torch.from_numpy(canny_edges((255 * images).round().to(torch.uint8).numpy()))[:, None].float()
 
 
 def _classes(probabilities: Tensor, card: Card) -> tuple[dict[str, Any], None]:

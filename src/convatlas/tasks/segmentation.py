@@ -4,100 +4,193 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
+from convatlas.config import RunConfig
+from convatlas.errors import UserError
 from convatlas.models.layers.crop import centre_crop
 from convatlas.tasks.base import Batch, Task
-from convatlas.tasks.losses import soft_dice_loss, weighted_sum
+from convatlas.tasks.hausdorff import DistanceMeans, hausdorff_distances
+from convatlas.tasks.losses import edge_loss, soft_dice_loss, weighted_sum
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
 
-class SegmentationTask(Task):
-    """Cross-entropy plus soft Dice; Dice of each foreground class and its mean, and the mean IoU.
+class Inspection(Protocol):
+    """What a net shows of images: logits, edges `(B, 1, H, W)` as logits or None, and maps of attention."""
 
-    The loss is `cross_entropy + dice`, each with its weight in `recipe.loss.auxiliary` (1 where it has none there, 0
-    switches it off). Dice and IoU are those of a whole split: pixels are counted over all images, then divided once, so
-    that they do not depend on the batches. A class that neither truth nor prediction has anywhere is not defined: it
-    has no value and does not enter the mean; where no class is defined the mean is 0, which is never the best epoch.
+    @property
+    def logits(self) -> Tensor:
+        """`(B, classes, H, W)`."""
+
+    @property
+    def edges(self) -> Tensor | None:
+        """`(B, 1, H, W)` logits of lying at the edge of a class."""
+
+    @property
+    def attention(self) -> tuple[Tensor, ...]:
+        """`(B, 1, h, w)` each, from 0 to 1."""
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """A net that shows more than its logits, such as SAUNet."""
+
+    def inspect(self, images: Tensor) -> Inspection:
+        """Run the net on `(B, C, H, W)`."""
+
+
+class SegmentationTask(Task):
+    """Cross-entropy, soft Dice and, of nets that predict edges, theirs; Dice, IoU and Hausdorff distance of classes.
+
+    The loss is `cross_entropy + dice + edge`, each with its weight in `recipe.loss.auxiliary` (1 where it has none
+    there, 0 switches it off). Dice and IoU are those of a whole split: pixels are counted over all images, then divided
+    once, so that they do not depend on the batches. A class that neither truth nor prediction has anywhere is not
+    defined: it has no value and does not enter the mean; where no class is defined the mean is 0, which is never the
+    best epoch.
+
+    The Hausdorff distance of a class is the mean over images in which truth or prediction has it, in `mm` where the
+    data know the size of their pixels, otherwise in `px`. Where only one of the two has it, the distance is the image's
+    diagonal.
 
     A net whose output is smaller than its input (unpadded convolutions) is trained and judged on the middle of the
     mask, cut to the output's size.
+
+    Raises:
+        UserError: `recipe.loss.class_weights` are not as many as the classes.
     """
 
     monitor = "val/dice"
 
+    def __init__(self, net: nn.Module, config: RunConfig, classes: list[str], seed: int) -> None:
+        super().__init__(net, config, classes, seed)
+        weights = config.recipe.loss.class_weights
+        if weights is not None and len(weights) != len(classes):
+            raise UserError(
+                f"recipe.loss.class_weights has {len(weights)} weights for {len(classes)} classes; give one for each "
+                f"of {', '.join(classes)}."
+            )
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", None if weights is None else torch.tensor(weights), persistent=False)
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted loss and its terms."""
-        logits = self.net(batch["images"])
-        return self._losses(logits, centre_crop(batch["masks"], logits.shape[-2:]))
+        output = self.net(batch["images"])
+        if isinstance(output, Tensor):
+            return self._losses(output, None, batch)
+        return self._losses(output.logits, output.edges, batch)
 
-    def _losses(self, logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    def _losses(self, logits: Tensor, edges: Tensor | None, batch: Batch) -> dict[str, Tensor]:
+        size = logits.shape[-2:]
+        masks = centre_crop(batch["masks"], size)
+        smoothing = self.config.recipe.loss.label_smoothing
         terms = {
-            "cross_entropy": F.cross_entropy(logits, masks, label_smoothing=self.config.recipe.loss.label_smoothing),
+            "cross_entropy": F.cross_entropy(logits, masks, self.class_weights, label_smoothing=smoothing),
             "dice": soft_dice_loss(logits.float().softmax(dim=1), masks),
         }
+        if edges is not None:
+            terms["edge"] = edge_loss(edges, centre_crop(batch["edges"], size))
         return {"loss": weighted_sum(terms, self.config.recipe.loss.auxiliary), **terms}
 
     def new_metrics(self) -> dict[str, Metric]:
         """Make the metrics."""
-        return {"loss": MeanMetric(), "pixels": PixelCounts(len(self.classes))}
-
-    def evaluate(self, batch: Batch, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Update the metrics; a row holds the image's index, its mean Dice and that of each foreground class.
-
-        In a row a class that neither the image's truth nor its prediction has is None; so is the mean if all are.
-        """
-        logits = self.net(batch["images"]).float()
-        masks = centre_crop(batch["masks"], logits.shape[-2:])
-        counts = count_pixels(logits.argmax(dim=1), masks, len(self.classes))
-        metrics["loss"].update(self._losses(logits, masks)["loss"], weight=len(masks))
-        metrics["pixels"].update(counts)
-        rows = []
-        for index, dice in zip(batch["indices"].tolist(), counts.dice().tolist(), strict=True):
-            named = self._named(dice)
-            defined = [value for value in named.values() if value is not None]
-            rows.append({"index": index, "dice": sum(defined) / len(defined) if defined else None, **named})
-        return rows
-
-    def summarise(self, metrics: Mapping[str, Any]) -> dict[str, float]:
-        """Compute `loss`, `dice`, `iou` and `dice_<class>` of every foreground class that is defined."""
-        counts: OverlapCounts = metrics["pixels"].compute()
-        dice, iou = counts.dice(), counts.iou()
+        classes = len(self.classes)
         return {
-            "loss": float(metrics["loss"].compute()),
-            "dice": float(dice[1:].nanmean().nan_to_num(0.0)),
-            "iou": float(iou[1:].nanmean().nan_to_num(0.0)),
-            **{name: value for name, value in self._named(dice.tolist()).items() if value is not None},
+            "loss": MeanMetric(),
+            "pixels": PixelCounts(classes),
+            "edges": PixelCounts(2),
+            "distances": DistanceMeans(classes),
         }
 
-    def _named(self, dice: list[float]) -> dict[str, float | None]:
-        foreground = zip(self.classes[1:], dice[1:], strict=True)
-        return {f"dice_{name}": None if math.isnan(value) else value for name, value in foreground}
+    def evaluate(self, batch: Batch, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Update the metrics; a row holds the image's index, its mean Dice and distance, and those of the classes.
+
+        In a row a class that neither the image's truth nor its prediction has is None; so is a mean if all are.
+        """
+        logits, edges = self._run(batch["images"])
+        masks = centre_crop(batch["masks"], logits.shape[-2:])
+        predictions = logits.argmax(dim=1)
+        counts = count_pixels(predictions, masks, len(self.classes))
+        unit = "mm" if "spacing" in batch else "px"
+        distances = hausdorff_distances(predictions, masks, len(self.classes), batch.get("spacing"))
+        metrics["loss"].update(self._losses(logits, edges, batch)["loss"], weight=len(masks))
+        metrics["pixels"].update(counts)
+        metrics["distances"].update(distances, unit)
+        if edges is not None:
+            metrics["edges"].update(count_pixels(edges[:, 0] > 0, batch["edges"][:, 0] > 0, 2))
+        rows = []
+        for index, dice, distance in zip(
+            batch["indices"].tolist(), counts.dice()[:, 1:].tolist(), distances.tolist(), strict=True
+        ):
+            rows.append({"index": index, **self._row("dice", dice), **self._row(f"hausdorff_{unit}", distance)})
+        return rows
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return logits and, of nets that predict them, the logits of edges."""
+        if isinstance(self.net, Inspectable):
+            inspected = self.net.inspect(images)
+            return inspected.logits.float(), inspected.edges
+        return self.net(images).float(), None
+
+    def summarise(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """Compute the loss, and Dice, IoU and Hausdorff distance, Dice and distance also of every foreground class."""
+        counts: OverlapCounts = metrics["pixels"].compute()
+        dice, iou = counts.dice()[1:], counts.iou()[1:]
+        distances = metrics["distances"].compute().reshape(-1)  # torchmetrics makes a scalar of a single class
+        distance = f"hausdorff_{metrics['distances'].unit}"
+        named = {**self._row("dice", dice.tolist()), **self._row(distance, distances.tolist())}
+        found = {
+            "loss": float(metrics["loss"].compute()),
+            **{name: value for name, value in named.items() if value is not None},
+            "dice": float(dice.nanmean().nan_to_num(0.0)),
+            "iou": float(iou.nanmean().nan_to_num(0.0)),
+        }
+        if metrics["edges"].update_called:
+            found["edge_dice"] = float(metrics["edges"].compute().dice()[1].nan_to_num(0.0))
+        return found
+
+    def _row(self, name: str, values: list[float]) -> dict[str, float | None]:
+        """Name the values of the foreground classes and their mean; what is not finite is None."""
+        defined = [value for value in values if not math.isnan(value)]
+        each = zip(self.classes[1:], values, strict=True)
+        return {
+            name: sum(defined) / len(defined) if defined else None,
+            **{f"{name}_{label}": None if math.isnan(value) else value for label, value in each},
+        }
 
     @torch.no_grad()
     def figures(self, batch: Batch, predictions: pd.DataFrame) -> dict[str, Figure]:
-        """Draw test images with truth and prediction over them, and how Dice spreads over the images."""
-        from convatlas.tasks.figures import masked_images, spreads
+        """Draw test images with truth and prediction over them, what the net shows of them, and how values spread."""
+        from convatlas.tasks.figures import inspected_images, masked_images, picture_channels, spreads
 
         training = self.net.training
         self.net.eval()
-        logits = self.net(batch["images"].to(self.device))
+        images = batch["images"].to(self.device)
+        inspected = self.net.inspect(images) if isinstance(self.net, Inspectable) else None
+        logits = self.net(images) if inspected is None else inspected.logits
         self.net.train(training)
-        size = logits.shape[-2:]
-        images, masks = centre_crop(batch["images"], size), centre_crop(batch["masks"], size)
-        columns = {name: predictions[f"dice_{name}"].dropna() for name in self.classes[1:]}
-        return {
-            "samples": masked_images(images, masks, logits.argmax(dim=1), self.classes),
-            "dice": spreads(columns, "Dice of an image"),
-        }
+        size, predicted = logits.shape[-2:], logits.argmax(dim=1)
+        pictures = picture_channels(centre_crop(batch["images"], size))
+        figures = {"samples": masked_images(pictures, centre_crop(batch["masks"], size), predicted, self.classes)}
+        if inspected is not None and (inspected.edges is not None or inspected.attention):
+            edges = None if inspected.edges is None else (batch["edges"], inspected.edges.sigmoid())
+            figures["shapes"] = inspected_images(pictures, edges, inspected.attention)
+        for name, label in (
+            ("dice", "Dice of an image"),
+            ("hausdorff_px", "Hausdorff distance (pixels)"),
+            ("hausdorff_mm", "Hausdorff distance (mm)"),
+        ):
+            if name in predictions:
+                columns = {each: predictions[f"{name}_{each}"].dropna() for each in self.classes[1:]}
+                figures[name] = spreads(columns, label)
+        return figures
 
 
 class OverlapCounts(NamedTuple):

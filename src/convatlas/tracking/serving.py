@@ -51,7 +51,7 @@ def log_served_model(run_id: str, config: RunConfig, card: Card, folder: Path) -
 
     net = build_model(config.model)
     load_net(net, folder / "best.ckpt")
-    served = ServedNet(net, card.mean, card.std).eval()
+    served = ServedNet(net, *card.normalisation(config.data)).eval()
     example = torch.rand(2, config.data.in_channels, config.data.image_size, config.data.image_size).numpy()
     with torch.no_grad():
         answer = served(torch.from_numpy(example)).numpy()

@@ -28,6 +28,9 @@ class RawDataset:
         box_labels: detection: for each image `(objects,)` int64 class numbers from 1.
         masks: segmentation: `(N, H, W)` uint8 class numbers.
         groups: `(N,)` int64; items of one group (a patient, a writer) must not be split.
+        spacing: `(N, 2)` float32, millimetres from one row, and from one column, to the next, where they are known.
+        names: of the items in their files, where they have any; the data card names what it rejects by them.
+        left_out: `(name, reason)` of what the source could not make an item of.
         official_split: `(N,)` of "train" or "test" where the source has an official test split.
         made: True where the images are made by a program and were never seen by a camera or a scanner.
         title, origin, licence: for the data card: what it is, who made it, on which terms.
@@ -46,6 +49,9 @@ class RawDataset:
     masks: NDArray[np.uint8] | None = None
     groups: NDArray[np.int64] | None = None
     official_split: NDArray[np.str_] | None = None
+    spacing: NDArray[np.float32] | None = None
+    names: list[str] | None = None
+    left_out: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -79,4 +85,6 @@ class RawDataset:
             masks=None if self.masks is None else self.masks[items],
             groups=None if self.groups is None else self.groups[items],
             official_split=None if self.official_split is None else self.official_split[items],
+            spacing=None if self.spacing is None else self.spacing[items],
+            names=None if self.names is None else [self.names[i] for i in items],
         )

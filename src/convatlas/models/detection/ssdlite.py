@@ -1,19 +1,420 @@
-"""SSDLite: single-shot detection with depthwise-separable heads on MobileNetV3-Large.
+"""SSDLite: single-shot detection with depthwise separable convolutions, on any of the MobileNets.
 
-Sandler, Howard, Zhu, Zhmoginov, Chen, "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (CVPR 2018), section
-6.2, introduces SSDLite; Howard et al., "Searching for MobileNetV3" (ICCV 2019), section 6.3 and table 6, put it on
-MobileNetV3. The net is torchvision's.
+Liu et al., "SSD: Single Shot MultiBox Detector" (ECCV 2016), is the detector. Sandler, Howard, Zhu, Zhmoginov, Chen,
+"MobileNetV2: Inverted Residuals and Linear Bottlenecks" (CVPR 2018), section 6.2, make its extra maps and its heads of
+depthwise separable convolutions; Howard et al., "Searching for MobileNetV3" (ICCV 2019), section 6.3 and table 6,
+compare the backbones. Head, matching, losses, decoding and suppression are torchvision's; torchvision's own net on
+MobileNetV3-Large is here too.
 """
 
 from __future__ import annotations
 
-from torch import nn
-from torchvision.models.detection.ssdlite import ssdlite320_mobilenet_v3_large
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from timm.models import create_feature_extractor
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.ssd import SSD
+from torchvision.models.detection.ssdlite import SSDLiteHead, ssdlite320_mobilenet_v3_large
+from torchvision.models.mobilenetv3 import MobileNetV3, _mobilenet_v3_conf
+from torchvision.ops import Conv2dNormActivation
 
 from convatlas.models.adapters import with_input_channels
+from convatlas.models.checks import require_choice, require_width
+from convatlas.models.classification.mnasnet import mnasnet_a1
+from convatlas.models.classification.mobilenet_v1 import MobileNetV1
+from convatlas.models.classification.mobilenet_v2 import mobilenet_v2
 from convatlas.models.layers.detector_transform import FixedSizeTransform
 
-__all__ = ["ssdlite_mobilenet_v3_large"]
+__all__ = [
+    "LowestReducedBoxes",
+    "SSDLiteMaps",
+    "mnasnet_ssdlite",
+    "mobilenet_v1_ssdlite",
+    "mobilenet_v2_ssdlite",
+    "mobilenet_v3_ssdlite",
+    "ssdlite_mobilenet_v3_large",
+]
+
+EXTRA_CHANNELS = (512, 256, 256, 128)
+LEAST_CHANNELS = 16
+SCALES = (0.2, 0.95)
+"""Sides of the square default boxes of the first and of the last map, as shares of the image."""
+SHAPES = [2, 3]
+"""Sides' ratios of the other default boxes; each comes lying and standing."""
+HEAD_CHANNELS = 1280
+"""The last 1x1 convolution of MobileNetV2 and MnasNet; in a detector the width thins it too."""
+V2_STRIDES, V2_REPEATS = (1, 2, 2, 2, 1, 2, 1), (1, 2, 3, 4, 3, 3, 1)
+V3_STRIDED = {"large": (1, 3, 6, 12), "small": (0, 1, 3, 8)}
+"""Places of the blocks that halve the resolution; the first half of the last one gives C4."""
+
+
+class LowestReducedBoxes(DefaultBoxGenerator):
+    """SSD's default boxes, six at a place, but three on the first map as in the authors' published configurations.
+
+    The first map has a square of half its scale, and a lying and a standing box of ratio 2. Arguments are those of
+    torchvision's `DefaultBoxGenerator`.
+    """
+
+    def _generate_wh_pairs(
+        self, num_outputs: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+    ) -> list[Tensor]:
+        """Return the boxes' widths and heights, map by map."""
+        place = torch.device("cpu") if device is None else device
+        pairs = super()._generate_wh_pairs(num_outputs, dtype, place)
+        side, root = self.scales[0], math.sqrt(2)
+        first = [[side / 2, side / 2], [side * root, side / root], [side / root, side * root]]
+        return [torch.tensor(first, dtype=dtype, device=place), *pairs[1:]]
+
+    def num_anchors_per_location(self) -> list[int]:
+        """Return how many boxes a place of each map has."""
+        return [len(pairs) for pairs in self._wh_pairs]
+
+
+def extra_map(in_channels: int, out_channels: int, norm: partial[nn.BatchNorm2d]) -> nn.Sequential:
+    """Build what makes the next map; `(B, in, H, W) -> (B, out, ceil(H/2), ceil(W/2))`."""
+    unit = partial(Conv2dNormActivation, norm_layer=norm, activation_layer=nn.ReLU6)
+    middle = out_channels // 2
+    return nn.Sequential(
+        unit(in_channels, middle, kernel_size=1),
+        unit(middle, middle, kernel_size=3, stride=2, groups=middle),
+        unit(middle, out_channels, kernel_size=1),
+    )
+
+
+class SSDLiteMaps(nn.Module):
+    """The maps that are searched for objects: C4 and C5 of a backbone, and smaller ones made from C5.
+
+    Args:
+        net: the backbone.
+        nodes: names of what gives C4 (stride 16) and C5 (stride 32) in it.
+        in_channels: channels of the images.
+        extra_channels: channels of the extra maps, each half as large as the one before.
+        norm: makes the extra maps' normalisations.
+
+    Attributes:
+        channels: of all maps, the largest first.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        nodes: tuple[str, str],
+        in_channels: int,
+        extra_channels: Sequence[int],
+        norm: partial[nn.BatchNorm2d],
+    ) -> None:
+        super().__init__()
+        self.body = create_feature_extractor(net, dict(zip(nodes, ("C4", "C5"), strict=True)))
+        self.channels = self._widths(in_channels)
+        self.extra = nn.ModuleList()
+        for width in extra_channels:
+            self.extra.append(extra_map(self.channels[-1], width, norm))
+            self.channels.append(width)
+        for module in self.extra.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.03)
+
+    def _widths(self, in_channels: int) -> list[int]:
+        """Ask the backbone for the channels of C4 and C5, by an image; its running statistics stay as they are."""
+        was_training = self.body.training
+        self.body.eval()
+        with torch.no_grad():
+            image = torch.zeros(1, in_channels, 32, 32, device=next(self.body.parameters()).device)
+            maps: Mapping[str, Tensor] = self.body(image)
+        self.body.train(was_training)
+        return [maps[name].shape[1] for name in ("C4", "C5")]
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the maps by name, the largest first."""
+        maps: dict[str, Tensor] = self.body(images)
+        x = maps["C5"]
+        for number, extra in enumerate(self.extra, start=6):
+            x = maps[f"C{number}"] = extra(x)
+        return maps
+
+
+def ssdlite(
+    net: nn.Module,
+    nodes: tuple[str, str],
+    *,
+    extra_channels: Sequence[int],
+    scales: Sequence[float],
+    reduce_lowest: bool,
+    bn_momentum: float,
+    image_size: int,
+    num_classes: int,
+    in_channels: int,
+) -> SSD:
+    """Build an SSDLite on a backbone; see `mobilenet_v2_ssdlite` for what it takes and gives.
+
+    Args:
+        net: the backbone, for images of `in_channels`.
+        nodes: names of what gives C4 and C5 in it.
+        extra_channels: channels of the extra maps.
+        scales: sides of the square default boxes of the first and of the last map, as shares of the image.
+        reduce_lowest: use `LowestReducedBoxes`.
+        bn_momentum: weight of a new batch in the running statistics, the backbone's too.
+        image_size: side of the images in pixels.
+        num_classes: classes, the background counted as class 0.
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+    if image_size < 32:
+        raise ValueError(f"model.image_size={image_size} leaves the first map without a pixel; use 32 or more.")
+    if not extra_channels or min(extra_channels) < 2:
+        raise ValueError(f"model.extra_channels={list(extra_channels)} must be one number or more, each at least 2.")
+    if len(scales) != 2 or not 0 < scales[0] <= scales[1] <= 1:
+        raise ValueError(
+            f"model.scales={list(scales)} must be two rising shares of the image's side, from above 0 to 1; the papers "
+            "have 0.2 and 0.95."
+        )
+    if not 0 < bn_momentum <= 1:
+        raise ValueError(f"model.bn_momentum={bn_momentum} must be above 0 and at most 1.")
+    if num_classes < 2:
+        raise ValueError(f"model.num_classes={num_classes} must be at least 2; the background counts as one.")
+    norm = partial(nn.BatchNorm2d, eps=1e-3)
+    maps = SSDLiteMaps(net, nodes, in_channels, extra_channels, norm)
+    kind = LowestReducedBoxes if reduce_lowest else DefaultBoxGenerator
+    boxes = kind([SHAPES] * len(maps.channels), scales[0], scales[1])
+    detector = SSD(
+        maps,
+        boxes,
+        (image_size, image_size),
+        num_classes,
+        head=SSDLiteHead(maps.channels, boxes.num_anchors_per_location(), num_classes, norm),
+        score_thresh=0.001,
+        nms_thresh=0.55,
+        detections_per_img=300,
+        topk_candidates=300,
+    )
+    for module in detector.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = bn_momentum
+    detector.transform = FixedSizeTransform(image_size, in_channels, size_divisible=1)
+    return detector
+
+
+def thinned(channels: Sequence[int], width: float) -> list[int]:
+    """Return the extra maps' channels by the width multiplier, 16 at least."""
+    return [max(LEAST_CHANNELS, int(each * width)) for each in channels]
+
+
+def thinned_head(width: float) -> int:
+    """Return the channels of the last 1x1 convolution by a width below 1; the backbones widen it above 1."""
+    return round(HEAD_CHANNELS * min(1.0, width) / 8) * 8
+
+
+def mobilenet_v1_ssdlite(
+    *,
+    width: float = 1.0,
+    strides: tuple[int, ...] = (2, 2, 2, 2, 2),
+    middle_layers: int = 5,
+    extra_channels: tuple[int, ...] = EXTRA_CHANNELS,
+    scales: tuple[float, ...] = SCALES,
+    reduce_lowest: bool = True,
+    bn_momentum: float = 0.03,
+    image_size: int = 320,
+    num_classes: int = 91,
+    in_channels: int = 3,
+) -> nn.Module:
+    """Build SSDLite on MobileNet; C4 and C5 are the ends of its stages of 512 and 1024 channels.
+
+    See `mobilenet_v2_ssdlite` for what the detector takes and gives and for the other arguments.
+
+    Args:
+        width: factor on all channels.
+        strides: strides of the stem and of the first layers with 128, 256, 512 and 1024 channels.
+        middle_layers: layers of 512 channels that keep the resolution.
+        extra_channels: see there.
+        scales: see there.
+        reduce_lowest: see there.
+        bn_momentum: see there.
+        image_size: see there.
+        num_classes: see there.
+        in_channels: see there.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+    net = MobileNetV1(
+        width,
+        strides=strides,
+        middle_layers=middle_layers,
+        activation="relu6",
+        num_classes=1,
+        in_channels=in_channels,
+    )
+    return ssdlite(
+        net,
+        ("stages.3", "stages.4"),
+        extra_channels=thinned(extra_channels, width),
+        scales=scales,
+        reduce_lowest=reduce_lowest,
+        bn_momentum=bn_momentum,
+        image_size=image_size,
+        num_classes=num_classes,
+        in_channels=in_channels,
+    )
+
+
+def mobilenet_v2_ssdlite(
+    *,
+    width: float = 1.0,
+    strides: tuple[int, ...] = V2_STRIDES,
+    repeats: tuple[int, ...] = V2_REPEATS,
+    extra_channels: tuple[int, ...] = EXTRA_CHANNELS,
+    scales: tuple[float, ...] = SCALES,
+    reduce_lowest: bool = True,
+    bn_momentum: float = 0.03,
+    image_size: int = 320,
+    num_classes: int = 91,
+    in_channels: int = 3,
+) -> nn.Module:
+    """Build SSDLite on MobileNetV2: C4 is the expansion inside the first block of 160 channels, C5 the last layer.
+
+    In training `net(images, targets)` returns the losses `bbox_regression` and `classification`; in evaluation
+    `net(images)` returns boxes, scores and labels of each image. Images are a list, or a batch, of tensors
+    `(in_channels, image_size, image_size)` in [0, 1]; targets hold boxes `(n, 4)` as `x1, y1, x2, y2` in pixels and
+    labels `(n,)` from 1. An image may have no object. Default boxes are fractions of the image, so that any size works;
+    the last maps shrink to one pixel below 512, where batch normalisation needs two training images or more.
+
+    Args:
+        width: factor on all channels, also on those of the last layer and of the extra maps.
+        strides: strides of the first blocks of the seven stages; the stem always has 2.
+        repeats: blocks of the seven stages.
+        extra_channels: channels of the extra maps at width 1, each half as large as the one before.
+        scales: sides of the square default boxes of the first and of the last map, as shares of the image.
+        reduce_lowest: give C4 three default boxes at a place instead of six, see `LowestReducedBoxes`.
+        bn_momentum: weight of a new batch in the running statistics.
+        image_size: side of the images in pixels, 320 in the papers; they are not rescaled.
+        num_classes: classes, the background counted as class 0.
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+    net = mobilenet_v2(
+        width,
+        strides=strides,
+        repeats=repeats,
+        head_channels=thinned_head(width),
+        num_classes=1,
+        in_channels=in_channels,
+    )
+    return ssdlite(
+        net,
+        ("blocks.5.0.bn1", "bn2"),
+        extra_channels=thinned(extra_channels, width),
+        scales=scales,
+        reduce_lowest=reduce_lowest,
+        bn_momentum=bn_momentum,
+        image_size=image_size,
+        num_classes=num_classes,
+        in_channels=in_channels,
+    )
+
+
+def mnasnet_ssdlite(
+    *,
+    width: float = 1.0,
+    strides: tuple[int, ...] = (1, 2, 2, 2, 1, 2, 1),
+    repeats: tuple[int, ...] = (1, 2, 3, 4, 2, 3, 1),
+    extra_channels: tuple[int, ...] = EXTRA_CHANNELS,
+    scales: tuple[float, ...] = SCALES,
+    reduce_lowest: bool = True,
+    bn_momentum: float = 0.03,
+    image_size: int = 320,
+    num_classes: int = 91,
+    in_channels: int = 3,
+) -> nn.Module:
+    """Build SSDLite on MnasNet-A1, which table 6 has beside the MobileNets; arguments as of `mobilenet_v2_ssdlite`.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+    net = mnasnet_a1(
+        width,
+        strides=strides,
+        repeats=repeats,
+        head_channels=thinned_head(width),
+        num_classes=1,
+        in_channels=in_channels,
+    )
+    return ssdlite(
+        net,
+        ("blocks.5.0.bn1", "bn2"),
+        extra_channels=thinned(extra_channels, width),
+        scales=scales,
+        reduce_lowest=reduce_lowest,
+        bn_momentum=bn_momentum,
+        image_size=image_size,
+        num_classes=num_classes,
+        in_channels=in_channels,
+    )
+
+
+def mobilenet_v3_ssdlite(
+    *,
+    variant: str = "large",
+    reduced_tail: bool = False,
+    width: float = 1.0,
+    strides: tuple[int, ...] = (2, 2, 2, 2),
+    extra_channels: tuple[int, ...] = EXTRA_CHANNELS,
+    scales: tuple[float, ...] = SCALES,
+    reduce_lowest: bool = True,
+    bn_momentum: float = 0.03,
+    image_size: int = 320,
+    num_classes: int = 91,
+    in_channels: int = 3,
+) -> nn.Module:
+    """Build SSDLite on torchvision's MobileNetV3: C4 is the expansion inside the last block of stride 2.
+
+    See `mobilenet_v2_ssdlite` for what the detector takes and gives and for the other arguments.
+
+    Args:
+        variant: `large` or `small`.
+        reduced_tail: halve the channels between C4 and C5 (section 6.3; the rows with a star in table 6).
+        width: factor on all channels.
+        strides: strides of the four blocks that halve the resolution of an image behind the stem; large: rows 2, 4, 7
+            and 13 of table 1; small: rows 1, 2, 4 and 9 of table 2.
+        extra_channels: see there.
+        scales: see there.
+        reduce_lowest: see there.
+        bn_momentum: see there.
+        image_size: see there.
+        num_classes: see there.
+        in_channels: see there.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+    require_choice("variant", variant, V3_STRIDED)
+    require_width(width)
+    places = V3_STRIDED[variant]
+    if len(strides) != len(places) or not set(strides) <= {1, 2}:
+        raise ValueError(f"model.strides={list(strides)} must be {len(places)} numbers, each 1 or 2.")
+    rows, last_channels = _mobilenet_v3_conf(f"mobilenet_v3_{variant}", width_mult=width, reduced_tail=reduced_tail)
+    for place, stride in zip(places, strides, strict=True):
+        rows[place].stride = stride
+    net = MobileNetV3(rows, last_channels, num_classes=1, norm_layer=partial(nn.BatchNorm2d, eps=1e-3))
+    first_layers = 1  # the stem stands before the rows in torchvision's list
+    return ssdlite(
+        with_input_channels(net, in_channels),
+        (f"features.{first_layers + places[-1]}.block.0", f"features.{first_layers + len(rows)}"),
+        extra_channels=thinned(extra_channels, width),
+        scales=scales,
+        reduce_lowest=reduce_lowest,
+        bn_momentum=bn_momentum,
+        image_size=image_size,
+        num_classes=num_classes,
+        in_channels=in_channels,
+    )
 
 
 def ssdlite_mobilenet_v3_large(image_size: int = 320, num_classes: int = 91, in_channels: int = 3) -> nn.Module:

@@ -1,0 +1,212 @@
+"""Slices of medical images on their way into a data set: checked, resampled to one pixel size, and brought to 8 bits.
+
+What is wrong with a slice does not stop the others: it is left out and listed, with its name and the reason, in the
+data card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from convatlas.data.sources import RawDataset
+from convatlas.errors import UserError
+
+__all__ = ["SliceCollector", "sampled", "to_8_bits"]
+
+WINDOW = (0.5, 99.5)
+"""Percentiles of an image that become black and white: a few pixels of blood or noise must not darken the rest."""
+
+
+class SliceCollector:
+    """Gathers slices of different sizes and pixel sizes, and makes one data set of them.
+
+    Args:
+        classes: names by class number; 0 is the background.
+        image_size: side of the square that is cut from the middle of each slice, in pixels after resampling.
+        pixel_mm: side of a pixel after resampling; None keeps that of each slice.
+        with_spacing: whether a slice needs to know the size of its pixels. Without it, slices are scaled so that their
+            longer side has `image_size` pixels.
+
+    Raises:
+        UserError: a size that is not positive.
+    """
+
+    def __init__(
+        self, classes: Sequence[str], image_size: int, pixel_mm: float | None, *, with_spacing: bool = True
+    ) -> None:
+        if image_size < 1:
+            raise UserError(f"data.source.image_size={image_size} must be at least 1.")
+        if pixel_mm is not None and not pixel_mm > 0:
+            raise UserError(f"data.source.pixel_mm={pixel_mm} must be above 0, or null to keep the pixels as they are.")
+        self.classes = list(classes)
+        self.side = image_size
+        self.pixel_mm = pixel_mm
+        self.with_spacing = with_spacing
+        self.left_out: list[tuple[str, str]] = []
+        self.names: list[str] = []
+        self._images: list[NDArray[np.uint8]] = []
+        self._masks: list[NDArray[np.uint8]] = []
+        self._spacings: list[tuple[float, float]] = []
+        self._patients: list[str] = []
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """List what cannot be used."""
+        self.left_out.append((name, reason))
+
+    def add(
+        self,
+        name: str,
+        patient: str,
+        image: NDArray[Any],
+        mask: NDArray[Any],
+        spacing: Sequence[float] | None = None,
+    ) -> None:
+        """Check and take one slice, or list why not.
+
+        Args:
+            name: for the data card.
+            patient: slices of one patient are never divided among splits.
+            image: `(H, W)` or `(C, H, W)`, of any type and range.
+            mask: `(H, W)` class numbers.
+            spacing: millimetres from one row, and from one column, to the next.
+        """
+        planes = image[None] if image.ndim == 2 else image
+        reason = self._complaint(planes, mask, spacing)
+        if reason:
+            self.leave_out(name, reason)
+            return
+        step = self._step(planes.shape[1:], spacing)
+        self._images.append(np.stack([self._pixels(plane, step) for plane in planes]))
+        self._masks.append(sampled(mask, self.side, step, order=0).astype(np.uint8))
+        self.names.append(name)
+        self._patients.append(patient)
+        if spacing is not None:
+            self._spacings.append((spacing[0] * step[0], spacing[1] * step[1]))
+
+    def dataset(
+        self, *, title: str, origin: str, licence: str, notes: list[str], test_patients: Sequence[str] = ()
+    ) -> RawDataset:
+        """Make the data set; patients are numbered in the order of their names.
+
+        Raises:
+            UserError: no slice is usable, the slices differ in their channels, or a test patient is not there.
+        """
+        if not self._images:
+            file, reason = self.left_out[0] if self.left_out else ("the folder", "there is nothing in it")
+            raise UserError(f"{title}: no slice is usable; {file}: {reason}.")
+        channels = {len(image) for image in self._images}
+        if len(channels) > 1:
+            raise UserError(f"{title}: images have {' and '.join(map(str, sorted(channels)))} channels; use one kind.")
+        patients, numbers = np.unique(self._patients, return_inverse=True)
+        unknown = sorted(set(test_patients) - set(patients.tolist()))
+        if unknown:
+            raise UserError(
+                f"data.source.test_patients: there is no {unknown[0]}; the patients are {', '.join(patients.tolist())}."
+            )
+        in_test = np.isin(self._patients, list(test_patients))
+        return RawDataset(
+            images=np.stack(self._images),
+            classes=self.classes,
+            title=title,
+            origin=origin,
+            licence=licence,
+            made=False,
+            masks=np.stack(self._masks),
+            groups=numbers.astype(np.int64),
+            official_split=np.where(in_test, "test", "train") if len(test_patients) else None,
+            spacing=np.array(self._spacings, dtype=np.float32) if self._spacings else None,
+            names=self.names,
+            left_out=self.left_out,
+            notes=[f"{len(self._images)} slices of {len(patients)} patients; the patient is the group.", *notes],
+        )
+
+    def _complaint(self, planes: NDArray[Any], mask: NDArray[Any], spacing: Sequence[float] | None) -> str | None:
+        if mask.shape != planes.shape[1:]:
+            sizes = [" x ".join(map(str, shape)) for shape in (mask.shape, planes.shape[1:])]
+            return f"the mask has {sizes[0]} pixels, the image {sizes[1]}"
+        if not np.isfinite(planes).all():
+            return "the image has values that are no numbers"
+        unknown = sorted(set(np.unique(mask).tolist()) - set(range(len(self.classes))))
+        if unknown:
+            return f"the mask has the unknown label {unknown[0]:g}; known are 0 to {len(self.classes) - 1}"
+        if self.with_spacing and (spacing is None or not all(np.isfinite(mm) and mm > 0 for mm in spacing)):
+            return "the size of a pixel is not given"
+        if not reaches_in(mask, self.side, self._step(mask.shape, spacing)):
+            return f"the mask reaches out of the {self.side} x {self.side} pixels that are kept"
+        return None
+
+    def _step(self, size: Sequence[int], spacing: Sequence[float] | None) -> tuple[float, float]:
+        """Return how many pixels of the slice make one of the data set, along rows' and columns' directions."""
+        if not self.with_spacing:
+            return (max(size) / self.side,) * 2
+        if self.pixel_mm is None or spacing is None:
+            return 1.0, 1.0
+        return self.pixel_mm / spacing[0], self.pixel_mm / spacing[1]
+
+    def _pixels(self, plane: NDArray[Any], step: tuple[float, float]) -> NDArray[np.uint8]:
+        if plane.dtype == np.uint8 and step == (1.0, 1.0):
+            return sampled(plane, self.side, step, order=0).astype(np.uint8)
+        values = plane.astype(np.float64) if plane.dtype == np.uint8 else to_8_bits(plane).astype(np.float64)
+        # what lies between the new pixels has to be averaged, or it would alias
+        blurred = ndimage.gaussian_filter(values, [max(0.0, (s - 1) / 2) for s in step])
+        return np.clip(np.rint(sampled(blurred, self.side, step, order=1)), 0, 255).astype(np.uint8)
+
+
+def to_8_bits(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """Scale an image of any range to 0..255, its 0.5th percentile to black and its 99.5th to white."""
+    values = image.astype(np.float64)
+    low, high = np.percentile(values, WINDOW)
+    if low == high:
+        low, high = values.min(), values.max()
+    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return np.rint(255 * scaled.clip(0, 1)).astype(np.uint8)
+
+
+def sampled(plane: NDArray[Any], side: int, step: tuple[float, float], order: int) -> NDArray[Any]:
+    """Sample a square around the middle of an image; zeros come in from outside.
+
+    Args:
+        plane: `(H, W)`.
+        side: of the square, in new pixels.
+        step: old pixels from one new pixel to the next, along both axes.
+        order: 0 takes the nearest old pixel, 1 interpolates between four.
+    """
+    rows, columns = (positions(length, side, s) for length, s in zip(plane.shape, step, strict=True))
+    grid = np.meshgrid(rows, columns, indexing="ij")
+    found: NDArray[Any] = ndimage.map_coordinates(plane, grid, order=order, mode="constant", prefilter=False)
+    return found
+
+
+def positions(length: int, side: int, step: float) -> NDArray[np.float64]:
+    """Return where the middles of `side` new pixels lie among `length` old ones; both middles coincide.
+
+    Along an axis of odd and one of even length the middle would lie between pixels; where the pixels keep their size it
+    is moved by half a pixel, so that they are copied and not interpolated.
+    """
+    middle = (length - 1) / 2
+    if step == 1 and (length - side) % 2:
+        middle += 0.5
+    return (np.arange(side, dtype=np.float64) - (side - 1) / 2) * step + middle
+
+
+def reaches_in(mask: NDArray[Any], side: int, step: tuple[float, float]) -> bool:
+    """Say whether all of a mask's foreground lies in the square that `sampled` takes."""
+    for axis in (0, 1):
+        marked = np.flatnonzero(mask.any(axis=1 - axis))
+        inside = positions(mask.shape[axis], side, step[axis])
+        reach = step[axis] / 2
+        if len(marked) and (marked[0] < inside[0] - reach or marked[-1] > inside[-1] + reach):
+            return False
+    return True
+
+
+def require_folder(root: Path, title: str, remedy: str) -> None:
+    """Raise UserError unless the raw files' folder is there."""
+    if not root.is_dir():
+        raise UserError(f"{title}: there is no folder {root}. {remedy}")

@@ -1,0 +1,509 @@
+"""YOLOv3's detector on cross-stage partial backbones.
+
+Redmon, Farhadi, "YOLOv3: An Incremental Improvement" (2018), section 2: three anchors at each of three scales; an
+object belongs to the one anchor that is most like it in shape, in the cell that holds the object's centre. Wang et al.,
+"CSPNet" (CVPR Workshops 2020), section 4.3, put CSP backbones, PANet with SPP, or their Exact Fusion Model before it;
+the nets on PANet follow the authors' published darknet files (csresnext50-panet-spp.cfg and others).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import (
+    FeaturePyramidNetwork,
+    batched_nms,
+    box_convert,
+    box_iou,
+    clip_boxes_to_image,
+    complete_box_iou_loss,
+    generalized_box_iou_loss,
+)
+
+from convatlas.models.checks import require_choice
+from convatlas.models.classification import csp
+from convatlas.models.layers.conv_norm import conv_norm, initialise_convolutions
+from convatlas.models.layers.detector_transform import FixedSizeTransform
+from convatlas.models.layers.path_aggregation import PathAggregation
+from convatlas.models.layers.scale_fusion import exact_fusion, global_fusion
+
+__all__ = [
+    "COCO_ANCHORS",
+    "Priors",
+    "Pyramid",
+    "Yolo",
+    "assign",
+    "best_anchors",
+    "decode",
+    "encode",
+    "make_priors",
+    "yolo",
+]
+
+BACKBONES: dict[str, Callable[..., csp.StagedNet]] = {
+    "csp_resnet50": csp.csp_resnet50,
+    "csp_resnext50": csp.csp_resnext50,
+    "csp_darknet53": csp.csp_darknet53,
+    "csp_densenet": csp.csp_densenet,
+    "darknet_resnet50": csp.darknet_resnet50,
+    "darknet_resnext50": csp.darknet_resnext50,
+    "darknet53": csp.darknet53,
+}
+BOX_LOSSES = ("squared", "giou", "ciou")
+
+Anchors = tuple[tuple[tuple[float, float], ...], ...]
+"""Width and height in pixels of each anchor, by level, the finest first."""
+COCO_ANCHORS: Anchors = (
+    ((10, 13), (16, 30), (33, 23)),
+    ((30, 61), (62, 45), (59, 119)),
+    ((116, 90), (156, 198), (373, 326)),
+)
+"""YOLOv3's, found by k-means on COCO's boxes in images of 416 pixels."""
+
+LARGEST_LOGARITHM = math.log(1000 / 16)
+"""A box is at most e to this power as large as its anchor, as torchvision bounds it, so that exp does not overflow."""
+FIRST_OBJECTNESS = 0.01
+"""What every place says at first; with darknet's 0.5 the empty ones dominate the first steps (Lin et al. 2017)."""
+
+
+# ---- boxes and anchors ----------------------------------------------------------------------------------------------
+
+
+class Priors(NamedTuple):
+    """One row for each of the N places of all levels: level by level, row by row, column by column, anchor by anchor.
+
+    Attributes:
+        corners: `(N, 2)` x and y of the cell's upper left corner, in pixels.
+        strides: `(N, 1)` side of the cell, in pixels.
+        anchors: `(N, 2)` width and height, in pixels.
+    """
+
+    corners: Tensor
+    strides: Tensor
+    anchors: Tensor
+
+
+def make_priors(sizes: Sequence[tuple[int, int]], strides: Sequence[int], anchors: Tensor) -> Priors:
+    """Lay the anchors on the cells of every level.
+
+    Args:
+        sizes: rows and columns of each level's map.
+        strides: pixels a cell of each level.
+        anchors: `(levels, A, 2)`.
+    """
+    device = anchors.device
+    corners, sides, shapes = [], [], []
+    for (rows, columns), stride, here in zip(sizes, strides, anchors, strict=True):
+        y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
+        grid = torch.stack([x, y], -1).reshape(-1, 1, 2).to(anchors.dtype) * stride
+        corners.append(grid.expand(-1, len(here), 2).reshape(-1, 2))
+        shapes.append(here.expand(rows * columns, -1, 2).reshape(-1, 2))
+        sides.append(here.new_full((rows * columns * len(here), 1), stride))
+    return Priors(torch.cat(corners), torch.cat(sides), torch.cat(shapes))
+
+
+def decode(outputs: Tensor, priors: Priors) -> Tensor:
+    """Turn the net's outputs into boxes: the centre is in the cell, the size a multiple of the anchor's.
+
+    Args:
+        outputs: `(..., N, 4)`: two logits of the centre's place in its cell, two logarithms of size over anchor.
+        priors: of the same N places.
+
+    Returns:
+        `(..., N, 4)` boxes `x1, y1, x2, y2` in pixels.
+    """
+    centres = priors.corners + outputs[..., :2].sigmoid() * priors.strides
+    sizes = priors.anchors * outputs[..., 2:].clamp(max=LARGEST_LOGARITHM).exp()
+    return torch.cat([centres - sizes / 2, centres + sizes / 2], -1)
+
+
+def encode(boxes: Tensor, priors: Priors) -> Tensor:
+    """Return what the net should say of boxes; the inverse of `decode` but for the sigmoid of the first two.
+
+    Args:
+        boxes: `(..., N, 4)` `x1, y1, x2, y2` in pixels.
+        priors: of the same N places.
+
+    Returns:
+        `(..., N, 4)`: the centre's place in its cell, from 0 to 1 each way, and the logarithms of size over anchor.
+    """
+    cxcywh = box_convert(boxes, "xyxy", "cxcywh")
+    offsets = (cxcywh[..., :2] - priors.corners) / priors.strides
+    return torch.cat([offsets, (cxcywh[..., 2:] / priors.anchors).log()], -1)
+
+
+def best_anchors(sizes: Tensor, anchors: Tensor) -> Tensor:
+    """Return for widths and heights `(G, 2)` the row of `anchors: (A, 2)` with the largest IoU of concentric boxes."""
+    corners = torch.cat([torch.zeros_like(sizes), sizes], 1), torch.cat([torch.zeros_like(anchors), anchors], 1)
+    return box_iou(*corners).argmax(1)
+
+
+def assign(
+    boxes: Tensor, anchors: Tensor, sizes: Sequence[tuple[int, int]], strides: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Find the place that is responsible for each box: exactly one, of the anchor most like it and its centre's cell.
+
+    Where two boxes ask for the same place the later one has it, as in darknet.
+
+    Args:
+        boxes: `(G, 4)` `x1, y1, x2, y2` in pixels.
+        anchors: `(levels, A, 2)`.
+        sizes: rows and columns of each level's map.
+        strides: pixels a cell of each level.
+
+    Returns:
+        Rows of the boxes that have a place, rising, and their places: rows of `make_priors`.
+    """
+    device, count = boxes.device, anchors.shape[1]
+    cxcywh = box_convert(boxes, "xyxy", "cxcywh")
+    best = best_anchors(cxcywh[:, 2:], anchors.flatten(0, 1))
+    level = best // count
+    rows, columns = torch.tensor(sizes, device=device).unbind(1)
+    first = torch.cat([rows.new_zeros(1), (rows * columns * count).cumsum(0)[:-1]])
+    cells = (cxcywh[:, :2] / torch.tensor(strides, device=device)[level, None]).floor().long()
+    column, row = (  # a centre on the right or lower border belongs to the last cell
+        cells[:, axis].clamp(min=0).minimum(limit[level] - 1) for axis, limit in enumerate((columns, rows))
+    )
+    places = first[level] + (row * columns[level] + column) * count + best % count
+    numbers = torch.arange(len(boxes), device=device)
+    owners = numbers.new_full((int((rows * columns).sum()) * count,), -1)
+    owners.scatter_reduce_(0, places, numbers, "amax")
+    kept = (owners[places] == numbers).nonzero().flatten()
+    return kept, places[kept]
+
+
+# ---- the losses -----------------------------------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """Which places of a batch of B images have an object, P in all.
+
+    Attributes:
+        images: `(P,)` row of the image.
+        places: `(P,)` row of the priors.
+        boxes: `(P, 4)` the object's box.
+        labels: `(P,)` its class, from 0.
+        ignored: `(B, N)` whether a place without an object sees one so well that it is not told that it is empty.
+    """
+
+    images: Tensor
+    places: Tensor
+    boxes: Tensor
+    labels: Tensor
+    ignored: Tensor
+
+
+def divergence(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Return the cross-entropy of sigmoid(logits) and `wanted` in [0, 1], less the least that it can be.
+
+    Its gradient is the cross-entropy's (and darknet's), and a perfect prediction has loss 0 also for fractions.
+    """
+    entropy = F.binary_cross_entropy(wanted, wanted, reduction="none")
+    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") - entropy
+
+
+def squared_box_loss(outputs: Tensor, boxes: Tensor, priors: Priors, image_size: int) -> Tensor:
+    """Return YOLOv3's loss of each box `(P,)`: cross-entropy of the place in the cell, squared error of the logarithms.
+
+    Small boxes weigh up to twice as much as one that fills the image, as in darknet.
+    """
+    wanted = encode(boxes, priors)
+    width, height = (boxes[:, 2:] - boxes[:, :2]).unbind(1)
+    weight = 2 - width * height / image_size**2
+    place = divergence(outputs[:, :2], wanted[:, :2].clamp(0, 1)).sum(1)
+    return weight * (place + (outputs[:, 2:] - wanted[:, 2:]).square().sum(1) / 2)
+
+
+# ---- the net --------------------------------------------------------------------------------------------------------
+
+
+class Pyramid(nn.Module):
+    """torchvision's feature pyramid (Lin et al., CVPR 2017) with lists instead of names; all maps have one width."""
+
+    def __init__(self, in_channels: Sequence[int], channels: int) -> None:
+        super().__init__()
+        self.pyramid = FeaturePyramidNetwork(list(in_channels), channels)
+        self.out_channels = (channels,) * len(in_channels)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps in, the finest first, and as many out."""
+        return list(self.pyramid(OrderedDict((str(number), each) for number, each in enumerate(maps))).values())
+
+
+class Yolo(nn.Module):
+    """Backbone, neck, and a head of its own for each scale; torchvision's convention for detectors.
+
+    In training `net(images, targets)` returns the losses `box`, `objectness` and `classification`, sums over an image's
+    places, means over the images; in evaluation `net(images)` returns boxes, scores and labels of each image, the
+    surest first. Images are a list, or a batch, of tensors `(in_channels, image_size, image_size)` in [0, 1]; targets
+    hold boxes `(n, 4)` as `x1, y1, x2, y2` in pixels and labels `(n,)` from 1. An image may have no object.
+
+    Args:
+        backbone: its last stages, as many as there are levels of anchors, are used.
+        neck: takes and returns one map a level; tells its `out_channels`.
+        anchors: by level.
+        num_classes: classes, the background counted as class 0.
+        image_size: side of the images in pixels; they are not rescaled, only padded to a multiple of the last stride.
+        in_channels: channels of the images.
+        box_loss: `squared`, `giou` or `ciou`.
+        ignore_overlap: IoU from which a place without an object of its own is not told that it is empty.
+        score_threshold: least score (objectness times class probability) of a detection.
+        nms_threshold: IoU from which the less sure of two detections of a class is dropped.
+        detections_per_image: most detections of an image.
+    """
+
+    anchors: Tensor
+
+    def __init__(
+        self,
+        backbone: csp.StagedNet,
+        neck: nn.Module,
+        *,
+        anchors: Anchors,
+        num_classes: int,
+        image_size: int,
+        in_channels: int,
+        box_loss: str,
+        ignore_overlap: float,
+        score_threshold: float,
+        nms_threshold: float,
+        detections_per_image: int,
+    ) -> None:
+        super().__init__()
+        backbone.classifier = nn.Identity()
+        self.backbone = backbone
+        self.neck = neck
+        self.strides = backbone.stage_strides[-len(anchors) :]
+        self.transform = FixedSizeTransform(image_size, in_channels, size_divisible=self.strides[-1])
+        self.register_buffer("anchors", torch.tensor(anchors, dtype=torch.float32), persistent=False)
+        self.classes = num_classes - 1
+        self.image_size = image_size
+        self.box_loss = box_loss
+        self.ignore_overlap = ignore_overlap
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.detections_per_image = detections_per_image
+        widths: Any = neck.out_channels
+        self.heads = nn.ModuleList(self._head(width, len(anchors[0])) for width in widths)
+
+    def _head(self, channels: int, anchors: int) -> nn.Sequential:
+        """Build YOLOv3's head: a 3x3 convolution, and a 1x1 with four numbers, an objectness and the classes."""
+        outputs = nn.Conv2d(2 * channels, anchors * (5 + self.classes), 1)
+        head = nn.Sequential(conv_norm(channels, 2 * channels, 3), outputs)
+        initialise_convolutions(head)
+        assert outputs.bias is not None
+        with torch.no_grad():
+            objectness = outputs.bias.view(anchors, -1)[:, 4]
+            objectness.fill_(-math.log((1 - FIRST_OBJECTNESS) / FIRST_OBJECTNESS))
+            outputs.weight.mul_(0.1)  # so that the first boxes are about the anchors
+        return head
+
+    def forward(
+        self, images: Sequence[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Return losses in training, detections in evaluation.
+
+        Raises:
+            ValueError: training without targets, a box without area, or images of another shape.
+        """
+        batch, targets = self.transform(images, targets)
+        outputs, sizes = self._outputs(batch.tensors)
+        priors = make_priors(sizes, self.strides, self.anchors)
+        if not self.training:
+            return self._detections(outputs, priors)
+        if targets is None:
+            raise ValueError("data: a detector trains with targets; give boxes and labels of each image.")
+        return self._losses(outputs, priors, self._find(outputs, priors, sizes, targets))
+
+    def _outputs(self, images: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Return the outputs of all places, `(B, N, 5 + classes)`, and rows and columns of each level's map.
+
+        Boxes want more than 16 bits, whatever the convolutions are computed with.
+        """
+        maps = self.neck(self.backbone.forward_pyramid(images)[-len(self.heads) :])
+        sizes = [(each.shape[2], each.shape[3]) for each in maps]
+        flat = [
+            head(each).float().permute(0, 2, 3, 1).reshape(len(images), -1, 5 + self.classes)
+            for head, each in zip(self.heads, maps, strict=True)
+        ]
+        return torch.cat(flat, 1), sizes
+
+    # ---- training
+
+    @torch.no_grad()
+    def _find(
+        self,
+        outputs: Tensor,
+        priors: Priors,
+        sizes: Sequence[tuple[int, int]],
+        targets: Sequence[dict[str, Tensor]],
+    ) -> Found:
+        """Assign every image's objects, and see which other places already overlap one."""
+        predicted = decode(outputs[..., :4], priors)
+        ignored = torch.zeros(outputs.shape[:2], dtype=torch.bool, device=outputs.device)
+        images, places, boxes, labels = [], [], [], []
+        for number, target in enumerate(targets):
+            truth = target["boxes"].to(outputs)
+            if len(truth) == 0:
+                continue
+            if (truth[:, 2:] <= truth[:, :2]).any():
+                raise ValueError(f"data: image {number} of a batch has a box without area; leave such boxes out.")
+            ignored[number] = box_iou(predicted[number], truth).amax(1) > self.ignore_overlap
+            kept, where = assign(truth, self.anchors, sizes, self.strides)
+            images.append(torch.full_like(where, number))
+            places.append(where)
+            boxes.append(truth[kept])
+            labels.append(target["labels"].to(outputs.device)[kept] - 1)
+        nothing = torch.zeros(0, dtype=torch.int64, device=outputs.device)
+        return Found(
+            images=torch.cat([nothing, *images]),
+            places=torch.cat([nothing, *places]),
+            boxes=torch.cat([outputs.new_zeros(0, 4), *boxes]),
+            labels=torch.cat([nothing, *labels]),
+            ignored=ignored,
+        )
+
+    def _losses(self, outputs: Tensor, priors: Priors, found: Found) -> dict[str, Tensor]:
+        """Compute the three terms; every class has a logit of its own, as YOLOv3 has it."""
+        own = outputs[found.images, found.places]
+        here = Priors(*(each[found.places] for each in priors))
+        wanted = torch.zeros_like(outputs[..., 4])
+        wanted[found.images, found.places] = 1
+        counted = ~found.ignored | (wanted > 0)
+        objectness = F.binary_cross_entropy_with_logits(outputs[..., 4], wanted, reduction="none")
+        classes = F.one_hot(found.labels, self.classes).to(own)
+        sums = {
+            "box": self._box_losses(own[:, :4], found.boxes, here).sum(),
+            "objectness": (objectness * counted).sum(),
+            "classification": F.binary_cross_entropy_with_logits(own[:, 5:], classes, reduction="sum"),
+        }
+        return {name: value / len(outputs) for name, value in sums.items()}
+
+    def _box_losses(self, outputs: Tensor, boxes: Tensor, priors: Priors) -> Tensor:
+        if self.box_loss == "squared":
+            return squared_box_loss(outputs, boxes, priors, self.image_size)
+        loss = {"giou": generalized_box_iou_loss, "ciou": complete_box_iou_loss}[self.box_loss]
+        return loss(decode(outputs, priors), boxes)
+
+    # ---- evaluation
+
+    def _detections(self, outputs: Tensor, priors: Priors) -> list[dict[str, Tensor]]:
+        """Return the detections of each image, each class suppressed on its own; a place may show several classes."""
+        every_box = clip_boxes_to_image(decode(outputs[..., :4], priors), (self.image_size, self.image_size))
+        every_score = outputs[..., 4:5].sigmoid() * outputs[..., 5:].sigmoid()
+        detections = []
+        for boxes, scores in zip(every_box, every_score, strict=True):
+            places, classes = (scores > self.score_threshold).nonzero().unbind(1)
+            sure = scores[places, classes]
+            kept = batched_nms(boxes[places], sure, classes, self.nms_threshold)[: self.detections_per_image]
+            detections.append({"boxes": boxes[places[kept]], "labels": classes[kept] + 1, "scores": sure[kept]})
+        return detections
+
+
+# ---- from options to nets -------------------------------------------------------------------------------------------
+
+
+def _pyramid(in_channels: Sequence[int], channels: Sequence[int], _: int) -> Pyramid:
+    if len(set(channels)) > 1:
+        raise ValueError(
+            f"model.neck_channels={list(channels)} must be equal for model.neck=fpn, whose maps are added."
+        )
+    return Pyramid(in_channels, channels[0])
+
+
+NECKS: dict[str, Callable[[Sequence[int], Sequence[int], int], nn.Module]] = {
+    "pan": PathAggregation,
+    "fpn": _pyramid,
+    "global": global_fusion,
+    "exact": exact_fusion,
+}
+
+
+def yolo(
+    *,
+    backbone: str = "csp_resnext50",
+    backbone_options: dict[str, Any] | None = None,
+    neck: str = "pan",
+    neck_channels: tuple[int, ...] = (128, 256, 512),
+    neck_convolutions: int = 5,
+    anchors: Anchors = COCO_ANCHORS,
+    box_loss: str = "squared",
+    ignore_overlap: float = 0.7,
+    score_threshold: float = 0.005,
+    nms_threshold: float = 0.45,
+    detections_per_image: int = 100,
+    image_size: int = 416,
+    num_classes: int = 81,
+    in_channels: int = 3,
+) -> Yolo:
+    """Build a detector without trained weights; see `Yolo` for what it takes and returns.
+
+    Args:
+        backbone: `csp_resnet50`, `csp_resnext50`, `csp_darknet53`, `csp_densenet`, `darknet_resnet50`,
+            `darknet_resnext50` or `darknet53`.
+        backbone_options: its keyword arguments, for example `{channels: [16, 32, 64]}`.
+        neck: `pan` (PANet with SPP), `fpn` (torchvision's), `global` (fusion of all scales) or `exact` (the Exact
+            Fusion Model); the last two are reconstructions.
+        neck_channels: channels of the neck's map at each level, the finest first; as many levels, the backbone's last.
+        neck_convolutions: convolutions where scales have met, odd; `fpn` has one of its own.
+        anchors: width and height in pixels of each level's anchors, the finest level first.
+        box_loss: `squared` (YOLOv3's, the paper's), `giou` or `ciou` (the authors' later files).
+        ignore_overlap: IoU from which a place without an object of its own is not told that it is empty.
+        score_threshold: least score of a detection.
+        nms_threshold: IoU from which the less sure of two detections of a class is dropped.
+        detections_per_image: most detections of an image.
+        image_size: side of the images in pixels; they are not rescaled.
+        num_classes: classes, the background counted as class 0.
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: an unknown backbone, neck or loss, an option that the backbone lacks, or numbers that do not fit.
+    """
+    require_choice("backbone", backbone, BACKBONES)
+    require_choice("neck", neck, NECKS)
+    require_choice("box_loss", box_loss, BOX_LOSSES)
+    if neck_convolutions < 1 or neck_convolutions % 2 == 0:
+        raise ValueError(f"model.neck_convolutions={neck_convolutions} must be odd: 1x1 and 3x3 in turn, 1x1 last.")
+    if len(neck_channels) != len(anchors):
+        raise ValueError(
+            f"model.neck_channels={list(neck_channels)} names {len(neck_channels)} levels and model.anchors "
+            f"{len(anchors)}; give both for every level."
+        )
+    if len({len(level) for level in anchors}) != 1 or min(min(pair) for level in anchors for pair in level) <= 0:
+        raise ValueError(f"model.anchors={anchors} must be pairs of positive pixels, as many at every level.")
+    for name, value in {"ignore_overlap": ignore_overlap, "nms_threshold": nms_threshold}.items():
+        if not 0 < value <= 1:
+            raise ValueError(f"model.{name}={value} is an overlap; choose above 0, up to 1.")
+    if num_classes < 2:
+        raise ValueError(f"model.num_classes={num_classes} counts the background; take 2 or more.")
+    try:
+        body = BACKBONES[backbone](**(backbone_options or {}), num_classes=1, in_channels=in_channels)
+    except TypeError as error:
+        raise ValueError(f"model.backbone_options={backbone_options}: {error}.") from error
+    widths = body.stage_channels[-len(anchors) :]
+    if len(widths) < len(anchors):
+        raise ValueError(
+            f"model.anchors has {len(anchors)} levels, and model.backbone={backbone} {len(widths)} stages."
+        )
+    middle = NECKS[neck](widths, neck_channels, neck_convolutions)
+    if neck != "fpn":  # torchvision initialises its own
+        initialise_convolutions(middle)
+    return Yolo(
+        body,
+        middle,
+        anchors=anchors,
+        num_classes=num_classes,
+        image_size=image_size,
+        in_channels=in_channels,
+        box_loss=box_loss,
+        ignore_overlap=ignore_overlap,
+        score_threshold=score_threshold,
+        nms_threshold=nms_threshold,
+        detections_per_image=detections_per_image,
+    )
