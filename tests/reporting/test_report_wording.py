@@ -66,6 +66,9 @@ def test_a_diverged_figure_says_so():
         ("dice_right_ventricle", "Dice, right ventricle", False),
         ("calibration_error", "calibration error", True),
         ("loss", "loss", True),
+        ("edge_dice", "Dice of the edges", False),
+        ("hausdorff_mm", "Hausdorff distance in mm", True),
+        ("hausdorff_px_right_ventricle", "Hausdorff distance in px, right ventricle", True),
     ],
 )
 def test_metrics_have_names_and_a_direction(name, title, lower):

@@ -13,7 +13,7 @@ PLUS_MINUS = "±"
 THIN_SPACE = "\u202f"
 
 # Shares between 0 and 1, written in percent. `map` and `mar` are detection's mean average precision and recall.
-_SHARES = re.compile(r"^(accuracy|f1|calibration_error|precision|recall|map|mar|dice|iou)(_|$)")
+_SHARES = re.compile(r"^(accuracy|f1|calibration_error|precision|recall|map|mar|dice|iou|edge_dice)(_|$)")
 _FALLING = re.compile(r"(loss|error|distance|hausdorff)")
 _NAMES = {
     "accuracy": "accuracy",
@@ -25,6 +25,7 @@ _NAMES = {
     "map_75": "mAP@.75",
     "dice": "Dice",
     "iou": "IoU",
+    "edge_dice": "Dice of the edges",
 }
 
 
@@ -45,6 +46,9 @@ class Metric:
             return _NAMES[self.name]
         head, _, rest = self.name.partition("_")
         known = {"dice": "Dice", "iou": "IoU", "map": "mAP", "mar": "mAR"}
+        if head == "hausdorff":
+            unit, _, area = rest.partition("_")
+            return f"Hausdorff distance in {unit}" + (f", {spoken(area)}" if area else "")
         return f"{known[head]}, {spoken(rest)}" if head in known and rest else spoken(self.name)
 
     @property
