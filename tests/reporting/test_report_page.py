@@ -144,7 +144,7 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
         write_report(study_file, runs, tmp_path / name)
         written.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert written[0] == written[1]
-    assert set(written[0]) == {"index.html", "table.csv", "table.md"}
+    assert set(written[0]) == {"index.html", "table.csv", "table.md", "table.tex", "claims.json"}
 
 
 def test_a_study_without_any_run_is_a_page_without_charts(tmp_path):

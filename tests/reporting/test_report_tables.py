@@ -7,7 +7,7 @@ from made_runs import COSTS, MadeVariant, accuracies, make_study, rising_history
 
 from convatlas.reporting.results import read_study
 from convatlas.reporting.statistics import spread
-from convatlas.reporting.tables import as_csv, as_markdown, further_table, leaders, main_table, records
+from convatlas.reporting.tables import as_csv, further_table, leaders, main_table, records
 
 
 def cells(study, title):
@@ -97,11 +97,3 @@ def test_mixed_tasks_share_one_csv_with_gaps(tmp_path):
     first, second = csv.DictReader(io.StringIO(as_csv(records(read_study(*make_study(tmp_path, made))))))
     assert (first["score"], first["test_accuracy_mean"], first["test_dice_mean"]) == ("accuracy", "0.9", "")
     assert (second["score"], second["test_accuracy_mean"], second["test_dice_mean"]) == ("dice", "", "0.8")
-
-
-def test_markdown_cannot_be_broken_by_a_title(tmp_path):
-    made = {"a": MadeVariant(test=accuracies(0.9, 0.9), title="a | b\n<script>")}
-    lines = as_markdown(read_study(*make_study(tmp_path, made))).splitlines()
-    row = next(line for line in lines if line.startswith("| a"))
-    assert row.startswith("| a \\| b &lt;script> | 2 of 3 | 90.00 ± 0.00 |")
-    assert len({line.replace("\\|", "").count("|") for line in lines if line.startswith("|")}) == 1

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from convatlas.files import write_json, write_text
+from convatlas.reporting.documents import as_latex, as_markdown, claim_records
 from convatlas.reporting.page import render_index, render_report
 from convatlas.reporting.results import read_studies, read_study
 from convatlas.reporting.summary import curve_records, study_summary, variant_records
-from convatlas.reporting.tables import as_csv, as_markdown, records
+from convatlas.reporting.tables import as_csv, records
 
 __all__ = ["write_index", "write_report", "write_summary"]
 
 
 def write_report(study_file: Path, runs: Path, output: Path) -> None:
-    """Write `index.html`, `table.csv` and `table.md` of one study.
+    """Write `index.html`, `table.csv`, `table.md`, `table.tex` and `claims.json` of one study.
 
     The same files give the same bytes: nothing of the present time or machine enters them.
 
@@ -30,6 +31,8 @@ def write_report(study_file: Path, runs: Path, output: Path) -> None:
     write_text(output / "index.html", render_report(study, runs))
     write_text(output / "table.csv", as_csv(records(study)))
     write_text(output / "table.md", as_markdown(study))
+    write_text(output / "table.tex", as_latex(study))
+    write_json(output / "claims.json", claim_records(study))
 
 
 def write_index(plan: Path, runs: Path, output: Path) -> None:

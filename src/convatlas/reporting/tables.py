@@ -12,7 +12,7 @@ from typing import Any
 
 from convatlas.reporting.results import Group, SeedRun, Study, Variant, measured
 from convatlas.reporting.statistics import Spread, as_good, spread
-from convatlas.reporting.wording import DASH, PLUS_MINUS, Metric, duration, megabytes, with_prefix
+from convatlas.reporting.wording import DASH, Metric, duration, megabytes, with_prefix
 
 COSTS = ("parameters", "macs", "macs_inference", "weight_megabytes", "activation_bytes", "batch_size")
 TIMES = ("train_seconds", "test_seconds", "latency_seconds")
@@ -202,7 +202,7 @@ def _time_columns(group: Group) -> list[Column]:
     ]
 
 
-# ---- for programs and for Markdown ----------------------------------------------------------------------------------
+# ---- for programs ---------------------------------------------------------------------------------------------------
 
 
 def records(study: Study) -> list[dict[str, Any]]:
@@ -251,23 +251,3 @@ def _csv_value(value: Any) -> str:
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else f"{value:.10g}"
     return "" if value is None else str(value)
-
-
-def as_markdown(study: Study) -> str:
-    """Write the tables of all groups as Markdown."""
-    parts = [f"# {_markdown(study.title)}\n"]
-    for group in study.groups:
-        table = Table(main_table(group).columns + further_table(group).columns)
-        heads = ["variant", "seeds", *(f"{column.section.lower()}: {column.title}" for column in table.columns)]
-        lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
-        for number, variant in enumerate(group.variants):
-            figures = [f"{c.text} {PLUS_MINUS} {c.deviation}" if c.deviation else c.text for c in table.row(number)]
-            done = f"{len(variant.runs)} of {len(variant.seeds)}"
-            lines.append(f"| {' | '.join([_markdown(variant.title), done, *figures])} |")
-        parts.append(f"## {group.task.capitalize()} on {group.data}\n\n" + "\n".join(lines) + "\n")
-    return "\n".join([*parts, "Mean ± sample standard deviation over the seeds; no ± for a single seed.\n"])
-
-
-def _markdown(text: str) -> str:
-    """Keep a text from ending a cell or becoming markup."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,91 @@
+"""The main table and the verdicts of a study for other documents: Markdown, LaTeX, and JSON for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from convatlas.reporting.results import Group, Study
+from convatlas.reporting.tables import Table, main_table
+from convatlas.reporting.verdicts import judge
+from convatlas.reporting.wording import PLUS_MINUS, THIN_SPACE
+
+__all__ = ["as_latex", "as_markdown", "claim_records"]
+
+SECTIONS = ("Test", "Cost", "Time")
+"""Of the main table; the validation is left to the page and to table.csv."""
+
+
+def as_markdown(study: Study) -> str:
+    """Write the main tables of all groups, and the claims with their verdicts, as Markdown."""
+    parts = [f"# {_markdown(study.title)}\n\n{_markdown(study.question)}\n"]
+    for group in study.groups:
+        heads, rows = _lines(group)
+        lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
+        lines += [f"| {' | '.join(map(_markdown, row))} |" for row in rows]
+        parts.append(f"## {_title(group)}\n\n" + "\n".join(lines) + "\n")
+    parts.append("Mean ± sample standard deviation over the seeds; no ± for a single seed.\n")
+    judged = judge(study)
+    if judged:
+        parts.append("## Claims\n")
+    for each in judged:
+        note = f" ({_markdown(each.claim.note)})" if each.claim.note else ""
+        parts.append(f"- **{each.verdict.capitalize()}**: {_markdown(each.claim.says)}.{note}")
+        parts += [f"  - `{part.text}`: {part.interval or part.reason}" for part in each.checked]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def as_latex(study: Study) -> str:
+    """Write the main tables of all groups as LaTeX; they need the package booktabs."""
+    import pandas as pd
+
+    parts = []
+    for group in study.groups:
+        heads, rows = _lines(group)
+        table = pd.DataFrame(rows, columns=heads).to_latex(
+            index=False, escape=True, column_format="l" + "r" * (len(heads) - 1)
+        )
+        table = table.replace(PLUS_MINUS, r"$\pm$").replace(THIN_SPACE, r"\,").replace("–", "--")
+        parts.append(f"% {study.title}: {_title(group)}\n{table}")
+    return "\n".join(parts)
+
+
+def claim_records(study: Study) -> list[dict[str, Any]]:
+    """Return each claim with its verdict and the figures behind it, in the study's order."""
+    return [
+        {
+            "claim": each.claim.says,
+            "note": each.claim.note,
+            "verdict": each.verdict,
+            "comparisons": [
+                {
+                    "comparison": part.text,
+                    "verdict": part.verdict,
+                    "figures": part.figures,
+                    "interval": part.interval,
+                    "why_not_tested": part.reason,
+                }
+                for part in each.checked
+            ],
+        }
+        for each in judge(study)
+    ]
+
+
+def _title(group: Group) -> str:
+    return f"{group.task.capitalize()} on {group.data}"
+
+
+def _lines(group: Group) -> tuple[list[str], list[list[str]]]:
+    """Return the heads and, for each variant, its title, its finished seeds and the figures of the main table."""
+    table = Table(tuple(column for column in main_table(group).columns if column.section in SECTIONS))
+    heads = ["variant", "seeds", *(f"test {c.title}" if c.section == "Test" else c.title for c in table.columns)]
+    rows = []
+    for number, variant in enumerate(group.variants):
+        figures = [f"{c.text} {PLUS_MINUS} {c.deviation}" if c.deviation else c.text for c in table.row(number)]
+        rows.append([variant.title, f"{len(variant.runs)} of {len(variant.seeds)}", *figures])
+    return heads, rows
+
+
+def _markdown(text: str) -> str:
+    """Keep a text from ending a cell or becoming markup."""
+    return text.replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
