@@ -8,10 +8,10 @@ JOBS ?= 1
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow lint format ui report clean
+.PHONY: help setup repro test test-slow lint format ui report study-pages clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready  ## make .venv with exactly the packages of requirements.lock
 
@@ -27,7 +27,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 repro: setup  ## run the pipeline: prepare, resolve, train, report (JOBS=4 trains four runs side by side)
 ifneq ($(JOBS),1)
 	dvc repro prepare resolve
-	dvc stage list --name-only train | xargs -P $(JOBS) -I @ sh -c 'dvc --wait-for-lock repro --single-item @ || exit 1'
+	-dvc stage list --name-only train | xargs -P $(JOBS) -I @ sh -c 'dvc --wait-for-lock repro --single-item @ || exit 1'
 endif
 	dvc repro
 
@@ -51,6 +51,9 @@ ui: setup  ## open the runs in MLflow at http://127.0.0.1:5000 (PORT=... for ano
 
 report: setup  ## write the reports of the runs that are there
 	dvc repro report summarise
+
+study-pages: setup  ## copy what the reports measured into docs/studies
+	python -m convatlas.reporting.study_pages
 
 clean:  ## delete what the pipeline made; .venv, mlflow.db and DVC's cache stay
 	rm -rf runs plan reports data/prepared .work .plan.partial .pytest_cache .mypy_cache .ruff_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,12 @@ def prepare_data(name: str, folder: Path, options: Sequence[str] = ()) -> Path:
         plain = OmegaConf.to_container(compose("prepare", overrides).data, resolve=True)
     prepare(DataConfig.model_validate(plain))
     return folder / name
+
+
+def source_options(prepared: Path) -> list[str]:
+    """Return the overrides that name the source's options as a prepared data set was made with them."""
+    source = json.loads((prepared / "dataset.json").read_text())["source"]
+    return [f"data.source.{key}={json.dumps(value)}" for key, value in source.items() if key != "_target_"]
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from torch import nn
 
-from convatlas.models.layers.test_time import Flip, TenCrop
+from convatlas.models.layers.test_time import Flip, MultiScale, TenCrop
 from convatlas.training.run import train
-from helpers import TASKS_DATA
+from helpers import TASKS_DATA, assert_one_sentence, source_options
 
 MODELS = {"classification": "lenet5_modern", "detection": "retinanet_small", "segmentation": "unet_small"}
 RECIPES = {"classification": "laptop", "detection": "detection", "segmentation": "segmentation"}
@@ -33,8 +32,7 @@ def trained(trained_runs, compose, prepared, tmp_path_factory):
     def trained(task: str) -> Path:
         if task not in trained_runs:
             data = TASKS_DATA[task]
-            source = yaml.safe_load((prepared[data] / "dataset.json").read_text())["source"]
-            options = [f"data.source.{k}={v}" for k, v in source.items() if k != "_target_"]
+            options = source_options(prepared[data])
             config = compose(
                 *(
                     f"data={data}",
@@ -62,8 +60,7 @@ def test_evaluating_a_run_again_gives_its_own_figures(trained, enter, task):
 def test_an_augmentation_that_would_harm_boxes_is_refused_before_anything_is_written(compose, prepared):
     from convatlas.errors import UserError
 
-    source = yaml.safe_load((prepared["digit_scenes"] / "dataset.json").read_text())["source"]
-    options = [f"data.source.{k}={v}" for k, v in source.items() if k != "_target_"]
+    options = source_options(prepared["digit_scenes"])
     data = ("data=digit_scenes", f"data.prepared={prepared['digit_scenes']}", "model=retinanet_small", "recipe=laptop")
     config = compose(*data, *options)
     with pytest.raises(UserError, match=r"recipe\.augmentation\.crop_padding=2"):
@@ -103,6 +100,28 @@ def test_predicting_pictures_of_another_size(trained, enter, tmp_path, task):
     assert (output / "predictions.csv").read_text().startswith("file,")
 
 
+def test_test_time_augmentation_stands_beside_the_single_view_with_its_cost(trained, enter):
+    folder = trained("classification")
+    entered = enter("evaluate", f"run={folder}", "tta=ten_crop", "format=json")
+    assert entered.status == 0, entered.err
+    found = json.loads(entered.out)
+    assert found["single_view"] == json.loads((folder / "metrics.json").read_text())["test"]
+    assert set(found["ten_crop"]) == set(found["single_view"])
+    assert found["ten_crop"]["loss"] != found["single_view"]["loss"]
+    assert found["cost"]["macs_augmented"] == 10 * found["cost"]["macs"] > 0
+    assert found["cost"]["macs_factor"] == 10
+    assert found["cost"]["seconds_factor"] == found["cost"]["seconds_augmented"] / found["cost"]["seconds"]
+    text = enter("evaluate", f"run={folder}", "tta=flip").out
+    assert "single view" in text
+    assert [line.split()[-1] for line in text.splitlines() if line.startswith("million MACs")] == ["2.0"]
+
+
+@pytest.mark.parametrize(("task", "tta"), [("segmentation", "flip"), ("classification", "multi_scale")])
+def test_views_that_do_not_fit_are_refused(trained, enter, task, tta):
+    words = {"segmentation": "is for classification", "classification": "does not take images of other sizes"}[task]
+    assert_one_sentence(enter("evaluate", f"run={trained(task)}", f"tta={tta}"), f"tta={tta}", words)
+
+
 class MeanNet(nn.Module):
     """Logits that are the means of the left and the right half of an image."""
 
@@ -121,6 +140,14 @@ def test_views_are_averaged_as_probabilities():
 def test_ten_equal_views_change_nothing():
     images = torch.full((2, 1, 16, 16), 3.0)
     assert torch.allclose(TenCrop(MeanNet())(images).softmax(1), MeanNet()(images).softmax(1))
+
+
+def test_three_sizes_are_those_of_vgg():
+    views = MultiScale(MeanNet()).views(torch.rand(1, 1, 256, 256))
+    assert [view.shape[-1] for view in views] == [224, 256, 288]
+    images = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 8
+    expected = sum(MeanNet()(view).softmax(1) for view in MultiScale(MeanNet()).views(images)) / 3
+    assert torch.allclose(MultiScale(MeanNet())(images).softmax(1), expected)
 
 
 def test_ten_crop_takes_four_corners_the_centre_and_their_mirror_images():

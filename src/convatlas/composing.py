@@ -17,6 +17,9 @@ from convatlas.errors import UserError, near_matches
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+"""The extra of pyproject.toml that brings each of Hydra's launchers."""
+
 
 def conf_dir() -> Path:
     """Return the configuration folder.
@@ -94,6 +97,9 @@ def explain_hydra(error: Exception, config_name: str) -> str | None:
 
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, wrong = str(error.missing_cfg_file).rpartition("/")
+        if group == "hydra/launcher" and wrong in LAUNCHER_EXTRAS:
+            extra = LAUNCHER_EXTRAS[wrong]
+            return f"{group}={wrong} needs more packages: `pip install 'convatlas[{extra}]'` adds them."
         return f"{group}={wrong}: there is no such choice. {near_matches(wrong, error.options)}"
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return None

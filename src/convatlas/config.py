@@ -9,12 +9,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from convatlas.errors import UserError, near_matches
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _rising(areas: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < areas[0] <= areas[1]:
+        raise ValueError("the least share of the area comes first and is above 0, for example [0.08, 1.0]")
+    return areas
+
+
+Areas = Annotated[tuple[Share, Share], AfterValidator(_rising)]
 
 
 class Section(BaseModel):
@@ -44,6 +54,11 @@ class DataConfig(Section):
     num_classes: Annotated[int, Field(ge=2)]
     """Classes a net distinguishes; in segmentation and detection the background is class 0 and counted."""
     split: SplitConfig
+    storage: Literal["arrays", "shards"] = "arrays"
+    """`arrays`: images of one size, one memory-mapped array a split. `shards`: encoded images of any sizes."""
+    stored_side: Positive | None = None
+    """For a source whose images are files. `arrays`: side of the squares they become. `shards`: larger images are
+    stored with a shorter side of so many pixels; null stores the files' own bytes."""
 
 
 class SplitConfig(Section):
@@ -104,7 +119,10 @@ class Schedule(Section):
 
 
 class Augmentation(Section):
-    """What happens to training images, drawn anew for each image and epoch. Zero or false switches a part off."""
+    """What happens to training images, drawn anew for each image and epoch. Zero, null or false switches a part off.
+
+    What has a default here came later; runs that were finished before can so be read.
+    """
 
     crop_padding: Annotated[int, Field(ge=0)]
     """Pad by so many pixels on each side, then crop the original size at random."""
@@ -116,6 +134,28 @@ class Augmentation(Section):
     """Zoom drawn from [1 - scale, 1 + scale]."""
     brightness: Annotated[float, Field(ge=0, lt=1)]
     """Factor drawn from [1 - brightness, 1 + brightness]."""
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Factor on the distance from an image's mean grey, drawn from [1 - contrast, 1 + contrast]."""
+    saturation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Factor on the distance from each pixel's grey, drawn from [1 - saturation, 1 + saturation]; 3 channels only."""
+    colour_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Deviation of AlexNet's noise along the principal components of the training pixels; the paper has 0.1."""
+    random_area: Areas | None = None
+    """Inception's crops: a share of the area drawn from this range, height to width from 3/4 to 4/3, scaled back."""
+    zoom_out: Annotated[float, Field(ge=1, le=8)] = 1.0
+    """Every second image is laid on a black canvas up to so many times as wide and high, and scaled back (SSD)."""
+    least_box_area: Share = 0.3
+    """Detection: of a box that a crop cuts, the least share of its area that must be left for it to stay."""
+    rand_augment: Annotated[int, Field(ge=0, le=8)] = 0
+    """RandAugment's number of operations on each image; the paper has 1 to 3."""
+    rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """Their strength, from 0 to 30."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Mixup's alpha: two images and their labels are blended, the share drawn from Beta(alpha, alpha)."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """CutMix's alpha: a rectangle comes from another image. Of two that are on, each image has one or the other."""
+    image_sizes: tuple[Positive, ...] = ()
+    """Multi-scale training: the side of a batch's images is drawn from these; empty takes `data.image_size`."""
 
 
 class Loss(Section):
@@ -140,6 +180,10 @@ class Recipe(Section):
     schedule: Schedule
     loss: Loss
     augmentation: Augmentation
+    trainable: Literal["all", "last_stage", "head"] = "all"
+    """What is trained: everything, the last stage with the classifier, or the classifier alone; the rest is frozen."""
+    test_views: tuple[Literal["flip", "ten_crop", "multi_scale"], ...] = ()
+    """Test-time augmentations with which a finished net is tested as well, for classification."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     """Keep an exponential moving average of the weights, and evaluate and save that."""
     gradient_clip_norm: Annotated[float, Field(gt=0)] | None
@@ -159,9 +203,20 @@ class TrainerConfig(Section):
 
     accelerator: Literal["cpu", "gpu", "auto"]
     devices: Positive
+    """Processes on each machine; every GPU has one."""
     num_nodes: Positive
-    strategy: Literal["single", "ddp"]
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    strategy: Literal["single", "ddp", "fsdp"]
+    """`ddp`: every process has the whole net. `fsdp`: gradients and optimiser state are divided among them."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
+    channels_last: bool = False
+    """Keep images and kernels with the channels innermost in memory."""
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
+    """The mode of `torch.compile`; null runs the net as it is written. `reduce-overhead` takes CUDA graphs."""
+    accumulate_grad_batches: Positive = 1
+    """Put each batch through the net in so many equal pieces; an optimiser step is still `recipe.batch_size` images."""
+    scale_lr_from: Positive | None = None
+    """The batch size that `recipe.optimizer.lr` is stated for: the rate used is `lr * batch_size / scale_lr_from`
+    (Goyal et al. 2017, section 2.1). null takes the rate as it is."""
     threads: Positive
     workers: Annotated[int, Field(ge=0)]
     sync_batchnorm: bool
@@ -171,6 +226,11 @@ class TrainerConfig(Section):
     """Save for resuming so often within an epoch as well; null saves at the end of each epoch."""
     limit_batches: Positive | None
     """Stop each epoch after so many batches, for trying things out; null trains on all."""
+
+    @property
+    def processes(self) -> int:
+        """Processes of the whole training."""
+        return self.devices * self.num_nodes
 
 
 class TrackingConfig(Section):
@@ -205,7 +265,7 @@ class RunConfig(Section):
     """Throw away what `output_dir` holds of these seeds, and train again."""
     data: DataConfig
     model: dict[str, Any]
-    """`_target_` and keyword arguments of the net; `about` says what it is."""
+    """`_target_` and keyword arguments of the net; `about` says what it is, `weights` what it starts from."""
     recipe: Recipe
     trainer: TrainerConfig
     tracking: TrackingConfig

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from convatlas.cli import read_options, run
 from convatlas.config import Section
-from convatlas.errors import UserError
 from convatlas.files import write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from convatlas.training.trained import TrainedRun
 
 
 class Options(Section):
@@ -25,8 +31,8 @@ class Options(Section):
     part: str | None = None
     """A part of the net that works alone, such as column_3 of a FractalNet."""
     split: Literal["test", "validation"] = "test"
-    tta: Literal["none", "flip", "ten_crop"] = "none"
-    """Test-time augmentation, for classification."""
+    tta: Literal["none", "flip", "ten_crop", "multi_scale"] = "none"
+    """Test-time augmentation, for classification; the single view's figures stand beside its own."""
     output_dir: Path | None = None
     format: Literal["text", "json"] = "text"
 
@@ -34,42 +40,59 @@ class Options(Section):
 def main() -> None:
     """Evaluate a run and print its metrics."""
     options = read_options(Options, sys.argv[1:])
-    metrics = evaluate(options)
+    found = evaluate(options)
     if options.format == "json":
-        print(json.dumps(metrics))
-    else:
-        views = "" if options.tta == "none" else f", {options.tta}"
-        part = "" if options.part is None else f", {options.part}"
-        print(f"{options.run}{part}, {options.split} split{views}")
-        for name, value in metrics.items():
-            print(f"{name:<24}{value:>10.4f}")
+        print(json.dumps(found))
+        return
+    part = "" if options.part is None else f", {options.part}"
+    print(f"{options.run}{part}, {options.split} split")
+    print("\n".join(as_text(found, options.tta)))
 
 
-def evaluate(options: Options) -> dict[str, float]:
-    """Evaluate a run on one of its data's splits."""
-    import pandas as pd
-    import pytorch_lightning as pl
+def evaluate(options: Options) -> dict[str, Any]:
+    """Evaluate a run on one of its data's splits.
+
+    Returns:
+        The metrics by name. With test-time augmentation those of the single view and of the views, and what each costs:
+        `{"single_view": {...}, "<tta>": {...}, "cost": {...}}`, see `costs_of_views`.
+    """
     import torch
 
-    from convatlas.data.module import DataModule
     from convatlas.models.build import part_of
-    from convatlas.models.layers.test_time import Flip, TenCrop
-    from convatlas.tasks import new_task
     from convatlas.training.run import quieten_libraries
     from convatlas.training.trained import load_run
+    from convatlas.training.views import with_views
 
     quieten_libraries()
     trained = load_run(options.run, options.checkpoint)
-    config = trained.config
-    if options.tta != "none" and config.data.task != "classification":
-        raise UserError(
-            f"tta={options.tta} is for classification, and {options.run} is {config.data.task}; leave it out."
-        )
-    torch.set_num_threads(config.trainer.threads)
-    prepared = trained.prepared()
-    net = {"none": lambda n: n, "flip": Flip, "ten_crop": TenCrop}[options.tta](part_of(trained.net, options.part))
-    task = new_task(net, config, list(prepared.card.classes), seed=0)
+    torch.set_num_threads(trained.config.trainer.threads)
+    net = part_of(trained.net, options.part)
+    augmented = None if options.tta == "none" else with_views(net, options.tta, trained.config, f"tta={options.tta}")
+    single_view, rows = tested(trained, net, options.split)
+    found: dict[str, Any] = single_view
+    if augmented is not None:
+        with_all, rows = tested(trained, augmented, options.split)
+        data = trained.config.data
+        cost = costs_of_views(net.cpu(), augmented.cpu(), (data.in_channels, data.image_size, data.image_size))
+        found = {"single_view": single_view, options.tta: with_all, "cost": cost}
+    if options.output_dir is not None:
+        how = {"split": options.split, "part": options.part, "tta": options.tta}
+        write_json(options.output_dir / "evaluation.json", how | found)
+        rows.to_parquet(options.output_dir / "predictions.parquet", index=False)
+    return found
+
+
+def tested(trained: TrainedRun, net: nn.Module, split: str) -> tuple[dict[str, float], pd.DataFrame]:
+    """Test a net on a split of its run's data; returns its metrics, and a row for each image."""
+    import pandas as pd
+    import pytorch_lightning as pl
+
+    from convatlas.data.module import DataModule
+    from convatlas.tasks import new_task
+
+    config, prepared = trained.config, trained.prepared()
     machine = config.trainer
+    task = new_task(net, config, list(prepared.card.classes), seed=0)
     data = DataModule(prepared, config.data, config.recipe, workers=machine.workers, limit_batches=None, seed=0)
     trainer = pl.Trainer(
         accelerator="cpu" if machine.accelerator == "cpu" else "auto",
@@ -80,16 +103,52 @@ def evaluate(options: Options) -> dict[str, float]:
         enable_model_summary=False,
     )
     data.trainer = trainer
-    loader = data.test_dataloader() if options.split == "test" else data.val_dataloader()
+    loader = data.test_dataloader() if split == "test" else data.val_dataloader()
     trainer.test(task, loader, verbose=False)
-    metrics: dict[str, Any] = {
-        k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")
-    }
-    if options.output_dir is not None:
-        how = {"split": options.split, "part": options.part, "tta": options.tta}
-        write_json(options.output_dir / "evaluation.json", how | metrics)
-        pd.DataFrame(task.test_rows).to_parquet(options.output_dir / "predictions.parquet", index=False)
-    return metrics
+    metrics = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+    return metrics, pd.DataFrame(task.test_rows)
+
+
+def costs_of_views(net: nn.Module, augmented: nn.Module, shape: tuple[int, int, int]) -> dict[str, float]:
+    """Measure what one image costs a net, and with all its views.
+
+    Args:
+        net: the net, on the processor.
+        augmented: the net over several views.
+        shape: `(channels, height, width)` of an image.
+
+    Returns:
+        `macs` and `seconds` (median of 20) of the single view, `macs_augmented` and `seconds_augmented`, and the
+        quotients `macs_factor` and `seconds_factor`.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from convatlas.models.costs import measure_latency
+
+    found: dict[str, float] = {}
+    for suffix, each in (("", net), ("_augmented", augmented)):
+        counter = FlopCounterMode(display=False)
+        with torch.inference_mode(), counter:
+            each.eval()(torch.zeros(1, *shape))
+        found[f"macs{suffix}"] = counter.get_total_flops() // 2  # two FLOPs are one multiply-add
+        found[f"seconds{suffix}"] = measure_latency(each, shape)
+    factors = {f"{what}_factor": found[f"{what}_augmented"] / max(found[what], 1e-9) for what in ("macs", "seconds")}
+    return found | factors
+
+
+def as_text(found: Mapping[str, Any], tta: str) -> list[str]:
+    """Lay metrics out in lines; with test-time augmentation both figures stand side by side."""
+    if tta == "none":
+        return [f"{name:<24}{value:>10.4f}" for name, value in found.items()]
+    one, all_views, cost = found["single_view"], found[tta], found["cost"]
+    lines = [f"{'':<24}{'single view':>14}{tta:>14}"]
+    lines += [f"{name:<24}{value:>14.4f}{all_views[name]:>14.4f}" for name, value in one.items()]
+    for name, scale in (("macs", 1e6), ("seconds", 1e-3)):
+        unit = {"macs": "million MACs an image", "seconds": "milliseconds an image"}[name]
+        pair = f"{cost[name] / scale:>14.3f}{cost[f'{name}_augmented'] / scale:>14.3f}"
+        lines.append(f"{unit:<24}{pair}   x {cost[f'{name}_factor']:.1f}")
+    return lines
 
 
 if __name__ == "__main__":

@@ -171,8 +171,13 @@ def make_plan(
 
 
 def template_values(config: RunConfig) -> dict[str, str]:
-    """Return what the template of one run's stage depends on beside the run's file in plan/."""
-    return {"data": config.data.name}
+    """Return what the template of one run's stage depends on beside the run's file in plan/.
+
+    `after` is the run or file whose weights it begins with; a run that begins anew has its data there once more.
+    """
+    weights = config.model.get("weights")
+    is_here = isinstance(weights, str) and "/" in weights
+    return {"data": config.data.name, "after": str(weights) if is_here else f"data/prepared/{config.data.name}"}
 
 
 def source_file(target: str) -> str:

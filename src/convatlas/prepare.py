@@ -1,7 +1,8 @@
-"""`python -m convatlas.prepare data=digits`: read or make a data set, verify, split, write its card."""
+"""`python -m convatlas.prepare data=digits`: read or make a data set, verify, split, write it with card and page."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convatlas.cli import run_hydra
@@ -18,6 +19,7 @@ def main(config: DictConfig) -> None:
     from convatlas.config import DataConfig, describe
     from convatlas.data.prepare_dataset import prepare
     from convatlas.errors import UserError
+    from convatlas.reporting.data_page import write_data_page
 
     plain: Any = OmegaConf.to_container(config.data, resolve=True)
     try:
@@ -25,8 +27,11 @@ def main(config: DictConfig) -> None:
     except ValidationError as error:
         raise UserError(describe(error, "data")) from error
     card = prepare(checked)
+    page = Path(config.page)
+    write_data_page(checked.prepared, page)
     counts = ", ".join(f"{split} {count.images}" for split, count in card.counts.items())
     print(f"{checked.prepared}: {counts}; {len(card.rejected)} rejected; fingerprint {card.fingerprint[:12]}")
+    print(page)
 
 
 if __name__ == "__main__":

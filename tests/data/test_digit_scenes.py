@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from convatlas.data.sources.digit_scenes import deal_into_pools, draw_scene, enlarge, load, overlap
+from convatlas.data.sources.digit_scenes import LEVELS, deal_into_pools, draw_scene, enlarge, load, overlap
 from convatlas.errors import UserError
 
 NOWHERE = Path("nowhere")
@@ -115,13 +118,69 @@ def test_the_same_seed_makes_the_same_bytes_and_more_scenes_keep_the_first() -> 
     assert few.images.tobytes() != other.images.tobytes()
 
 
+# ---- levels of difficulty -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"level": "medium", "noise": 10.0}])
+def test_the_scenes_that_results_were_measured_on_stay_as_they_are(options: dict[str, Any]) -> None:
+    scenes = load(NOWHERE, scenes=25, **options)
+    whole = [part.astype("<i4").tobytes() for part in [*(scenes.boxes or []), *(scenes.box_labels or [])]]
+    assert hashlib.sha256(b"".join(whole)).hexdigest()[:16] == "09f6af9e748058b4"
+    assert scenes.images.mean() == pytest.approx(129.1056, abs=1e-3)
+    assert scenes.images.std() == pytest.approx(41.2576, abs=1e-3)
+
+
+def test_each_level_has_more_and_smaller_digits_than_the_one_before() -> None:
+    made = [load(NOWHERE, scenes=50, level=level) for level in LEVELS]
+    assert list(LEVELS) == ["easy", "medium", "hard"]
+    counts = [np.mean([len(boxes) for boxes in scenes.boxes or []]) for scenes in made]
+    sides = [
+        np.sqrt(np.prod(np.diff(np.concatenate(s.boxes or []).reshape(-1, 2, 2), axis=1), -1)).mean() for s in made
+    ]
+    assert counts[0] < counts[1] < counts[2]
+    assert sides[0] > sides[1] > sides[2]
+
+
+@pytest.mark.parametrize(("level", "fewest", "most"), [("easy", 1, 3), ("hard", 1, 10)])
+def test_a_level_keeps_its_bounds(level: str, fewest: int, most: int) -> None:
+    scenes = load(NOWHERE, scenes=50, level=level)
+    for boxes in scenes.boxes or []:
+        assert fewest <= len(boxes) <= most
+        pairs = [(a, b) for number, a in enumerate(boxes) for b in boxes[:number]]
+        assert all(overlap(tuple(a), tuple(b)) <= LEVELS[level].overlap for a, b in pairs)
+
+
+def test_clutter_is_in_no_digit_s_box_and_adds_no_object() -> None:
+    """Without noise, what is drawn first is the same with and without clutter, and inside the boxes nothing changes."""
+    pictures = (load_digits().images / 16).astype(np.float32)
+    alone = replace(LEVELS["hard"], clutter=0)
+    cluttered = 0
+    for seed in range(20):
+        plain, full = (
+            draw_scene(pictures, np.arange(40), 96, 0.0, np.random.default_rng(seed), level=level)
+            for level in (alone, LEVELS["hard"])
+        )
+        np.testing.assert_array_equal(plain.boxes, full.boxes)
+        assert plain.digits.tolist() == full.digits.tolist()
+        changed = plain.image != full.image
+        cluttered += changed.any()
+        for x1, y1, x2, y2 in plain.boxes.astype(int):
+            assert not changed[y1:y2, x1:x2].any()
+    assert cluttered > 10
+
+
 def test_it_says_that_it_is_made() -> None:
     scenes = load(NOWHERE, scenes=25)
     assert scenes.made
     assert any("made" in note for note in scenes.notes)
 
 
-@pytest.mark.parametrize(("options", "word"), [({"scenes": 24}, "scenes=24"), ({"image_size": 32}, "image_size=32")])
-def test_it_refuses_what_makes_no_scenes(options: dict[str, int], word: str) -> None:
+@pytest.mark.parametrize(("options", "word"), [
+    ({"scenes": 24}, "scenes=24"),
+    ({"image_size": 32}, "image_size=32 .* with level=medium use 48 or more"),
+    ({"image_size": 48, "level": "hard"}, "image_size=48 .* with level=hard use 64 or more"),
+    ({"level": "harder"}, "data.source.level=harder is not known; use one of easy, medium, hard"),
+])  # fmt: skip
+def test_it_refuses_what_makes_no_scenes(options: dict[str, Any], word: str) -> None:
     with pytest.raises(UserError, match=word):
         load(NOWHERE, **options)

@@ -62,4 +62,4 @@ def test_means_go_on_after_an_interruption():
     second.load_state_dict(first.state_dict())
     second.add({"001": 2.0})
     assert second.close() == {"001": 1.5}
-    assert second.state_dict() == {"sums": {}, "batches": 0}
+    assert second.state_dict() == {"sums": [{}], "batches": 0}

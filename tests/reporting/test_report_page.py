@@ -8,7 +8,7 @@ from PIL import Image
 
 from convatlas.errors import UserError
 from convatlas.reporting import pictures
-from convatlas.reporting.page import data_block
+from convatlas.reporting.rendering import data_block
 from convatlas.reporting.report import write_report
 
 NASTY = "</script><script>alert(1)</script><!-- & \" '"

@@ -7,12 +7,13 @@ and a few whole-batch operations make it, many times faster than one image at a 
 All processes of a training draw for the whole batch and take every `world_size`-th image of it, so that the images of a
 step do not depend on how many processes share it.
 
-A batch is a dictionary. B is the share of one process, S the image size.
+A batch is a dictionary. B is the share of one process, S the image size (in multi-scale training that of the batch).
 
 - all tasks: `images` float32 `(B, C, S, S)`, normalised with the training split's mean and standard deviation, except
   in detection, where they are in [0, 1], because torchvision's detectors normalise; `indices` int64 `(B,)`, positions
   in the split
-- classification: `labels` int64 `(B,)`
+- classification: `labels` int64 `(B,)`; where images are mixed, in training, `partner_labels` int64 `(B,)` of what
+  each is mixed with, and `label_shares` float32 `(B,)`, how much of an image is its own
 - segmentation: `masks` int64 `(B, S, S)`; `edges` float32 `(B, 1, S, S)`, 1 along the edges of the classes; where the
   size of pixels is known, in evaluation, `spacing` float32 `(B, 2)`, millimetres from row to row and from column to
   column. If nets get the Canny edges, they are the last channel of the images, from 0 to 1, and not normalised.
@@ -30,7 +31,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from convatlas.data.augmentation import Augmenter
+from convatlas.data.augmentation import Augmenter, Changes
 from convatlas.data.prepared import Split
 from convatlas.data.reader import Batch, Indices, Reader
 from convatlas.errors import UserError
@@ -50,7 +51,7 @@ class TrainingBatches(Dataset[Batch]):
         split: the training split.
         image_size: side of the images a net gets.
         batch_size: images of a batch over all processes, a multiple of `world_size`.
-        augmenter: for images of `image_size`.
+        augmenter: for images of `image_size`; what it has to know of the training images it learns here.
         seed: decides order and augmentation.
         canny: put the Canny edges behind the images' channels.
         rank: number of this process.
@@ -80,7 +81,7 @@ class TrainingBatches(Dataset[Batch]):
         _refuse_more_processes_than_images(split, world_size)
         self.reader = Reader(split, image_size, canny)
         self.batch_size = batch_size if len(split) >= batch_size else len(split) // world_size * world_size
-        self.augmenter = augmenter
+        self.augmenter = augmenter.for_images(self.reader.sample())
         self.seed = seed
         self.share = slice(rank, None, world_size)
         self._order: tuple[int, Indices] | None = None
@@ -94,7 +95,20 @@ class TrainingBatches(Dataset[Batch]):
         first = batch * self.batch_size
         indices = self._order_of(epoch)[first : first + self.batch_size]
         changes = self.augmenter.draw(len(indices), _generator(self.seed, epoch, batch))
+        if changes.mixes:
+            return self._mixed(indices, changes)
         return self.reader.read(indices[self.share], changes[self.share])
+
+    def _mixed(self, indices: Indices, changes: Changes) -> Batch:
+        """Read the images of the share and their partners, who may belong to other processes, each of them once."""
+        mine = changes[self.share]
+        own = np.arange(len(indices))[self.share]
+        needed, places = np.unique(np.concatenate([own, mine.partner.numpy()]), return_inverse=True)
+        read = self.reader.read(indices[needed], changes[torch.from_numpy(needed)])
+        first, second = torch.from_numpy(places).chunk(2)
+        images, shares = mine.mixed(read["images"][first], read["images"][second])
+        labels = {"labels": read["labels"][first], "partner_labels": read["labels"][second], "label_shares": shares}
+        return {"images": images, "indices": read["indices"][first], **labels}
 
     def _order_of(self, epoch: int) -> Indices:
         """Remember the latest epoch's order: it is the same for all of its batches."""

@@ -14,9 +14,20 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from convatlas.config import DataConfig, SplitConfig
+from convatlas.data.decoding import Fit
 from convatlas.errors import UserError
 
-__all__ = ["CARD_FILE", "Card", "Rejected", "SplitCounts", "fingerprint", "plain_source", "remedy"]
+__all__ = [
+    "CARD_FILE",
+    "Card",
+    "ImageSizes",
+    "NearPair",
+    "Rejected",
+    "SplitCounts",
+    "fingerprint",
+    "plain_source",
+    "remedy",
+]
 
 CARD_FILE = "dataset.json"
 
@@ -48,6 +59,33 @@ class Rejected(Entry):
     reason: str
 
 
+class NearPair(Entry):
+    """Two images in different splits that look the same; see `convatlas.data.duplicates`.
+
+    Attributes:
+        item, other: positions in the source, or names where the source has names.
+        split, other_split: where they are.
+        position, other_position: in their splits.
+        similarity: correlation of their thumbnails.
+    """
+
+    item: int | str
+    split: str
+    position: int
+    other: int | str
+    other_split: str
+    other_position: int
+    similarity: float
+
+
+class ImageSizes(Entry):
+    """Height and width, in pixels, of the images with the fewest, the median and the most pixels."""
+
+    smallest: tuple[int, int]
+    median: tuple[int, int]
+    largest: tuple[int, int]
+
+
 class Card(Entry):
     """A prepared data set.
 
@@ -57,20 +95,29 @@ class Card(Entry):
         title, origin, licence, made, notes: see `convatlas.data.sources.RawDataset`.
         task: what the annotations are for.
         classes: names by class number; in detection and segmentation number 0 is the background.
-        image_shape: `(C, H, W)` of the stored images.
-        mean, std: of each channel over the training split, pixels in [0, 1].
+        image_shape: `(C, H, W)` of the stored images; in shards H and W differ and are None.
+        storage: "arrays" or "shards", see `convatlas.data.prepared`.
+        stored_side: see `convatlas.config.DataConfig`.
+        fitted: how images that came in files became squares: the "centre" was cut out, or all of it squeezed
+            ("stretch"); shards are fitted when they are read. None where the source gave images of one size.
+        original_sizes: of images that came in files.
+        converted: of images that came in files, how many are not stored as they were, by what was done.
+        mean, std: of each channel over the training split, pixels in [0, 1]. In shards every image counts the same.
         counts: by split.
         empty_classes: by split, the classes that do not occur in it; splits that have all are not listed.
         rejected: what was left out.
         duplicates: images that are equal to an earlier one in every byte; they lie in the same split.
         conflicting_duplicates: pairs of positions in the source of equal images with different annotations.
+        near_duplicates: images, exact copies aside, that have a near copy anywhere in the data set.
+        near_across: near copies in different splits, for each image of the later split the one most like it. They are
+            left where they are: a likeness is no proof.
         source: `_target_` and options that the images came from.
         split: fractions and seed.
-        files: sha256 of every array file.
+        files: sha256 of every file of arrays or of encoded images.
         fingerprint: sha256 over the files' names and hashes: equal fingerprints mean equal data.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     name: str
     title: str
     origin: str
@@ -79,7 +126,12 @@ class Card(Entry):
     notes: tuple[str, ...]
     task: Literal["classification", "detection", "segmentation"]
     classes: tuple[str, ...]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, int | None, int | None]
+    storage: Literal["arrays", "shards"]
+    stored_side: int | None
+    fitted: Fit | None
+    original_sizes: ImageSizes | None
+    converted: dict[str, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     counts: dict[str, SplitCounts]
@@ -87,6 +139,8 @@ class Card(Entry):
     rejected: tuple[Rejected, ...]
     duplicates: int
     conflicting_duplicates: tuple[tuple[int, int], ...]
+    near_duplicates: int
+    near_across: tuple[NearPair, ...]
     source: dict[str, Any]
     split: SplitConfig
     files: dict[str, str]
@@ -132,6 +186,8 @@ class Card(Entry):
             "split.test": (config.split.test, self.split.test),
             "split.seed": (config.split.seed, self.split.seed),
             "source": (plain_source(config), self.source),
+            "storage": (config.storage, self.storage),
+            "stored_side": (config.stored_side, self.stored_side),
         }
         for key, (wanted, found) in wanted_and_found.items():
             if wanted != found:

@@ -55,7 +55,7 @@ class DataModule(pl.LightningDataModule):
         self.image_size = config.image_size
         self.canny = prepared.card.has_canny(config)
         self.recipe = recipe
-        self.augmenter = Augmenter(recipe.augmentation, config.task, config.image_size)
+        self.augmenter = Augmenter(recipe.augmentation, config.task, config.image_size, prepared.card.image_shape[0])
         self.workers = workers
         self.limit_batches = limit_batches
         self.seed = seed

@@ -1,31 +1,33 @@
-"""From a source to `data/prepared/<name>/`: read, verify, split, write.
+"""From a source to `data/prepared/<name>/`: read, verify, split, describe, write.
 
-The new folder is written beside the old one under another name and takes its place only when it is whole.
+Of images in files, what the verification found is saved while it runs; a preparation that was killed goes on from it.
 """
 
 from __future__ import annotations
 
 import inspect
-import shutil
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from convatlas.config import DataConfig
-from convatlas.data.card import CARD_FILE, Card, Rejected, SplitCounts, fingerprint, plain_source
-from convatlas.data.edges import canny_edges, edge_targets
-from convatlas.data.prepared import array_file, hash_file
+from convatlas.data.card import CARD_FILE, Card, ImageSizes, NearPair, Rejected, SplitCounts, plain_source
+from convatlas.data.decoding import MODES, Fit, fit, size_in_shards
+from convatlas.data.duplicates import near_copies
+from convatlas.data.examination import forget, in_parallel
+from convatlas.data.image_files import ImageFiles
 from convatlas.data.sources import RawDataset
-from convatlas.data.splits import split_items
+from convatlas.data.splits import SPLITS, split_items
 from convatlas.data.verification import Findings, count_classes, empty_classes, verify
+from convatlas.data.writing import Encoder, beside, decode_again, write
 from convatlas.errors import UserError
 from convatlas.models.build import locate
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "prepare_raw"]
 
 Items = NDArray[np.int64]
 
@@ -37,12 +39,39 @@ def prepare(config: DataConfig) -> Card:
         UserError: the source, the data or the fractions of the splits are wrong, the source and the configuration
             disagree, or the folder cannot be written; the old folder is then as it was.
     """
-    raw = read_source(config)
-    findings = verify(raw, config.name)
+    _refuse_to_replace(config)
+    return prepare_raw(config, read_source(config))
+
+
+def _refuse_to_replace(config: DataConfig) -> None:
+    """Refuse to write where something else lies: the folder of a prepared set is replaced as a whole."""
+    target, root = config.prepared.resolve(), config.root.resolve()
+    if target == root or target in root.parents or root in target.parents:
+        raise UserError(
+            f"data.prepared={config.prepared} and data.root={config.root} lie within each other, and the raw files "
+            "must stay as they are; set data.prepared to a folder beside them."
+        )
+    if target.is_dir() and any(target.iterdir()) and not (target / CARD_FILE).exists():
+        raise UserError(
+            f"data.prepared={config.prepared} holds files, but no {CARD_FILE}: it is no prepared data set and would be "
+            "replaced; set another folder, or empty this one."
+        )
+
+
+def prepare_raw(config: DataConfig, raw: RawDataset) -> Card:
+    """Prepare what a source has returned; raises as `prepare` does."""
+    _check_storage(raw, config)
+    saved = beside(config.prepared, "found")
+    findings = verify(raw, config.name, config.in_channels, saved)
     _check_source(raw, config)
     used = raw.take(findings.kept)
-    parts = split_items(used, config.split, config.name)
-    return write(config.prepared, used, parts, describe(config, used, parts, findings, raw.names))
+    parts = split_items(used, config.split, config.name, findings.copies)
+    missing = empty_classes(used, parts, config.name)
+    stored, encoder = _as_stored(used, config, findings)
+    card = describe(config, stored, parts, findings, missing)
+    card = write(config.prepared, stored, parts, card, encoder)
+    forget(saved)
+    return card
 
 
 def read_source(config: DataConfig) -> RawDataset:
@@ -64,12 +93,36 @@ def read_source(config: DataConfig) -> RawDataset:
     return raw
 
 
+def _check_storage(raw: RawDataset, config: DataConfig) -> None:
+    """Compare `data.storage` with what the source returns."""
+    if not isinstance(raw.images, ImageFiles):
+        if config.storage != "arrays":
+            raise UserError(
+                f"data.storage={config.storage}: {config.name} has images of one size in one array; "
+                "set data.storage=arrays."
+            )
+        if config.stored_side is not None:
+            raise UserError(
+                f"data.stored_side={config.stored_side}: the images of {config.name} do not come as files and keep "
+                "their size; set data.stored_side=null."
+            )
+        return
+    if config.in_channels not in MODES:
+        raise UserError(f"data.in_channels={config.in_channels}: picture files have 1 or 3 channels; set one of them.")
+    if config.storage == "arrays" and config.stored_side is None:
+        raise UserError(
+            f"data.stored_side=null: the images of {config.name} have many sizes; set the side of the squares that "
+            f"are stored, for example data.stored_side={config.image_size}, or set data.storage=shards."
+        )
+
+
 def _check_source(raw: RawDataset, config: DataConfig) -> None:
     """Compare the source with the configuration before anything is written."""
+    channels = config.in_channels if isinstance(raw.images, ImageFiles) else raw.images.shape[1]
     wanted_and_found = {
         "task": (config.task, raw.task),
         "num_classes": (config.num_classes, len(raw.classes)),
-        "in_channels": (config.in_channels, raw.images.shape[1]),
+        "in_channels": (config.in_channels, channels),
     }
     for key, (wanted, found) in wanted_and_found.items():
         if wanted != found:
@@ -78,27 +131,71 @@ def _check_source(raw: RawDataset, config: DataConfig) -> None:
             )
 
 
+# ---- images in files, on their way to arrays or shards --------------------------------------------------------------
+
+
+def _as_stored(raw: RawDataset, config: DataConfig, findings: Findings) -> tuple[RawDataset, Encoder | None]:
+    """Bring images in files, and their boxes, to the size in which they are stored; arrays stay as they are.
+
+    Returns:
+        the data set, and for shards what encodes their images.
+    """
+    if not isinstance(raw.images, ImageFiles):
+        return raw, None
+    seen = findings.examination
+    sizes = seen.sizes[findings.kept]
+    side = config.stored_side
+    if config.storage == "shards":
+        stored = np.array([size_in_shards(height, width, side) for height, width in sizes.tolist()])
+        encoder = Encoder(raw.images, config.in_channels, side, sizes, seen.plain[findings.kept])
+        return _with_boxes_for(raw, sizes, stored), encoder
+    assert side is not None, "arrays of files have a side; `_check_storage` sees to it"
+    images, channels, how = raw.images, config.in_channels, fitting(raw)
+    everything = np.arange(len(images), dtype=np.int64)
+    squares = np.empty((len(images), channels, side, side), dtype=np.uint8)
+
+    def square(item: int) -> NDArray[np.uint8]:
+        return fit(decode_again(images, item, channels).pixels, side, how)
+
+    for item, pixels in enumerate(in_parallel(square, everything, "resizing")):
+        squares[item] = pixels
+    return replace(_with_boxes_for(raw, sizes, np.full_like(sizes, side)), images=squares), None
+
+
+def fitting(raw: RawDataset) -> Fit:
+    """Say how images become squares: boxes must not be cut, anything else keeps its proportions."""
+    return "stretch" if raw.boxes is not None else "centre"
+
+
+def _with_boxes_for(raw: RawDataset, before: Items, after: Items) -> RawDataset:
+    """Scale the boxes as images of sizes `before`, `(N, 2)`, are brought to sizes `after`."""
+    if raw.boxes is None:
+        return raw
+    ratios = np.tile((after / before)[:, ::-1], 2).astype(np.float32)
+    return replace(raw, boxes=[boxes * ratio for boxes, ratio in zip(raw.boxes, ratios, strict=True)])
+
+
+# ---- the card -------------------------------------------------------------------------------------------------------
+
+
 def describe(
     config: DataConfig,
     raw: RawDataset,
     parts: dict[str, Items],
     findings: Findings,
-    names: list[str] | None = None,
+    missing: dict[str, list[str]],
 ) -> Card:
     """Fill in the data card, except for the hashes of the files.
 
     Args:
         config: name, source and fractions.
-        raw: the items that are used.
+        raw: the items that are used, as they are stored.
         parts: positions in `raw` of each split's items.
         findings: what the verification found.
-        names: of all items of the source, where they have any.
-
-    Raises:
-        UserError: a class does not occur in the training split.
+        missing: by split, the classes that do not occur in it.
     """
-    mean, std = channel_statistics(raw.images[parts["train"]])
-    missing = empty_classes(raw, parts, config.name)
+    mean, std = _statistics(raw, parts["train"], findings)
+    from_files = isinstance(raw.images, ImageFiles) or config.stored_side is not None
     return Card(
         name=config.name,
         title=raw.title,
@@ -108,17 +205,24 @@ def describe(
         notes=tuple(raw.notes),
         task=raw.task,
         classes=tuple(raw.classes),
-        image_shape=tuple(raw.images.shape[1:]),
+        image_shape=(config.in_channels, None, None) if isinstance(raw.images, ImageFiles) else raw.images.shape[1:],
+        storage=config.storage,
+        stored_side=config.stored_side,
+        fitted=fitting(raw) if from_files else None,
+        original_sizes=_sizes(findings) if from_files else None,
+        converted=_conversions(findings, config),
         mean=mean,
         std=std,
         counts={split: _counts(raw.take(items)) for split, items in parts.items()},
-        empty_classes={split: tuple(names) for split, names in missing.items()},
+        empty_classes={split: tuple(classes) for split, classes in missing.items()},
         rejected=(
             *(Rejected(item=name, reason=reason) for name, reason in raw.left_out),
-            *(Rejected(item=names[item] if names else item, reason=reason) for item, reason in findings.rejected),
+            *(Rejected(item=findings.called(item), reason=reason) for item, reason in findings.rejected),
         ),
         duplicates=findings.duplicates,
         conflicting_duplicates=findings.conflicting,
+        near_duplicates=_near_duplicates(findings),
+        near_across=tuple(_near_across(parts, findings)),
         source=plain_source(config),
         split=config.split,
         files={},
@@ -126,94 +230,17 @@ def describe(
     )
 
 
-def write(folder: Path, raw: RawDataset, parts: dict[str, Items], card: Card) -> Card:
-    """Write the arrays and the card, replacing what is there, and return the card with the hashes of the files.
-
-    Args:
-        folder: `data.prepared`.
-        raw: the items that are used.
-        parts: positions in `raw` of each split's items.
-        card: without hashes.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    target = folder.absolute()
-    new, old = (target.with_name(f".{target.name}.{state}") for state in ("new", "old"))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(f".{target.name}.lock")):
-            _clear_leftovers(target, new, old)
-            try:
-                card = _write_folder(new, raw, parts, card)
-                _replace(target, new, old)
-            finally:
-                shutil.rmtree(new, ignore_errors=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {error.strerror or error}. What was there before is unchanged; "
-            "make room or correct data.prepared, then try again."
-        ) from error
-    return card
-
-
-def _clear_leftovers(target: Path, new: Path, old: Path) -> None:
-    """Tidy up behind a preparation that was killed; one killed between its two renames left the old folder aside."""
-    if old.exists() and not target.exists():
-        old.rename(target)
-    for leftover in (new, old):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-
-
-def _replace(target: Path, new: Path, old: Path) -> None:
-    """Put `new` in the place of `target`. A folder cannot be renamed onto another, so the old one steps aside first."""
-    if target.exists():
-        target.rename(old)
-    try:
-        new.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_folder(folder: Path, raw: RawDataset, parts: dict[str, Items], card: Card) -> Card:
-    folder.mkdir()
-    files = {}
-    for split, items in parts.items():
-        for array, values in _arrays(raw.take(items)):
-            path = folder / array_file(split, array)
-            np.save(path, np.ascontiguousarray(values), allow_pickle=False)
-            files[path.name] = hash_file(path)
-    card = card.model_copy(update={"files": dict(sorted(files.items())), "fingerprint": fingerprint(files)})
-    (folder / CARD_FILE).write_text(card.to_json(), encoding="utf-8")
-    return card
-
-
-def _arrays(raw: RawDataset) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield the arrays of one split under the names of `convatlas.data.prepared.ARRAYS`."""
-    yield "images", raw.images
-    if raw.labels is not None:
-        yield "labels", raw.labels
-    if raw.boxes is not None and raw.box_labels is not None:
-        yield "boxes", np.concatenate([np.zeros((0, 4), dtype=np.float32), *raw.boxes])
-        yield "box_labels", np.concatenate([np.zeros(0, dtype=np.int64), *raw.box_labels])
-        yield "box_offsets", np.cumsum([0, *(len(boxes) for boxes in raw.boxes)], dtype=np.int64)
-    if raw.masks is not None:
-        yield "masks", raw.masks
-        yield "canny", canny_edges(raw.images)
-        yield "edges", edge_targets(raw.masks)
-    if raw.spacing is not None:
-        yield "spacing", raw.spacing
-    if raw.groups is not None:
-        yield "groups", raw.groups
-
-
 def _counts(raw: RawDataset) -> SplitCounts:
     groups = None if raw.groups is None else len(np.unique(raw.groups))
     return SplitCounts(images=len(raw), groups=groups, classes=count_classes(raw))
+
+
+def _statistics(raw: RawDataset, train: Items, findings: Findings) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel over the training split, pixels in [0, 1]."""
+    if not isinstance(raw.images, ImageFiles):
+        return channel_statistics(raw.images[train])
+    mean, mean_square = findings.examination.moments[findings.kept][train].mean(axis=0)
+    return tuple(mean.tolist()), tuple(np.sqrt(np.maximum(mean_square - mean**2, 0)).tolist())
 
 
 def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -233,3 +260,45 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tu
         means.append(float(mean) / 255)
         deviations.append(float(np.sqrt(variance)) / 255)
     return tuple(means), tuple(deviations)
+
+
+def _sizes(findings: Findings) -> ImageSizes:
+    sizes = findings.examination.sizes[findings.kept]
+    order = np.argsort(sizes.prod(axis=1), kind="stable")
+    smallest, median, largest = (tuple(sizes[order[at]].tolist()) for at in (0, len(order) // 2, -1))
+    return ImageSizes(smallest=smallest, median=median, largest=largest)
+
+
+def _conversions(findings: Findings, config: DataConfig) -> dict[str, int]:
+    """Count what was done to images in files."""
+    seen = findings.examination
+    counts = Counter(change for item in findings.kept.tolist() for change in seen.changed.get(item, "").split(", "))
+    counts.pop("", None)
+    if config.storage == "shards" and config.stored_side is not None:
+        smaller = int((seen.sizes[findings.kept].min(axis=1) > config.stored_side).sum())
+        counts.update({f"brought to a shorter side of {config.stored_side} pixels": smaller} if smaller else {})
+    return dict(sorted(counts.items()))
+
+
+def _near_duplicates(findings: Findings) -> int:
+    """Count the images that have a near copy, exact copies aside."""
+    copies = findings.copies
+    different = np.flatnonzero(copies == np.arange(len(copies)))
+    return len(near_copies(findings.examination.thumbnails[findings.kept], different, different))
+
+
+def _near_across(parts: dict[str, Items], findings: Findings) -> Iterator[NearPair]:
+    """Yield near copies in different splits; exact copies are in one and the same."""
+    thumbs = findings.examination.thumbnails[findings.kept]
+    for earlier, later in combinations(SPLITS, 2):
+        found = near_copies(thumbs, parts[later], parts[earlier])
+        for item, other, similarity in zip(found.items, found.others, found.similarity, strict=True):
+            yield NearPair(
+                item=findings.called(int(findings.kept[item])),
+                split=later,
+                position=int(np.searchsorted(parts[later], item)),
+                other=findings.called(int(findings.kept[other])),
+                other_split=earlier,
+                other_position=int(np.searchsorted(parts[earlier], other)),
+                similarity=round(float(similarity), 3),
+            )

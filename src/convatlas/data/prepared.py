@@ -1,12 +1,13 @@
-"""Reading a prepared data set: memory-mapped arrays and their data card.
+"""Reading a prepared data set: memory-mapped arrays, or shards of encoded images, and their data card.
 
 A folder `data/prepared/<name>/` holds for each split S of train, validation and test:
 
 | file | task | content |
 |---|---|---|
-| S_images.npy | all | `(N, C, H, W)` uint8 |
+| S_images.npy | all, of `data.storage=arrays` | `(N, C, H, W)` uint8 |
+| S_images_00000.arrow, ... | all, of `data.storage=shards` | encoded images, see `convatlas.data.shards` |
 | S_labels.npy | classification | `(N,)` int64 |
-| S_boxes.npy | detection | `(M, 4)` float32, `x1, y1, x2, y2` in pixels |
+| S_boxes.npy | detection | `(M, 4)` float32, `x1, y1, x2, y2` in pixels of the stored image |
 | S_box_labels.npy | detection | `(M,)` int64, from 1 |
 | S_box_offsets.npy | detection | `(N + 1,)` int64: image i has the boxes `offsets[i]` to `offsets[i + 1]` |
 | S_masks.npy | segmentation | `(N, H, W)` uint8 |
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 
 from convatlas.config import DataConfig
 from convatlas.data.card import CARD_FILE, Card, fingerprint, remedy
+from convatlas.data.shards import ShardedImages, shard_file
 from convatlas.errors import UserError
 
 __all__ = ["ARRAYS", "PreparedData", "Split", "array_file", "hash_file"]
@@ -56,7 +58,7 @@ class Split:
     folder: Path
     name: str
     card: Card
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | ShardedImages
     labels: NDArray[np.int64] | None = None
     boxes: NDArray[np.float32] | None = None
     box_labels: NDArray[np.int64] | None = None
@@ -122,13 +124,19 @@ def open_split(folder: Path, name: str, card: Card) -> Split:
     """Open the arrays of one split; see `PreparedData.open`."""
     types: dict[str, Any] = dict(ARRAYS[card.task])
     types |= {array: dtype for array, dtype in OPTIONAL.items() if array_file(name, array) in card.files}
-    arrays = {array: _open_array(folder / array_file(name, array), dtype, folder) for array, dtype in types.items()}
+    if card.storage == "shards":
+        del types["images"]
+    arrays: dict[str, Any] = {
+        array: _open_array(folder / array_file(name, array), dtype, folder) for array, dtype in types.items()
+    }
     for array, found in arrays.items():
         expected = _expected_shape(array, card, name, arrays)
         if found.shape != expected:
             raise UserError(
                 f"{folder / array_file(name, array)} has shape {found.shape}, not {expected}. {remedy(card.name)}"
             )
+    if card.storage == "shards":
+        arrays["images"] = _open_shards(folder, name, card)
     return Split(folder, name, card, **arrays)
 
 
@@ -141,6 +149,21 @@ def hash_file(path: Path) -> str:
     """Return the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open_shards(folder: Path, split: str, card: Card) -> ShardedImages:
+    names = [shard_file(split, number) for number in range(len(card.files))]
+    paths = [folder / name for name in names if name in card.files]
+    try:
+        images = ShardedImages(paths)
+    except ValueError as error:
+        raise UserError(f"{error}. {remedy(folder.name)}") from error
+    if len(images) != card.counts[split].images:
+        raise UserError(
+            f"{folder}: the shards of the {split} split hold {len(images)} images, not {card.counts[split].images}. "
+            f"{remedy(folder.name)}"
+        )
+    return images
 
 
 def _open_array(path: Path, dtype: type[np.generic], folder: Path) -> NDArray[Any]:
@@ -163,10 +186,11 @@ def _map(path: Path) -> NDArray[Any]:
 
 def _expected_shape(array: str, card: Card, split: str, arrays: dict[str, NDArray[Any]]) -> tuple[int, ...]:
     images = card.counts[split].images
+    shape: Any = card.image_shape  # without None: only shards have it, and none of these arrays
     if array == "images":
-        return images, *card.image_shape
+        return images, *shape
     if array in {"masks", "canny", "edges"}:
-        return images, *card.image_shape[1:]
+        return images, *shape[1:]
     if array == "spacing":
         return images, 2
     if array == "box_offsets":

@@ -23,13 +23,14 @@ SPLITS = ("train", "validation", "test")
 Items = NDArray[np.int64]
 
 
-def split_items(raw: RawDataset, config: SplitConfig, name: str) -> dict[str, Items]:
+def split_items(raw: RawDataset, config: SplitConfig, name: str, copies: Items | None = None) -> dict[str, Items]:
     """Divide a data set.
 
     Args:
         raw: the verified data set.
         config: fractions and seed.
         name: of the data set, for messages.
+        copies: for each image the first that is equal to it, see `units_of`.
 
     Returns:
         for each of `SPLITS` the positions of its items, ascending.
@@ -38,7 +39,7 @@ def split_items(raw: RawDataset, config: SplitConfig, name: str) -> dict[str, It
         UserError: a fraction contradicts the source, a split would be empty, or the official splits share a group.
     """
     _check_fractions(raw, config, name)
-    units = units_of(raw)
+    units = units_of(raw, copies)
     everything = np.arange(len(raw), dtype=np.int64)
     if raw.official_split is not None:
         in_test = raw.official_split == "test"
@@ -58,12 +59,16 @@ def split_items(raw: RawDataset, config: SplitConfig, name: str) -> dict[str, It
     return parts
 
 
-def units_of(raw: RawDataset) -> Items:
+def units_of(raw: RawDataset, copies: Items | None = None) -> Items:
     """Number for each image the set of images it must stay with: `(N,)`, equal numbers stay together.
 
     Two images belong together if they share a group, are equal to the byte, or are linked by a chain of such pairs.
+
+    Args:
+        raw: the data set.
+        copies: `(N,)` for each image the first that is equal to it; None compares the array of images.
     """
-    copies = first_copies(raw.images)
+    copies = first_copies(raw.pixels) if copies is None else copies
     if raw.groups is None:
         return copies
     from scipy.sparse import coo_array

@@ -1,19 +1,22 @@
 """Checks of a raw data set before it is split and written.
 
-A wrong structure (types, shapes, lengths) stops the preparation. A bad item (a label out of range, a box outside its
-image, an image of one colour) is left out and listed in the data card with its reason.
+A wrong structure (types, shapes, lengths) stops the preparation. A bad item (a file that cannot be decoded, a label out
+of range, a box outside its image, an image of one colour) is left out and listed in the data card with its reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convatlas.data.duplicates import first_copies
+from convatlas.data.duplicates import first_of
+from convatlas.data.examination import Examination, examine
+from convatlas.data.image_files import ImageFiles
 from convatlas.data.sources import RawDataset
 from convatlas.errors import UserError
 
@@ -31,33 +34,50 @@ class Findings:
         rejected: `(position, reason)` of every item that is left out.
         duplicates: used images that are equal to an earlier one in every byte.
         conflicting: pairs of positions `(first, copy)` of equal images with different annotations; both are used.
+        examination: what was found of every image, used or not.
+        names: of all items of the source, where they have any.
     """
 
     kept: Items
     rejected: tuple[tuple[int, str], ...]
     duplicates: int
     conflicting: tuple[tuple[int, int], ...]
+    examination: Examination
+    names: list[str] | None = None
+
+    def called(self, item: int) -> int | str:
+        """Return the name of an item of the source, or its position where it has none."""
+        return self.names[item] if self.names else item
+
+    @property
+    def copies(self) -> Items:
+        """For each used image the first used one that is equal to it, as positions among the used."""
+        return first_of(self.examination.copies[self.kept].tolist())
 
 
-def verify(raw: RawDataset, name: str) -> Findings:
-    """Check a data set.
+def verify(raw: RawDataset, name: str, channels: int = 3, saved: Path | None = None) -> Findings:
+    """Check a data set; images in files are decoded for it.
 
     Args:
         raw: as the source returned it.
         name: of the data set, for messages.
+        channels: that images in files are decoded to.
+        saved: folder for what was found so far of images in files, see `convatlas.data.examination`.
 
     Raises:
         UserError: the structure is wrong, or no item is usable.
     """
     for complaint in _structural_complaints(raw):
         raise UserError(f"{name}: {complaint} Correct the source.")
-    copies = first_copies(raw.images)
-    reasons: dict[int, str] = {}
-    for item, reason in [*_bad_images(raw), *_bad_annotations(raw), *_leaked(raw, copies)]:
+    examination = examine(raw.images, channels, saved)
+    copies = examination.copies
+    reasons = dict(examination.complaints)
+    for item, reason in [*_bad_annotations(raw, examination), *_leaked(raw, copies)]:
         reasons.setdefault(item, reason)
     kept = np.array([item for item in range(len(raw)) if item not in reasons], dtype=np.int64)
     if not len(kept):
-        raise UserError(f"{name}: not one of {len(raw)} images is usable; image 0: {reasons[0]}. Correct the source.")
+        first = raw.names[0] if raw.names else "image 0"
+        raise UserError(f"{name}: not one of {len(raw)} images is usable; {first}: {reasons[0]}. Correct the source.")
     earlier = {int(copies[item]): int(item) for item in kept[::-1]}  # the first used item of each set of copies
     pairs = [(earlier[int(copies[item])], int(item)) for item in kept if earlier[int(copies[item])] != item]
     return Findings(
@@ -65,6 +85,8 @@ def verify(raw: RawDataset, name: str) -> Findings:
         rejected=tuple(sorted(reasons.items())),
         duplicates=len(pairs),
         conflicting=tuple(pair for pair in pairs if not _same_annotation(raw, *pair)),
+        examination=examination,
+        names=raw.names,
     )
 
 
@@ -111,9 +133,8 @@ def count_classes(raw: RawDataset) -> dict[str, int]:
 
 def _structural_complaints(raw: RawDataset) -> Iterator[str]:
     """Yield sentences; the later ones hold only where the earlier ones do not."""
-    images, count = raw.images, len(raw.images)
-    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
-        yield f"images are {images.dtype} of shape {images.shape}, not uint8 (N, C, H, W) with N > 0."
+    yield from _wrong_images(raw)
+    count = len(raw)
     try:
         task = raw.task
     except ValueError as error:
@@ -122,7 +143,7 @@ def _structural_complaints(raw: RawDataset) -> Iterator[str]:
     if len(raw.classes) < 2 or len(set(raw.classes)) < len(raw.classes):
         yield f"classes={raw.classes} must be two or more different names."
     if task == "segmentation":
-        yield from _wrong_array("masks", raw.masks, np.uint8, (count, *images.shape[2:]))
+        yield from _wrong_array("masks", raw.masks, np.uint8, (count, *raw.pixels.shape[2:]))
     if task == "classification":
         yield from _wrong_array("labels", raw.labels, np.int64, (count,))
     if task == "detection":
@@ -136,6 +157,17 @@ def _structural_complaints(raw: RawDataset) -> Iterator[str]:
             yield f"official_split has shape {raw.official_split.shape}, not ({count},)."
         elif set(np.unique(raw.official_split).tolist()) != {"train", "test"}:
             yield f"official_split has the values {np.unique(raw.official_split).tolist()}, not train and test."
+
+
+def _wrong_images(raw: RawDataset) -> Iterator[str]:
+    images = raw.images
+    if isinstance(images, ImageFiles):
+        if not len(images):
+            yield "there are no images."
+        if raw.masks is not None:
+            yield "images in files cannot have masks; a source with masks has to return arrays."
+    elif images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+        yield f"images are {images.dtype} of shape {images.shape}, not uint8 (N, C, H, W) with N > 0."
 
 
 def _wrong_array(what: str, array: NDArray | None, dtype: type, shape: tuple[int, ...]) -> Iterator[str]:
@@ -158,13 +190,7 @@ def _wrong_boxes(raw: RawDataset) -> Iterator[str]:
 # ---- single items ---------------------------------------------------------------------------------------------------
 
 
-def _bad_images(raw: RawDataset) -> Iterator[tuple[int, str]]:
-    pixels = raw.images.reshape(len(raw), -1)
-    for item in np.flatnonzero(pixels.min(axis=1) == pixels.max(axis=1)):
-        yield int(item), f"every pixel has the value {pixels[item, 0]}"
-
-
-def _bad_annotations(raw: RawDataset) -> Iterator[tuple[int, str]]:
+def _bad_annotations(raw: RawDataset, examination: Examination) -> Iterator[tuple[int, str]]:
     last = len(raw.classes) - 1
     if raw.labels is not None:
         for item in np.flatnonzero((raw.labels < 0) | (raw.labels > last)):
@@ -174,14 +200,14 @@ def _bad_annotations(raw: RawDataset) -> Iterator[tuple[int, str]]:
         for item in np.flatnonzero(highest > last):
             yield int(item), f"mask value {highest[item]} is outside 0..{last}"
     else:
-        yield from _bad_boxes(raw)
+        yield from _bad_boxes(raw, examination.sizes)
 
 
-def _bad_boxes(raw: RawDataset) -> Iterator[tuple[int, str]]:
+def _bad_boxes(raw: RawDataset, sizes: Items) -> Iterator[tuple[int, str]]:
     assert raw.boxes is not None
     assert raw.box_labels is not None
-    height, width = raw.images.shape[2:]
     for item, (boxes, labels) in enumerate(zip(raw.boxes, raw.box_labels, strict=True)):
+        height, width = sizes[item]
         x1, y1, x2, y2 = boxes.T
         # Written so that a comparison with NaN, which is false, rejects the box.
         has_area = (x1 < x2) & (y1 < y2)
@@ -203,7 +229,9 @@ def _leaked(raw: RawDataset, copies: Items) -> Iterator[tuple[int, str]]:
     test_item = {int(copies[item]): int(item) for item in np.flatnonzero(in_test)[::-1]}
     for item in np.flatnonzero(~in_test):
         if int(copies[item]) in test_item:
-            yield int(item), f"the same image is item {test_item[int(copies[item])]}, of the official test split"
+            other = test_item[int(copies[item])]
+            which = raw.names[other] if raw.names else f"item {other}"
+            yield int(item), f"the same image is {which}, of the official test split"
 
 
 def _same_annotation(raw: RawDataset, one: int, other: int) -> bool:

@@ -38,13 +38,13 @@ def locate(target: str) -> Callable[..., Any]:
 
 
 def build_model(model: Mapping[str, Any]) -> nn.Module:
-    """Build the net of a `conf/model` file.
+    """Build the net of a `conf/model` file, with new weights; `weights`, which it may start from, is for the training.
 
     Raises:
         UserError: an argument is unknown, missing, of a wrong type, or refused by the net itself.
     """
     target = locate(model["_target_"])
-    given = {key: value for key, value in model.items() if key not in {"about", "_target_"}}
+    given = {key: value for key, value in model.items() if key not in {"about", "_target_", "weights"}}
     arguments = checked_arguments(target, given, "model")
     try:
         net: nn.Module = target(**arguments)

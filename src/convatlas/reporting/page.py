@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from convatlas.reporting.charts import HUES, REST, Chart, colours
 from convatlas.reporting.gradients import gradient_chart
@@ -21,12 +14,13 @@ from convatlas.reporting.learning_curves import inner_curves, learning_curves
 from convatlas.reporting.pictures import Plate, plates
 from convatlas.reporting.printed import printed_figures
 from convatlas.reporting.provenance import cautions, provenance, sampling_note
+from convatlas.reporting.rendering import render, template_source
 from convatlas.reporting.results import Group, Study, Variant
 from convatlas.reporting.strips import Strip, strips
 from convatlas.reporting.tables import Table, further_table, leaders, main_table, tested
 from convatlas.reporting.trade_offs import trade_offs
 from convatlas.reporting.verdicts import judge, tally
-from convatlas.reporting.wording import Metric, count, listed, spoken
+from convatlas.reporting.wording import Metric, count, listed
 
 
 @dataclass(frozen=True)
@@ -108,17 +102,6 @@ def render_index(studies: Sequence[Study]) -> str:
     return render("index.html.j2", studies=shown)
 
 
-def render(template: str, scripts: Sequence[str] = (), **values: Any) -> str:
-    """Fill a template; the page's policy lets run only `scripts`, and load nothing."""
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    # Vega turns its expressions into functions, which the policy calls eval.
-    allowed = f"{hashes} 'unsafe-eval'" if scripts else "'none'"
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none'"
-    style = Markup(_source("style.css"))  # noqa: S704 - our own file
-    own = [Markup(script) for script in scripts]  # noqa: S704 - our own file and Vega's
-    return _templates().get_template(template).render(policy=policy, style=style, scripts=own, **values)
-
-
 def headline(group: Group) -> Headline | None:
     """Name the best variant of a group and its score; None while no run has finished."""
     best = best_variant(group)
@@ -182,33 +165,7 @@ def _net_deviations(study: Study) -> list[tuple[str, str, list[str]]]:
     return list(nets.values())
 
 
-# ---- templates and scripts ------------------------------------------------------------------------------------------
-
-
-@cache
-def _templates() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("convatlas.reporting", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"spoken": spoken, "data_block": data_block}
-    environment.globals |= {"count": count, "Metric": Metric}
-    return environment
-
-
-def _source(name: str) -> str:
-    loader = _templates().loader
-    assert loader is not None
-    return loader.get_source(_templates(), name)[0]
-
-
-def data_block(value: Any) -> Markup:
-    """Write plain values as JSON that cannot end the script element around it."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, sort_keys=True, allow_nan=False)
-    return Markup(text.replace("<", "\\u003c"))  # noqa: S704 - no < is left
+# ---- scripts ---------------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -220,7 +177,7 @@ def _chart_library() -> str:
 
 
 def _own_script() -> str:
-    return _for_script_element(_source("report.js"))
+    return _for_script_element(template_source("report.js"))
 
 
 def _for_script_element(script: str) -> str:

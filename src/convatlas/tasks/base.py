@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -14,6 +14,7 @@ from torchmetrics import Metric
 
 from convatlas.config import RunConfig
 from convatlas.errors import UserError
+from convatlas.models.freezing import hold_frozen
 from convatlas.models.interfaces import AddsLossTerms
 from convatlas.tasks.optimisation import build_optimizer, build_schedule
 
@@ -35,6 +36,18 @@ def mixed_seed(*parts: int) -> int:
         mixed = ((mixed ^ part) * 0xBF58476D1CE4E5B9) % 2**64
         mixed ^= mixed >> 31
     return mixed % 2**63
+
+
+ValueT = TypeVar("ValueT")
+
+
+def of_all_processes(value: ValueT) -> list[ValueT]:
+    """Return this value as every process has it, by rank; all of them have to ask."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 class Task(pl.LightningModule, ABC):
@@ -87,6 +100,15 @@ class Task(pl.LightningModule, ABC):
     def figures(self, batch: Batch, predictions: pd.DataFrame) -> dict[str, Figure]:
         """Draw pictures of a few test images with their predictions, and of the whole of the predictions."""
 
+    # ---- several processes ------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Divide the net among the processes where the strategy has a mesh of them (`trainer.strategy=fsdp`)."""
+        if self.device_mesh is not None:
+            from torch.distributed.fsdp import fully_shard
+
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
     # ---- optimisation -----------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
@@ -98,6 +120,11 @@ class Task(pl.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # ---- training ---------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        """Keep what the recipe freezes out of training: the statistics of its batch norms stay as they are."""
+        if self.config.recipe.trainable != "all":
+            hold_frozen(self.net)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the draws within the net, so that a resumed run draws what the undisturbed one would have."""
@@ -135,17 +162,15 @@ class Task(pl.LightningModule, ABC):
         self._loss_sums, self._batches = {}, 0
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the epoch's sums; over several processes their mean, since only one process writes."""
-        sums = {name: total.clone() for name, total in self._loss_sums.items()}
-        if self.trainer.world_size > 1:
-            sums = {name: self.trainer.strategy.reduce(total, reduce_op="mean") for name, total in sums.items()}
-        checkpoint["loss_sums"] = {name: total.cpu() for name, total in sums.items()}
+        """Keep the epoch's sums, those of every process, since only one writes."""
+        checkpoint["loss_sums"] = of_all_processes({name: total.cpu() for name, total in self._loss_sums.items()})
         checkpoint["loss_batches"] = self._batches
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the epoch's sums back."""
-        self._loss_sums = {name: total.to(self.device) for name, total in checkpoint.get("loss_sums", {}).items()}
-        self._batches = checkpoint.get("loss_batches", 0)
+        """Take this process's sums of the epoch back."""
+        mine: dict[str, Tensor] = checkpoint["loss_sums"][self.global_rank]
+        self._loss_sums = {name: total.to(self.device) for name, total in mine.items()}
+        self._batches = checkpoint["loss_batches"]
 
     # ---- evaluation -------------------------------------------------------------------------------------------------
 
@@ -170,7 +195,8 @@ class Task(pl.LightningModule, ABC):
         """Log the test metrics and bring the rows of all processes together, in the order of the images."""
         for name, value in self._close(self.test_metrics).items():
             self.log(f"test/{name}", value)
-        self.test_rows = sorted(self._from_all_processes(self.test_rows), key=lambda row: row["index"])
+        rows = [row for part in of_all_processes(self.test_rows) for row in part]
+        self.test_rows = sorted(rows, key=lambda row: row["index"])
 
     @staticmethod
     def _metrics(modules: nn.ModuleDict) -> Mapping[str, Any]:
@@ -181,10 +207,3 @@ class Task(pl.LightningModule, ABC):
         for metric in modules.values():
             metric.reset()  # type: ignore[operator]
         return values
-
-    def _from_all_processes(self, rows: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-        if self.trainer.world_size == 1:
-            return rows
-        gathered: list[list[dict[str, Any]]] = [[] for _ in range(self.trainer.world_size)]
-        torch.distributed.all_gather_object(gathered, rows)
-        return [row for part in gathered for row in part]

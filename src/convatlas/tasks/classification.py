@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from convatlas.models.interfaces import Invertible
 from convatlas.tasks.base import Batch, Task
+from convatlas.tasks.losses import mixed_cross_entropy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 class ClassificationTask(Task):
     """Cross-entropy with label smoothing; accuracy top-1 and top-5, macro F1, expected calibration error.
+
+    Of an image that is mixed with another (mixup, CutMix) both labels count, each with its share. Evaluation sees no
+    mixed images, so its figures are of the images as they are.
 
     A net with auxiliary classifiers returns `(logits, auxiliary)` in training and says in
     `auxiliary_loss_weights` how much each of them counts.
@@ -31,18 +35,21 @@ class ClassificationTask(Task):
         """Return the cross-entropy, and that of each auxiliary classifier."""
         output = self.net(batch["images"])
         if isinstance(output, Tensor):
-            return {"loss": self._cross_entropy(output, batch["labels"])}
-        main = self._cross_entropy(output.logits, batch["labels"])
+            return {"loss": self._cross_entropy(output, batch)}
+        main = self._cross_entropy(output.logits, batch)
         terms = {"main": main}
         total = main
         weights: Iterable[float] = self.net.auxiliary_loss_weights  # type: ignore[assignment]
         for number, (weight, logits) in enumerate(zip(weights, output.auxiliary, strict=True), start=1):
-            terms[f"auxiliary_{number}"] = self._cross_entropy(logits, batch["labels"])
+            terms[f"auxiliary_{number}"] = self._cross_entropy(logits, batch)
             total = total + weight * terms[f"auxiliary_{number}"]
         return {"loss": total, **terms}
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=self.config.recipe.loss.label_smoothing)
+    def _cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
+        smoothing = self.config.recipe.loss.label_smoothing
+        if "partner_labels" not in batch:
+            return F.cross_entropy(logits, batch["labels"], label_smoothing=smoothing)
+        return mixed_cross_entropy(logits, batch["labels"], batch["partner_labels"], batch["label_shares"], smoothing)
 
     def new_metrics(self) -> dict[str, Metric]:
         """Make the metrics; top-5 only where there are more than five classes."""

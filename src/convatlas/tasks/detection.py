@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from convatlas.tasks.losses import weighted_sum
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Precision and recall, `(n,)` each."""
 
 MOST_DETECTIONS = 100
 """COCO's figures are defined for so many detections an image, of all classes; the surest are kept."""
@@ -69,18 +73,18 @@ class DetectionTask(Task):
         return {name: float(values[name]) for name in ("map", "map_50", "map_75", f"mar_{MOST_DETECTIONS}")}
 
     def figures(self, batch: Batch, predictions: pd.DataFrame) -> dict[str, Figure]:
-        """Draw test images with true and found boxes, and precision over recall on all images."""
+        """Draw test images with true and found boxes, and precision over recall on all images, by class and pooled."""
         from convatlas.tasks.figures import boxed_images, precision_recall
 
         rows = predictions.set_index("index").loc[batch["indices"].tolist()].to_dict("records")
-        precision, recall = precision_and_recall(predictions.to_dict("records"))
+        hits = gather_hits(predictions.to_dict("records"))
         return {
             "samples": boxed_images(
                 batch["images"],
                 [(as_boxes(row["true_boxes"]), self._named(row["true_labels"])) for row in rows],
                 [self._shown(row) for row in rows],
             ),
-            "precision_recall": precision_recall(precision, recall, "all classes pooled, IoU 0.5 or more"),
+            "precision_recall": precision_recall(hits.curve(), hits.by_class(self.classes), "IoU 0.5 or more"),
         }
 
     def _named(self, labels: Iterable[int]) -> list[str]:
@@ -108,25 +112,76 @@ def as_boxes(values: Iterable[Iterable[float]]) -> NDArray[np.float32]:
     return np.array([list(box) for box in values], dtype=np.float32).reshape(-1, 4)
 
 
-def precision_and_recall(
-    rows: Iterable[Mapping[Any, Any]], least_overlap: float = 0.5
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return precision and recall of the n surest detections of all images, for n = 1, 2, ...
+# ---- precision and recall -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hits:
+    """All detections of all images, and which of them find an object.
+
+    Attributes:
+        scores: `(n,)` float.
+        labels: `(n,)` int, class numbers.
+        hits: `(n,)` bool.
+        true_labels: `(m,)` int, the class numbers of all objects.
+    """
+
+    scores: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    hits: NDArray[np.bool_]
+    true_labels: NDArray[np.int64]
+
+    def curve(self, label: int | None = None) -> Curve:
+        """Return precision and recall of the n surest detections, for n = 1, 2, ...; of one class, or of all pooled."""
+        chosen = np.ones(len(self.labels), dtype=bool) if label is None else self.labels == label
+        objects = len(self.true_labels) if label is None else int((self.true_labels == label).sum())
+        order = np.argsort(-self.scores[chosen], kind="stable")
+        found = np.cumsum(self.hits[chosen][order], dtype=np.int64)
+        return found / np.arange(1, len(found) + 1), found / max(1, objects)
+
+    def by_class(self, classes: Sequence[str]) -> dict[str, Curve]:
+        """Return the curve of each class that has an object, by its name."""
+        return {classes[label]: self.curve(label) for label in np.unique(self.true_labels).tolist()}
+
+
+def gather_hits(rows: Iterable[Mapping[Any, Any]], least_overlap: float = 0.5) -> Hits:
+    """Compare what was found with what is there.
 
     Args:
         rows: as `DetectionTask.evaluate` makes them.
         least_overlap: IoU from which a detection finds an object of its class.
     """
-    scores: list[float] = []
-    hits: list[bool] = []
-    objects = 0
-    for row in rows:
-        scores.extend(row["scores"])
-        hits.extend(find_hits(row, least_overlap))
-        objects += len(row["true_labels"])
-    order = np.argsort(-np.asarray(scores), kind="stable")
-    found = np.cumsum(np.asarray(hits, dtype=np.int64)[order])
-    return found / np.arange(1, len(found) + 1), found / max(1, objects)
+    rows = list(rows)
+
+    def joined(key: str, dtype: type) -> NDArray[Any]:
+        return np.concatenate([np.zeros(0, dtype=dtype), *(np.asarray(row[key], dtype=dtype) for row in rows)])
+
+    hits = [hit for row in rows for hit in find_hits(row, least_overlap)]
+    return Hits(
+        scores=joined("scores", np.float64),
+        labels=joined("labels", np.int64),
+        hits=np.array(hits, dtype=bool),
+        true_labels=joined("true_labels", np.int64),
+    )
+
+
+def precision_and_recall(rows: Iterable[Mapping[Any, Any]], least_overlap: float = 0.5) -> Curve:
+    """Return precision and recall of the n surest detections of all images and classes, for n = 1, 2, ...
+
+    Arguments are those of `gather_hits`.
+    """
+    return gather_hits(rows, least_overlap).curve()
+
+
+def average_precision(curve: Curve) -> float:
+    """Return the area under precision over recall as COCO has it: the mean at the recalls 0, 0.01, ..., 1.
+
+    At a recall counts the highest precision that is reached there or at any higher recall, and 0 where it is not
+    reached at all.
+    """
+    precision, recall = curve
+    best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    return float(best[np.searchsorted(recall, np.linspace(0, 1, 101), side="left")].mean())
 
 
 def find_hits(row: Mapping[Any, Any], least_overlap: float) -> list[bool]:

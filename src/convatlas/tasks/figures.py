@@ -86,13 +86,30 @@ def boxed_images(images: Tensor, true: Sequence[Boxes], found: Sequence[Boxes], 
     return figure
 
 
-def precision_recall(precision: NDArray[np.float64], recall: NDArray[np.float64], title: str) -> Figure:
-    """Draw precision over recall, one point for each number of detections that are taken."""
-    figure = Figure(figsize=(4.5, 4), layout="constrained")
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Precision and recall, `(n,)` each."""
+
+
+def precision_recall(pooled: Curve, by_class: Mapping[str, Curve], title: str) -> Figure:
+    """Draw precision over recall, one point for each number of detections that are taken.
+
+    The curve of all classes pooled is black. Up to ten classes have a colour each and stand in a legend beside; more
+    are thin and grey, as no one could tell so many colours apart.
+    """
+    figure = Figure(figsize=(5.6, 4), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(recall, precision, color="#0969da")
+    axes.plot(pooled[1], pooled[0], color="black", linewidth=2, zorder=3, label="all pooled")
+    few = len(by_class) <= 10
+    colours = colormaps["tab10"](np.arange(10))
+    for number, (name, (precision, recall)) in enumerate(by_class.items()):
+        if few:
+            axes.plot(recall, precision, color=colours[number], linewidth=1.2, label=name)
+        else:
+            label = f"each of {len(by_class)} classes" if number == 0 else None
+            axes.plot(recall, precision, color="#8c959f", linewidth=0.7, alpha=0.7, label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=title)
     axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
 

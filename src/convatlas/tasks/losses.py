@@ -1,4 +1,4 @@
-"""Losses that tasks share: soft Dice, edges, and the weighted sum of named terms."""
+"""Losses of the tasks: cross-entropy of mixed images, soft Dice, edges, and the weighted sum of named terms."""
 
 from __future__ import annotations
 
@@ -8,6 +8,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convatlas.errors import UserError
+
+
+def mixed_cross_entropy(
+    logits: Tensor, labels: Tensor, partner_labels: Tensor, shares: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """Return the mean cross-entropy with labels that are mixed of two (Zhang et al. 2018, section 2).
+
+    The cross-entropy is linear in the label, so it is that of each label, weighted with its share.
+
+    Args:
+        logits: `(B, classes)`.
+        labels: `(B,)` class numbers.
+        partner_labels: `(B,)` class numbers of the images that were mixed in.
+        shares: `(B,)` how much of an image is its own, 0 to 1.
+        label_smoothing: share of every label that is spread over all classes.
+    """
+    own, partner = (
+        F.cross_entropy(logits, numbers, reduction="none", label_smoothing=label_smoothing)
+        for numbers in (labels, partner_labels)
+    )
+    return (shares * own + (1 - shares) * partner).mean()
 
 
 def soft_dice_loss(probabilities: Tensor, masks: Tensor, smoothing: float = 1.0) -> Tensor:

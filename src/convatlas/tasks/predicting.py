@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from convatlas.config import DataConfig
+from convatlas.data.decoding import centre_square
 
 if TYPE_CHECKING:
     from convatlas.data.card import Card
@@ -24,19 +26,24 @@ def describe_prediction(net: nn.Module, image: Tensor, data: DataConfig, card: C
 
     Args:
         net: in evaluation mode.
-        image: `(C, H, W)` in [0, 1], of any size; it is resampled to what the net was trained on.
+        image: `(C, H, W)` in [0, 1], of any size; it is cut, padded or squeezed to a square as the training's images
+            were, and resampled to their size.
         data: the data configuration of the net's run.
         card: the data card of the net's run.
 
     Returns:
         A row of plain values, boxes in pixels of the image as given; and what `draw_prediction` needs.
     """
+    whole = (image.shape[1], image.shape[2])
+    image, left, top = _squared(image, card)
     height, width = image.shape[1:]
     size = (data.image_size, data.image_size)
     shrinks = max(height, width) > data.image_size
     scaled = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False, antialias=shrinks)
     if data.task == "detection":
-        return _objects(net(scaled)[0], width / size[1], height / size[0], card)
+        found = net(scaled)[0]
+        boxes = found["boxes"] * torch.tensor([width / size[1], height / size[0]] * 2) - torch.tensor([left, top] * 2)
+        return _objects({**found, "boxes": clip_boxes_to_image(boxes, whole)}, card)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (card.mean, card.std))
     images = (scaled - mean) / std
     if card.has_canny(data):
@@ -46,6 +53,19 @@ def describe_prediction(net: nn.Module, image: Tensor, data: DataConfig, card: C
         return _classes(probabilities[0], card)
     margin = (data.image_size - probabilities.shape[-1]) // 2  # an unpadded U-Net says nothing of the border
     return _areas(F.pad(probabilities, (margin,) * 4), (height, width), card)
+
+
+def _squared(image: Tensor, card: Card) -> tuple[Tensor, int, int]:
+    """Bring an image to the shape that the preparation gave the others, and say how far it moved right and down."""
+    height, width = image.shape[1:]
+    if card.fitted == "centre":
+        top, left, side, _ = centre_square(height, width)
+        return image[:, top : top + side, left : left + side], -left, -top
+    if card.source.get("fit") == "letterbox":
+        side = max(height, width)
+        left, top = (side - width) // 2, (side - height) // 2
+        return F.pad(image, (left, side - width - left, top, side - height - top)), left, top
+    return image, 0, 0
 
 
 def _canny(images: Tensor) -> Tensor:
@@ -62,10 +82,9 @@ def _classes(probabilities: Tensor, card: Card) -> tuple[dict[str, Any], None]:
     return {"prediction": names[0], "confidence": float(confidence[0]), "top": ranked}, None
 
 
-def _objects(found: dict[str, Tensor], x: float, y: float, card: Card) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _objects(found: dict[str, Tensor], card: Card) -> tuple[dict[str, Any], dict[str, Tensor]]:
     sure = found["scores"] >= LEAST_SCORE
-    boxes = found["boxes"][sure] * torch.tensor([x, y, x, y])
-    labels, scores = found["labels"][sure], found["scores"][sure]
+    boxes, labels, scores = found["boxes"][sure], found["labels"][sure], found["scores"][sure]
     listed = [
         {"class": card.classes[n], "score": s, "box": b}
         for n, s, b in zip(labels.tolist(), scores.tolist(), boxes.tolist(), strict=True)

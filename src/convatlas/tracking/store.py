@@ -81,10 +81,23 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
             location = None
             if uri.startswith("sqlite:///"):
                 location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" / name).as_uri()
-            return client.create_experiment(name, artifact_location=location, tags=KIND)
+            return _new_experiment(client, name, location)
         if experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
         return str(experiment.experiment_id)
+
+
+def _new_experiment(client: MlflowClient, name: str, location: str | None) -> str:
+    """Make an experiment, or find the one that another process made on the server in this moment."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.create_experiment(name, artifact_location=location, tags=KIND)
+    except MlflowException:
+        made = client.get_experiment_by_name(name)
+        if made is None:
+            raise
+        return str(made.experiment_id)
 
 
 def without_password(uri: str) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from convatlas.composing import digest, flat
 from convatlas.config import RunConfig
 from convatlas.files import read_json, write_text
+from convatlas.tracking.sender import Sender
 from convatlas.tracking.store import connect, experiment_id, store_lock, tracking_uri
 from convatlas.training.processes import rank
 
@@ -84,12 +85,19 @@ class MlflowVariantTracker(VariantTracker):
         """Find the variant's run or make it, and mark the runs of dead processes as killed."""
         with store_lock(self.uri):
             mark_dead_runs(self.client, self.experiment)
-            query = f"tags.`convatlas.variant` = '{self.variant}' and tags.`convatlas.role` = 'variant'"
-            found = self.client.search_runs([self.experiment], query, max_results=1)
-            self.run_id = found[0].info.run_id if found else self._new_run()
+            self.run_id = self._oldest_run() or self._new_run()
+        if (oldest := self._oldest_run()) != self.run_id:  # on a server no lock keeps two processes from making one
+            self.client.delete_run(self.run_id)
+            self.run_id = oldest
         self.client.update_run(self.run_id, status="RUNNING")
         _set_tags(self.client, self.run_id, _process_tags())
         return self
+
+    def _oldest_run(self) -> str:
+        """Return this variant's run; an empty word if there is none."""
+        query = f"tags.`convatlas.variant` = '{self.variant}' and tags.`convatlas.role` = 'variant'"
+        found = self.client.search_runs([self.experiment], query)
+        return min(((run.info.start_time, run.info.run_id) for run in found), default=(0, ""))[1]
 
     def _new_run(self) -> str:
         tags = {"convatlas.role": "variant", **self.common_tags(), **_process_tags()}
@@ -115,8 +123,15 @@ class MlflowVariantTracker(VariantTracker):
         }
 
     def start_seed(self, seed: int, work: Path) -> SeedTracker:
-        """Start a child run, or go on with the one that a killed process left."""
-        return MlflowSeedTracker(self, seed, work)
+        """Start a child run, or go on with the one that a killed process left.
+
+        A store that has gone since the first seed costs the record of this one, not its training.
+        """
+        try:
+            return MlflowSeedTracker(self, seed, work)
+        except Exception as failure:
+            warn(failure)
+            return SeedTracker()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -129,7 +144,7 @@ class MlflowVariantTracker(VariantTracker):
                 self._register()
             self.client.set_terminated(self.run_id, status)
         except Exception as failure:
-            _warn(failure)
+            warn(failure)
             if error is None and self.config.tracking.register_as:
                 raise
 
@@ -183,7 +198,7 @@ class MlflowSeedTracker(SeedTracker):
         self.config = variant.config
         self.seed = seed
         self.run_id, self._logged = self._resumed(work / "mlflow_run_id")
-        self._waiting: list[Metric] = []
+        self._sender = Sender(lambda metrics: _log_metrics(self.client, self.run_id, metrics), warn)
         self._monitor: Any = None
         if self.config.tracking.system_metrics:
             self._start_system_metrics()
@@ -212,6 +227,7 @@ class MlflowSeedTracker(SeedTracker):
 
     def _log_lineage(self, run_id: str) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
 
         card = self.variant.card
         dataset = Dataset(
@@ -220,7 +236,11 @@ class MlflowSeedTracker(SeedTracker):
             source_type="local",
             source=f'{{"uri": "{self.config.data.prepared.as_posix()}"}}',
         )
-        self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+        try:
+            self.client.log_inputs(run_id, inputs)
+        except MlflowException:  # another process entered the same data in this moment; it is there now
+            self.client.log_inputs(run_id, inputs)
 
     def _start_system_metrics(self) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -231,24 +251,17 @@ class MlflowSeedTracker(SeedTracker):
         self._monitor.start()
 
     def log_epoch(self, row: Mapping[str, float]) -> None:
-        """Log an epoch in one request; if the store does not answer, keep it for the next."""
+        """Log an epoch in one request, without waiting for the answer."""
         epoch = int(row["epoch"])
-        if epoch in self._logged:
-            return
-        self._waiting += _metrics({k: v for k, v in row.items() if k not in ("epoch", "step")}, epoch, _now())
-        try:
-            _log_metrics(self.client, self.run_id, self._waiting)
-        except Exception as failure:
-            _warn(failure)
-        else:
-            self._waiting = []
+        if epoch not in self._logged:
+            self._sender.put(_metrics({k: v for k, v in row.items() if k not in ("epoch", "step")}, epoch, _now()))
             self._logged.add(epoch)
 
     def log_results(self, folder: Path) -> None:
         """Log the test's metrics, the costs, the run's files and, on request, the net as a model that can be served."""
         try:
-            metrics = _metrics(_final_metrics(folder), ONCE, _now())
-            _log_metrics(self.client, self.run_id, self._waiting + metrics)
+            metrics = self._sender.close() + self._forgotten(folder) + _metrics(_final_metrics(folder), ONCE, _now())
+            _log_metrics(self.client, self.run_id, metrics)
             _log_costs(self.client, self.run_id, folder)
             for path in sorted(folder.rglob("*")):
                 if path.is_file() and path.suffix != ".ckpt":
@@ -261,16 +274,23 @@ class MlflowSeedTracker(SeedTracker):
         except Exception as failure:
             if self.config.tracking.register_as:
                 raise
-            _warn(failure)
+            warn(failure)
+
+    def _forgotten(self, folder: Path) -> list[Metric]:
+        """Return the epochs that are in the history alone: a process was killed before it had sent them."""
+        history = enumerate(_read_history(folder / "history.csv"), start=1)
+        rows = [_metrics(row, epoch, _now()) for epoch, row in history if epoch not in self._logged]
+        return [metric for row in rows for metric in row]
 
     def end(self, status: str) -> None:
         """End the run."""
+        self._sender.close()
         if self._monitor is not None:
             self._monitor.finish()
         try:
             self.client.set_terminated(self.run_id, status)
         except Exception as failure:
-            _warn(failure)
+            warn(failure)
 
 
 def end_status(error: type[BaseException] | None) -> str:
@@ -370,6 +390,7 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
-def _warn(failure: Exception) -> None:
+def warn(failure: Exception) -> None:
+    """Say that the store did not take something, which the training does not wait for."""
     line = (str(failure).strip() or type(failure).__name__).splitlines()[0]
     print(f"MLflow did not take this: {line} The run's own files are complete.", file=sys.stderr, flush=True)

@@ -42,13 +42,17 @@ def checkpoint_callbacks(folder: Path, monitor: str, every_n_steps: int | None) 
 
 
 class WithinEpochs(ModelCheckpoint):
-    """Saves every so many steps, except after an epoch's last: resumed from there, Lightning would not validate."""
+    """Saves every so many steps, and only after a whole one: gradients that wait for the rest of a step are not kept.
+
+    Not after an epoch's last step: resumed from there, Lightning would not validate.
+    """
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save, unless the end of the epoch saves in a moment."""
-        if not trainer.is_last_batch:
+        """Save, unless a step is under way or the end of the epoch saves in a moment."""
+        whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if whole_step and not trainer.is_last_batch:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torchmetrics import MaxMetric
 
 from convatlas.models.interfaces import FollowsTraining, Invertible, TellsFigures
-from convatlas.tasks.base import Task
+from convatlas.tasks.base import Task, of_all_processes
 from convatlas.tasks.reconstruction import reconstruct
+from convatlas.training.processes import rank
 
 __all__ = ["FollowsNet", "GradientNorms", "InvertsImages", "MeanOverEpoch"]
 
@@ -37,12 +38,13 @@ class MeanOverEpoch(pl.Callback):
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint within an epoch keeps."""
-        return {"sums": {name: float(total) for name, total in self._sums.items()}, "batches": self._batches}
+        """Return what a checkpoint within an epoch keeps: the sums of every process, since only one writes."""
+        mine = {name: float(total) for name, total in self._sums.items()}
+        return {"sums": of_all_processes(mine), "batches": self._batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the sums of the interrupted epoch."""
-        self._sums, self._batches = dict(state_dict["sums"]), state_dict["batches"]
+        """Go on with this process's sums of the interrupted epoch."""
+        self._sums, self._batches = dict(state_dict["sums"][rank()]), state_dict["batches"]
 
 
 class FollowsNet(MeanOverEpoch):

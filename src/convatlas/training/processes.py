@@ -5,6 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+
+class Launched(NamedTuple):
+    """What started the processes of this training all at once."""
+
+    launcher: str
+    processes: int
+
+
+def launched() -> Launched | None:
+    """Return what started this process among others; None alone, or where Lightning starts the others later."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return Launched("torchrun", int(os.environ["WORLD_SIZE"]))
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+        return Launched("srun", int(os.environ["SLURM_NTASKS"]))
+    return None
 
 
 def rank() -> int:
@@ -26,19 +43,41 @@ def uses_gpu(accelerator: str) -> bool:
 def rank_zero_first(accelerator: str) -> Iterator[None]:
     """Let the other processes wait until rank zero has left the block.
 
-    Under torchrun all processes start at once, and what rank zero decides from files the others must find decided.
-    Lightning starts its own processes after that point, so there is nothing to wait for.
+    Under torchrun and SLURM all processes start at once, and what rank zero decides from files the others must find
+    decided. Lightning starts its own processes after the first such block, so there is nothing to wait for in it;
+    there is in those of further seeds.
     """
-    started_together = "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if not started_together:
-        yield
-        return
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if uses_gpu(accelerator) else "gloo")
+        if launched() is None or launched() == ("torchrun", 1):
+            yield
+            return
+        _join(accelerator)
     if rank() > 0:
         dist.barrier()
     yield
     if rank() == 0:
         dist.barrier()
+
+
+def _join(accelerator: str) -> None:
+    """Make the group of all processes, before Lightning, which then takes it as it is."""
+    import torch
+    import torch.distributed as dist
+    from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    environment: ClusterEnvironment = TorchElasticEnvironment()
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        environment = SLURMEnvironment(auto_requeue=False)
+    os.environ["MASTER_ADDR"] = environment.main_address
+    os.environ["MASTER_PORT"] = str(environment.main_port)
+    place: dict[str, Any] = {"rank": environment.global_rank(), "world_size": environment.world_size()}
+    if not uses_gpu(accelerator):
+        dist.init_process_group("gloo", **place)
+        return
+    device = torch.device("cuda", environment.local_rank())
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl", device_id=device, **place)

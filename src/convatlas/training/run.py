@@ -8,8 +8,9 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -28,12 +29,16 @@ from convatlas.source_code import run_code
 from convatlas.tasks import new_task
 from convatlas.tasks.base import DivergedError, Task
 from convatlas.tracking.tracker import SeedTracker, VariantTracker, end_status, open_tracker
-from convatlas.training.checkpoints import WholeCheckpointIO, checkpoint_callbacks, load_net, read_checkpoint
+from convatlas.training.accumulation import InPieces
+from convatlas.training.checkpoints import checkpoint_callbacks, load_net, read_checkpoint
+from convatlas.training.machine import refuse_unsupported, with_scaled_rate
 from convatlas.training.net_callbacks import FollowsNet, GradientNorms, InvertsImages
-from convatlas.training.processes import rank, rank_zero_first, uses_gpu
+from convatlas.training.processes import rank, rank_zero_first
 from convatlas.training.recorder import Recorder
 from convatlas.training.results import collect_results, write_results
-from convatlas.training.sync_batch_norm import SyncBatchNormAnywhere
+from convatlas.training.strategies import ChannelsLast, build_plugins, build_strategy, prepare_net
+from convatlas.training.transfer import begin_from, refuse_unfit_weights, weights_digest
+from convatlas.training.views import with_views
 from convatlas.training.work_folder import WorkFolder, difference
 
 
@@ -47,12 +52,15 @@ def train(config: RunConfig, *, strict: bool) -> list[Path]:
     Raises:
         UserError: something that the person can mend; nothing half-written is left.
     """
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, stop)
     quieten_libraries()
     torch.set_num_threads(config.trainer.threads)
     prepared = PreparedData.open_for(config.data)
     DataModule(prepared, config.data, config.recipe, workers=0, limit_batches=None, seed=0)  # refuses what does not fit
-    try_out(build_model(config.model), config)
+    net = build_model(config.model)
+    refuse_unsupported(config, net)
+    try_out(net, config)
+    refuse_unfit_weights(config)
     with open_tracker(config, prepared.card) as tracker:
         return [train_seed(config, prepared, seed, tracker, strict=strict) for seed in config.seeds]
 
@@ -85,13 +93,47 @@ def train_seed(config: RunConfig, prepared: PreparedData, seed: int, tracker: Va
 def _fit_and_test(
     config: RunConfig, prepared: PreparedData, seed: int, *, work: WorkFolder, tracker: SeedTracker, folder: Path
 ) -> None:
+    fitted = fit(config, prepared, seed, work, tracker.log_epoch)
+    task, data, trainer = fitted.task, fitted.data, fitted.trainer
+    if config.trainer.strategy == "fsdp":  # each process has a part of the net; it is tested whole
+        whole = _with_whole_nets(config)
+        task = build_task(whole, list(prepared.card.classes), seed)
+        trainer = build_trainer(whole, task, work, fitted.recorder)
+    load_net(task.net, work.best)
+    started = time.perf_counter()
+    test = _tested(task, data, trainer)
+    test_seconds = time.perf_counter() - started
+    parts = test_parts(task, data, trainer)
+    task.float()  # what `trainer.precision=64-true` made wide
+    if trainer.is_global_zero:
+        results = collect_results(config, task, data, recorder=fitted.recorder, test=test, test_seconds=test_seconds)
+        results.metrics["parts"] = parts
+        write_results(results, config, work, folder)
+        tracker.log_results(folder)
+    trainer.strategy.barrier("written")
+
+
+class Fitted(NamedTuple):
+    """A training that has come to its end, the test not yet made."""
+
+    task: Task
+    data: DataModule
+    trainer: pl.Trainer
+    recorder: Recorder
+
+
+def fit(
+    config: RunConfig,
+    prepared: PreparedData,
+    seed: int,
+    work: WorkFolder,
+    on_epoch: Callable[[dict[str, float]], None],
+) -> Fitted:
+    """Train one seed in its work folder, from the last checkpoint there if there is one; `on_epoch` gets each row."""
     task = build_task(config, list(prepared.card.classes), seed)
-    machine = config.trainer
-    data = DataModule(
-        prepared, config.data, config.recipe, workers=machine.workers, limit_batches=machine.limit_batches, seed=seed
-    )
-    show_line = not _shows_bar(config)
-    recorder = Recorder(f"{config.variant} seed {seed}", config.recipe.epochs, tracker.log_epoch, show=show_line)
+    data = _build_data(config, prepared, seed)
+    label = f"{config.variant} seed {seed}"
+    recorder = Recorder(label, config.recipe.epochs, on_epoch, show=not _shows_bar(config))
     trainer = build_trainer(config, task, work, recorder)
     resumed = work.last if work.last.exists() else None
     if not work.fitted.exists():
@@ -102,37 +144,77 @@ def _fit_and_test(
     elif resumed:  # killed between training and test: the rows are in the last checkpoint
         recorder.load_state_dict(read_checkpoint(resumed)["callbacks"][recorder.state_key])
     trainer.strategy.barrier("fitted")
-    load_net(task.net, work.best)
-    started = time.perf_counter()
-    test = _tested(task, data, trainer)
-    test_seconds = time.perf_counter() - started
-    parts = test_parts(task, data, trainer)
-    if trainer.is_global_zero:
-        results = collect_results(config, task, data, recorder=recorder, test=test, test_seconds=test_seconds)
-        results.metrics["parts"] = parts
-        write_results(results, config, work, folder)
-        tracker.log_results(folder)
-    trainer.strategy.barrier("written")
+    return Fitted(task, data, trainer, recorder)
+
+
+def _build_data(config: RunConfig, prepared: PreparedData, seed: int) -> DataModule:
+    machine = config.trainer
+    return InPieces(
+        prepared,
+        config.data,
+        config.recipe,
+        workers=machine.workers,
+        limit_batches=machine.limit_batches,
+        seed=seed,
+        pieces=machine.accumulate_grad_batches,
+    )
+
+
+def _with_whole_nets(config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"trainer": config.trainer.model_copy(update={"strategy": "ddp"})})
 
 
 def try_out(net: nn.Module, config: RunConfig) -> None:
-    """Show the net one image, so that a size it cannot take is told before anything is written.
+    """Show the net one image of each size, so that one it cannot take is told before anything is written.
 
     Raises:
-        UserError: the net refuses images of `data.image_size`.
+        UserError: the net refuses images of `data.image_size`, or of another size that it is to be trained on.
     """
-    size = config.data.image_size
     try:
-        with torch.inference_mode():
-            net.eval()(torch.zeros(1, config.data.in_channels, size, size))
+        show(net.eval(), config.data.in_channels, config.data.image_size)
     except ValueError as error:
         raise UserError(str(error)) from error
+    for size in config.recipe.augmentation.image_sizes:
+        if size != config.data.image_size:
+            try_out_size(net, config, size)
+    for view in config.recipe.test_views:
+        with_views(net, view, config, f"recipe.test_views={view}")
+
+
+def show(net: nn.Module, channels: int, size: int) -> None:
+    """Run the net on one black image."""
+    with torch.inference_mode():
+        net(torch.zeros(1, channels, size, size))
+
+
+def try_out_size(net: nn.Module, config: RunConfig, size: int) -> None:
+    """Show the net one image of a size other than the data's; a detector takes it in training, with its objects.
+
+    Raises:
+        UserError: the net does not take it.
+    """
+    channels = config.data.in_channels
+    try:
+        if config.data.task == "detection":
+            nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+            with torch.no_grad():
+                net.train()([torch.zeros(channels, size, size)] * 2, [nothing] * 2)
+        else:
+            show(net.eval(), channels, size)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"recipe.augmentation.image_sizes: this net takes no images of {size} pixels ({error}); leave {size} out."
+        ) from error
 
 
 def build_task(config: RunConfig, classes: list[str], seed: int) -> Task:
-    """Build the net from its seed, and the task around it."""
+    """Build the net from its seed or the weights it begins with, and the task around it."""
     pl.seed_everything(seed, verbose=False)
-    return new_task(build_model(config.model), config, classes, seed)
+    net = build_model(config.model)
+    for line in begin_from(net, config, seed):
+        if rank() == 0:
+            print(line)
+    return new_task(prepare_net(net, config.trainer), with_scaled_rate(config), classes, seed)
 
 
 def build_trainer(config: RunConfig, task: Task, work: WorkFolder, recorder: Recorder) -> pl.Trainer:
@@ -153,20 +235,20 @@ def build_trainer(config: RunConfig, task: Task, work: WorkFolder, recorder: Rec
         callbacks.append(EarlyStopping(monitor, mode="max", patience=recipe.early_stopping_patience))
     if _shows_bar(config):
         callbacks.append(pl.callbacks.TQDMProgressBar(refresh_rate=20))
-    plugins: list[Any] = [WholeCheckpointIO()]
-    if machine.sync_batchnorm:
-        plugins.append(SyncBatchNormAnywhere(on_gpu=uses_gpu(machine.accelerator)))
+    if machine.channels_last:
+        callbacks.append(ChannelsLast())
     return pl.Trainer(
         accelerator=machine.accelerator,
         devices=machine.devices,
         num_nodes=machine.num_nodes,
-        strategy=_strategy(config, task),
+        strategy=build_strategy(config, task.net),
         precision=machine.precision,
         max_epochs=recipe.epochs,
         gradient_clip_val=recipe.gradient_clip_norm,
         deterministic="warn" if machine.deterministic else None,
         callbacks=callbacks,
-        plugins=plugins,
+        plugins=build_plugins(machine),
+        accumulate_grad_batches=machine.accumulate_grad_batches,
         default_root_dir=work.path,
         logger=False,
         num_sanity_val_steps=0,
@@ -176,20 +258,17 @@ def build_trainer(config: RunConfig, task: Task, work: WorkFolder, recorder: Rec
     )
 
 
-def _strategy(config: RunConfig, task: Task) -> str:
-    """Name Lightning's strategy; DDP looks for weights without gradient only where a net may leave some out."""
-    if config.trainer.strategy != "ddp":
-        return "auto"
-    return "ddp_find_unused_parameters_true" if getattr(task.net, "leaves_gradients_out", False) else "ddp"
-
-
 def test_parts(task: Task, data: DataModule, trainer: pl.Trainer) -> dict[str, dict[str, float]]:
-    """Test each part of a net that works alone, such as one column of a FractalNet, with the weights it shares."""
-    if not isinstance(task.net, HasParts):
-        return {}
+    """Test each part of a net that works alone, such as one column of a FractalNet, and the net on `recipe.test_views`.
+
+    All share the net's weights.
+    """
+    parts = task.net.parts() if isinstance(task.net, HasParts) else {}
+    for view in task.config.recipe.test_views:
+        parts[view] = with_views(task.net, view, task.config, f"recipe.test_views={view}")
     return {
         name: _tested(new_task(part, task.config, task.classes, task.seed), data, trainer)
-        for name, part in task.net.parts().items()
+        for name, part in parts.items()
     }
 
 
@@ -200,14 +279,16 @@ def _tested(task: Task, data: DataModule, trainer: pl.Trainer) -> dict[str, floa
 
 
 def run_identity(config: RunConfig, seed: int, data_fingerprint: str) -> dict[str, Any]:
-    """Return what decides the bits of a run's result: configuration, seed, data, code and torch's version."""
-    return {
+    """Return what decides the bits of a run's result: configuration, seed, data, code, torch, first weights."""
+    identity = {
         "config": config.identity,
         "seed": seed,
         "data": data_fingerprint,
         "code": digest(run_code(config)),
         "torch": torch.__version__,
     }
+    weights = weights_digest(config, seed)
+    return identity if weights is None else identity | {"weights": weights}
 
 
 def _is_finished(folder: Path, identity: dict[str, Any], config: RunConfig, *, strict: bool) -> bool:
@@ -238,12 +319,13 @@ def quieten_libraries() -> None:
         r"Checkpoint directory .* exists and is not empty",  # the folder of the training that is being resumed
         r".*LeafSpec.* is deprecated",
         r"The '\w+_dataloader' does not have many workers",  # whole batches come from a memory-mapped array
+        r"You're using the WeightAveraging callback with a model that overrides",  # FSDP does, and refuses averages
         r".*recommended to use `self\.log\(.*sync_dist=True\)`",  # torchmetrics has put the processes together already
     ):
         warnings.filterwarnings("ignore", message=message)
 
 
-def _stop(signum: int, _frame: Any) -> None:
+def stop(signum: int, _frame: Any) -> None:
     """End in an orderly way when asked to: the run is marked KILLED and can be resumed."""
     raise SystemExit(128 + signum)
 

@@ -48,7 +48,8 @@ class ProcessorSyncBatchNorm(_BatchNorm):
             return super().forward(input)
         channels = input.shape[1]
         shape = (1, channels, *[1] * (input.ndim - 2))
-        by_channel = input.transpose(0, 1).reshape(channels, -1).float()
+        wide = torch.promote_types(input.dtype, torch.float32)
+        by_channel = input.transpose(0, 1).reshape(channels, -1).to(wide)
         count = _sum_over_processes(torch.tensor([float(by_channel.shape[1])], device=input.device))
         mean = _sum_over_processes(by_channel.sum(1)) / count
         variance = _sum_over_processes((by_channel - mean[:, None]).square().sum(1)) / count

@@ -13,15 +13,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from convatlas.data.image_files import ImageFiles
+
 __all__ = ["RawDataset"]
 
 
 @dataclass
 class RawDataset:
-    """A data set of small images as its source has it.
+    """A data set as its source has it.
 
     Attributes:
-        images: `(N, C, H, W)` uint8.
+        images: `(N, C, H, W)` uint8, or files with images of any sizes. Of images in files boxes are in pixels of the
+            image as it is seen, that is, after a rotation that the file's EXIF data ask for.
         classes: names by class number. In detection and segmentation number 0 is the background.
         labels: classification: `(N,)` int64 class numbers.
         boxes: detection: for each image `(objects, 4)` float32, `x1, y1, x2, y2` in pixels.
@@ -37,7 +40,7 @@ class RawDataset:
         notes: for the data card: what a reader of the results has to know about the data.
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | ImageFiles
     classes: list[str]
     title: str
     origin: str
@@ -56,6 +59,12 @@ class RawDataset:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """`images`, where they are an array."""
+        assert not isinstance(self.images, ImageFiles), "images in files have no array"
+        return self.images
 
     @property
     def task(self) -> Literal["classification", "detection", "segmentation"]:
@@ -78,7 +87,7 @@ class RawDataset:
         """Return the data set of these items alone, in this order; `items`: `(n,)` positions."""
         return replace(
             self,
-            images=self.images[items],
+            images=self.images.take(items) if isinstance(self.images, ImageFiles) else self.images[items],
             labels=None if self.labels is None else self.labels[items],
             boxes=None if self.boxes is None else [self.boxes[i] for i in items],
             box_labels=None if self.box_labels is None else [self.box_labels[i] for i in items],

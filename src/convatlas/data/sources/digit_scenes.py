@@ -5,6 +5,10 @@ Alpaydin and Kaynak 1998). The scenes are made here: their places, sizes, greys 
 
 Honest splits: the digits are dealt into pools first, and each scene takes its digits from one pool. The last pools make
 the official test split and the number of its pool is a scene's group, so that no digit is ever in two splits.
+
+Three levels of difficulty differ in number, sizes and contrast of the digits, in how near they come to each other, in
+noise, and in clutter: quarters of further digits, which are no objects. Such clutter is from Mnih, Heess, Graves,
+Kavukcuoglu, "Recurrent Models of Visual Attention" (NIPS 2014), section 4.
 """
 
 from __future__ import annotations
@@ -20,20 +24,43 @@ from scipy import ndimage
 from convatlas.data.sources import RawDataset
 from convatlas.errors import UserError
 
-__all__ = ["Scene", "deal_into_pools", "draw_scene", "enlarge", "load"]
+__all__ = ["LEVELS", "Level", "Scene", "deal_into_pools", "draw_scene", "enlarge", "load"]
 
 POOLS = 25
 TEST_POOLS = 5
-MOST_DIGITS = 6
 PLACES_TRIED = 40
-SIZES = (0.16, 0.42)
-"""Side of a digit's picture as a share of the scene's side, before its empty border is left out."""
 VISIBLE_INK = 0.35
 """Fainter ink than this share of the darkest is not painted: what is painted is what can be seen."""
-LEAST_CONTRAST = 70
-"""Least difference of full ink from the background, in grey levels of 255."""
-MOST_OVERLAP = 0.1
-"""Most that two boxes may share, as a fraction of the smaller one; no ink covers another."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """How difficult the scenes are.
+
+    Attributes:
+        digits: least and greatest number of digits; those that find no place are left away.
+        sizes: side of a digit's picture as a share of the scene's side, before its empty border is left out.
+        overlap: most that two boxes may share, as a fraction of the smaller one; no ink covers another.
+        contrast: least difference of full ink from the background, in grey levels of 255, at most 120.
+        noise: standard deviation of the noise, in grey levels.
+        clutter: greatest number of quarters of digits; none lies in a digit's box.
+        smallest: side of a scene, in pixels, in which the smallest digits still have about their 8 pixels.
+    """
+
+    digits: tuple[int, int]
+    sizes: tuple[float, float]
+    overlap: float
+    contrast: float
+    noise: float
+    clutter: int
+    smallest: int
+
+
+LEVELS = {
+    "easy": Level((1, 3), (0.28, 0.42), overlap=0.0, contrast=110, noise=5.0, clutter=0, smallest=32),
+    "medium": Level((1, 6), (0.16, 0.42), overlap=0.1, contrast=70, noise=10.0, clutter=0, smallest=48),
+    "hard": Level((3, 10), (0.12, 0.36), overlap=0.3, contrast=45, noise=15.0, clutter=8, smallest=64),
+}
 
 Ink = NDArray[np.float32]
 """`(height, width)`, from 0 (none) to 1 (full)."""
@@ -57,9 +84,11 @@ class Scene:
 
 def load(
     root: Path,  # noqa: ARG001 - every source takes `root`; this one needs no files
+    *,
     scenes: int = 1500,
     image_size: int = 96,
-    noise: float = 10.0,
+    level: str = "medium",
+    noise: float | None = None,
     seed: int = 0,
 ) -> RawDataset:
     """Make the scenes; the same arguments make the same bytes.
@@ -67,18 +96,23 @@ def load(
     Args:
         root: not read, nothing is written there: the digits come with scikit-learn.
         scenes: number of scenes, spread evenly over 25 pools of digits; the last 5 pools are the test split.
-        image_size: side of a scene in pixels, 48 or more.
-        noise: standard deviation of the noise, in grey levels of 255; 0 makes each background one flat grey.
+        image_size: side of a scene in pixels; 32, 48 or 64 or more, by level.
+        level: "easy", "medium" or "hard".
+        noise: standard deviation of the noise, in grey levels of 255; 0 makes each background one flat grey; null takes
+            the level's own.
         seed: decides pools and scenes. A scene depends on its number too, so that more scenes leave the first as is.
 
     Raises:
-        UserError: fewer scenes than pools, or too small an `image_size`.
+        UserError: fewer scenes than pools, an unknown level, or too small an `image_size`.
     """
     if scenes < POOLS:
         raise UserError(f"data.source.scenes={scenes} leaves pools of digits empty; use {POOLS} or more.")
-    if image_size < 48:
+    if level not in LEVELS:
+        raise UserError(f"data.source.level={level} is not known; use one of {', '.join(LEVELS)}.")
+    if image_size < LEVELS[level].smallest:
         raise UserError(
-            f"data.source.image_size={image_size} makes digits smaller than their 8 pixels; use 48 or more."
+            f"data.source.image_size={image_size} makes digits smaller than their 8 pixels; with level={level} use "
+            f"{LEVELS[level].smallest} or more."
         )
     from sklearn.datasets import load_digits
 
@@ -87,7 +121,14 @@ def load(
     pools = deal_into_pools(labels, POOLS, seed)
     groups = np.arange(scenes, dtype=np.int64) % POOLS
     made = [
-        draw_scene(pictures, np.flatnonzero(pools == pool), image_size, noise, np.random.default_rng([seed, number]))
+        draw_scene(
+            pictures,
+            np.flatnonzero(pools == pool),
+            image_size,
+            LEVELS[level].noise if noise is None else noise,
+            np.random.default_rng([seed, number]),
+            LEVELS[level],
+        )
         for number, pool in enumerate(groups)
     ]
     return RawDataset(
@@ -107,6 +148,7 @@ def load(
             "A box is the extent of the digit's painted pixels; no ink covers another.",
             "A digit occurs in scenes of its own pool only, and a pool lies in one split.",
             "A writer may occur in several splits, since the source does not say who wrote what.",
+            *(["Up to 8 quarters of digits lie about, which are no objects."] if LEVELS[level].clutter else []),
         ],
     )
 
@@ -123,33 +165,46 @@ def deal_into_pools(labels: NDArray[np.int64], pools: int, seed: int) -> NDArray
     return dealt
 
 
-def draw_scene(
-    pictures: NDArray[np.float32], digits: NDArray[np.int64], side: int, noise: float, generator: Generator
+def draw_scene(  # noqa: PLR0917 - what is drawn from, then how
+    pictures: NDArray[np.float32],
+    digits: NDArray[np.int64],
+    side: int,
+    noise: float,
+    generator: Generator,
+    level: Level = LEVELS["medium"],
 ) -> Scene:
-    """Draw one to six of the given digits on a background of their own.
+    """Draw some of the given digits on a background of their own.
 
     Args:
         pictures: `(N, 8, 8)`, ink from 0 to 1.
-        digits: rows of `pictures` that may be used, six or more; a scene uses each once at most.
+        digits: rows of `pictures` that may be used, as many as a scene has at most or more; each is used once at most.
         side: of the scene, in pixels.
         noise: standard deviation in grey levels.
         generator: draws everything.
+        level: how difficult the scene is; its noise is not used.
     """
     background = float(generator.uniform(60, 195))
     canvas = np.full((side, side), background, dtype=np.float32)
     inked = np.zeros((side, side), dtype=bool)
     boxes: list[Box] = []
     pasted: list[int] = []
-    for digit in generator.choice(digits, size=generator.integers(1, MOST_DIGITS, endpoint=True), replace=False):
-        ink = enlarge(pictures[digit], round(side * generator.uniform(*SIZES)))
-        box = find_place(ink, inked, boxes, generator)
-        if box is None:
-            continue
-        x1, y1, x2, y2 = box
-        canvas[y1:y2, x1:x2] += ink * (ink_grey(background, generator) - background)
-        inked[y1:y2, x1:x2] |= ink > 0
-        boxes.append(box)
-        pasted.append(int(digit))
+
+    def paste(ink: Ink, most_overlap: float) -> Box | None:
+        box = find_place(ink, inked, boxes, generator, most_overlap)
+        if box is not None:
+            x1, y1, x2, y2 = box
+            canvas[y1:y2, x1:x2] += ink * (ink_grey(background, level.contrast, generator) - background)
+            inked[y1:y2, x1:x2] |= ink > 0
+        return box
+
+    for digit in generator.choice(digits, size=generator.integers(*level.digits, endpoint=True), replace=False):
+        box = paste(enlarge(pictures[digit], round(side * generator.uniform(*level.sizes))), level.overlap)
+        if box is not None:
+            boxes.append(box)
+            pasted.append(int(digit))
+    if level.clutter:
+        for digit in generator.choice(digits, size=generator.integers(level.clutter, endpoint=True)):
+            paste(quarter(enlarge(pictures[digit], round(side * generator.uniform(*level.sizes))), generator), 0.0)
     if noise > 0:
         canvas += uneven_light(side, generator) + generator.normal(0, noise, canvas.shape).astype(np.float32)
     return Scene(
@@ -169,7 +224,16 @@ def enlarge(picture: Ink, side: int) -> Ink:
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def find_place(ink: Ink, inked: NDArray[np.bool_], boxes: list[Box], generator: Generator) -> Box | None:
+def quarter(ink: Ink, generator: Generator) -> Ink:
+    """Return one of the four quarters of a digit's ink."""
+    height, width = ink.shape
+    lower, right = generator.integers(2, size=2)
+    return ink[lower * (height // 2) :, right * (width // 2) :][: -(-height // 2), : -(-width // 2)]
+
+
+def find_place(
+    ink: Ink, inked: NDArray[np.bool_], boxes: list[Box], generator: Generator, most_overlap: float
+) -> Box | None:
     """Return a box for this ink where it covers no other and boxes overlap little; None if no try found one."""
     height, width = ink.shape
     last_x, last_y = inked.shape[1] - width, inked.shape[0] - height
@@ -177,7 +241,7 @@ def find_place(ink: Ink, inked: NDArray[np.bool_], boxes: list[Box], generator: 
         x, y = int(generator.integers(last_x, endpoint=True)), int(generator.integers(last_y, endpoint=True))
         box = (x, y, x + width, y + height)
         covers = inked[y : y + height, x : x + width] & (ink > 0)
-        if not covers.any() and all(overlap(box, other) <= MOST_OVERLAP for other in boxes):
+        if not covers.any() and all(overlap(box, other) <= most_overlap for other in boxes):
             return box
     return None
 
@@ -190,11 +254,11 @@ def overlap(a: Box, b: Box) -> float:
     return max(0, width) * max(0, height) / smaller
 
 
-def ink_grey(background: float, generator: Generator) -> float:
-    """Draw the grey of full ink, darker or lighter than the background by `LEAST_CONTRAST` or more."""
-    darker, lighter = background - LEAST_CONTRAST, 255 - background - LEAST_CONTRAST
+def ink_grey(background: float, contrast: float, generator: Generator) -> float:
+    """Draw the grey of full ink, darker or lighter than the background by `contrast` or more."""
+    darker, lighter = background - contrast, 255 - background - contrast
     drawn = float(generator.uniform(-max(0.0, darker), max(0.0, lighter)))
-    return background + drawn + (LEAST_CONTRAST if drawn >= 0 else -LEAST_CONTRAST)
+    return background + drawn + (contrast if drawn >= 0 else -contrast)
 
 
 def uneven_light(side: int, generator: Generator) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 Wu et al., "FBNet: Hardware-Aware Efficient ConvNet Design via Differentiable Neural Architecture Search" (CVPR 2019),
 table 1 and figures 2 and 4. Each of 22 layers is one of nine candidates; the tables below are the search's choices.
 As in the nets that the authors released, a block with expansion 1 has no first 1x1 convolution, and every convolution
-has a bias though batch norm follows.
+has a bias though batch norm follows. `BlockNet` takes any such choice; `convatlas.search` finds others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from convatlas.models.checks import require_choice, require_probability
 from convatlas.models.layers.shuffle import ChannelShuffle
 
-__all__ = ["BLOCKS", "FOUND", "BlockKind", "FBNet", "FBNetBlock"]
+__all__ = ["BLOCKS", "FOUND", "SKIP", "BlockKind", "BlockNet", "FBNet", "FBNetBlock", "convolution"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ BLOCKS = {
     "k5_e3": BlockKind(5, 3),
     "k5_e6": BlockKind(5, 6),
 }
+
+SKIP = "skip"
+"""The ninth candidate: the layer is left out, where neither stride nor channels change."""
 
 STEM_CHANNELS = 16
 STAGE_CHANNELS = (16, 24, 32, 64, 112, 184, 352)
@@ -137,7 +140,83 @@ class FBNetBlock(nn.Module):
         return x + self.layers(x) if self.residual else self.layers(x)
 
 
-class FBNet(nn.Module):
+class BlockNet(nn.Module):
+    """A 3x3 convolution, stages of chosen blocks, a 1x1 convolution, global pooling, one linear layer.
+
+    Args:
+        blocks: for every stage the candidate of each of its layers, a name of `BLOCKS` or `skip`.
+        stem_channels: channels of the first convolution.
+        stage_channels: output channels of each stage.
+        head_channels: channels of the last convolution.
+        strides: of the first convolution and of the first layer of each stage.
+        always_expand: keep the first 1x1 convolution of blocks with expansion 1.
+        conv_bias: give the convolutions biases; batch norm takes their effect away.
+        dropout: probability of setting a feature before the classifier to zero.
+        num_classes: classes.
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: lists of different lengths, an unknown block, or a skipped layer that must change the shape.
+    """
+
+    def __init__(
+        self,
+        *,
+        blocks: Sequence[Sequence[str]],
+        stem_channels: int,
+        stage_channels: Sequence[int],
+        head_channels: int,
+        strides: Sequence[int],
+        always_expand: bool = False,
+        conv_bias: bool = False,
+        dropout: float = 0.0,
+        num_classes: int = 10,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        require_probability("dropout", dropout)
+        if not len(blocks) == len(stage_channels) == len(strides) - 1:
+            raise ValueError(
+                f"model.blocks has {len(blocks)} stages, model.stage_channels {len(stage_channels)}, and model.strides "
+                f"{len(strides)} numbers; there must be as many stages as channels, and one stride more for the stem."
+            )
+        if not set(strides) <= {1, 2}:
+            raise ValueError(f"model.strides={list(strides)} must be {len(blocks) + 1} numbers, each 1 or 2.")
+        channels = stem_channels
+        self.stem = convolution(in_channels, channels, 3, stride=strides[0], bias=conv_bias)
+        self.stages = nn.Sequential()
+        for number, (names, out_channels) in enumerate(zip(blocks, stage_channels, strict=True), start=1):
+            stage = nn.Sequential()
+            for index, name in enumerate(names):
+                stride = strides[number] if index == 0 else 1
+                if name == SKIP and (stride > 1 or channels != out_channels):
+                    raise ValueError(
+                        f"model.blocks: stage {number} skips layer {index + 1}, which goes from {channels} to "
+                        f"{out_channels} channels with stride {stride}; only a layer that keeps both can be skipped."
+                    )
+                if name == SKIP:
+                    continue
+                require_choice("blocks", name, [*BLOCKS, SKIP])
+                kind = BLOCKS[name]
+                stage.append(
+                    FBNetBlock(channels, out_channels, kind, stride=stride, always_expand=always_expand, bias=conv_bias)
+                )
+                channels = out_channels
+            self.stages.append(stage)
+        self.head = convolution(channels, head_channels, bias=conv_bias)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(head_channels, num_classes)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """`(B, C, H, W) -> (B, head channels, H', W')`; FBNet has 1984 * width (1504 in variant a) and H' = H/32."""
+        return self.head(self.stages(self.stem(images)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`(B, C, H, W) -> (B, num_classes)` logits."""
+        return self.classifier(self.dropout(self.forward_features(images).mean((2, 3))))
+
+
+class FBNet(BlockNet):
     """FBNet: a 3x3 convolution, 22 found layers in seven stages, a 1x1 convolution, global pooling, one linear layer.
 
     Args:
@@ -167,54 +246,30 @@ class FBNet(nn.Module):
         num_classes: int = 1000,
         in_channels: int = 3,
     ) -> None:
-        super().__init__()
         require_choice("variant", variant, FOUND)
-        require_probability("dropout", dropout)
         if width <= 0:
             raise ValueError(f"model.width={width} must be above 0.")
         if len(strides) != len(STRIDES) or not set(strides) <= {1, 2}:
             raise ValueError(f"model.strides={list(strides)} must be {len(STRIDES)} numbers, each 1 or 2.")
-        channels = self._scaled(STEM_CHANNELS, width)
-        self.stem = convolution(in_channels, channels, 3, stride=strides[0], bias=conv_bias)
-        self.stages = nn.Sequential()
-        for full_channels, names, stage_stride in zip(STAGE_CHANNELS, FOUND[variant], strides[1:], strict=True):
-            stage = nn.Sequential()
-            out_channels = self._scaled(full_channels, width)
-            for index, name in enumerate(names):
-                stride = stage_stride if index == 0 else 1
-                if name == "skip":
-                    if stride > 1:
-                        raise ValueError(
-                            f"model.strides={list(strides)}: variant {variant} skips a layer that has stride 2 there; "
-                            "a skipped layer keeps the resolution, so set that stride to 1."
-                        )
-                    assert channels == out_channels
-                    continue
-                stage.append(
-                    FBNetBlock(
-                        channels,
-                        out_channels,
-                        BLOCKS[name],
-                        stride=stride,
-                        always_expand=always_expand,
-                        bias=conv_bias,
-                    )
+        for names, stage_stride in zip(FOUND[variant], strides[1:], strict=True):
+            if names[0] == SKIP and stage_stride > 1:
+                raise ValueError(
+                    f"model.strides={list(strides)}: variant {variant} skips a layer that has stride 2 there; "
+                    "a skipped layer keeps the resolution, so set that stride to 1."
                 )
-                channels = out_channels
-            self.stages.append(stage)
-        head_channels = self._scaled(HEAD_CHANNELS[variant], width)
-        self.head = convolution(channels, head_channels, bias=conv_bias)
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(head_channels, num_classes)
+        super().__init__(
+            blocks=FOUND[variant],
+            stem_channels=self._scaled(STEM_CHANNELS, width),
+            stage_channels=[self._scaled(channels, width) for channels in STAGE_CHANNELS],
+            head_channels=self._scaled(HEAD_CHANNELS[variant], width),
+            strides=strides,
+            always_expand=always_expand,
+            conv_bias=conv_bias,
+            dropout=dropout,
+            num_classes=num_classes,
+            in_channels=in_channels,
+        )
 
     @staticmethod
     def _scaled(channels: int, width: float) -> int:
         return max(int(channels * width / 8 + 0.5), 1) * 8
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, 1984 * width, H/32, W/32)`; 1504 in variant a."""
-        return self.head(self.stages(self.stem(images)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
-        return self.classifier(self.dropout(self.forward_features(images).mean((2, 3))))

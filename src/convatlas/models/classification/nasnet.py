@@ -1,4 +1,4 @@
-"""NASNet-A and PNASNet-5: nets of searched cells, the cells given as data.
+"""NASNet-A, PNASNet-5, and every other net of the same search space: searched cells, the cells given as data.
 
 Zoph, Vasudevan, Shlens, Le, "Learning Transferable Architectures for Scalable Image Recognition" (CVPR 2018), section 3
 and figure 4. Liu, Zoph et al., "Progressive Neural Architecture Search" (ECCV 2018), figure 1. What the papers leave
@@ -7,28 +7,43 @@ open (stems, how sizes are matched, TensorFlow's padding) follows the authors' p
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convatlas.errors import near_matches
 from convatlas.models.checks import require_image_size, require_positive, require_probability
 from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath, drop_path_figures, set_training_progress
 
-__all__ = ["CELLS", "Block", "Cell", "NASNet", "NASNetOutput", "Wiring"]
+__all__ = [
+    "CELLS",
+    "COMBINATIONS",
+    "OPERATIONS",
+    "Block",
+    "Cell",
+    "Cells",
+    "NASNet",
+    "NASNetOutput",
+    "Wiring",
+    "read_cells",
+    "unused_states",
+]
 
 
 # ---- the cells as data ----------------------------------------------------------------------------------------------
 
 
 class Block(NamedTuple):
-    """The sum of two operations on two earlier states."""
+    """Two operations on two earlier states, added or concatenated."""
 
     left: str
     left_state: int
     right: str
     right_state: int
+    combination: str = "add"
 
 
 class Wiring(NamedTuple):
@@ -84,6 +99,77 @@ PNASNET_5 = Cells(
 )
 
 CELLS = {"nasnet_a": NASNET_A, "pnasnet_5": PNASNET_5}
+
+OPERATIONS = (
+    "identity",
+    "conv_1x3_3x1",
+    "conv_1x7_7x1",
+    "dilated_3x3",
+    "average_3x3",
+    "max_3x3",
+    "max_5x5",
+    "max_7x7",
+    "conv_1x1",
+    "conv_3x3",
+    "separable_3x3",
+    "separable_5x5",
+    "separable_7x7",
+)
+"""The thirteen operations of section 3, from which the controller chooses."""
+
+COMBINATIONS = ("add", "concat")
+
+
+def read_cells(cells: str | Mapping[str, Any]) -> Cells:
+    """Look cells up by their name, or read them from `{normal: {blocks: [...]}, reduction: {blocks: [...]}}`.
+
+    A block is `[operation, state, operation, state, combination]`. States that no block uses make the output;
+    `concatenated` beside `blocks` names others.
+
+    Raises:
+        ValueError: no such name, an unknown operation or combination, or a state that does not exist yet.
+    """
+    if isinstance(cells, str):
+        if cells not in CELLS:
+            raise ValueError(f"model.cells={cells} is not known; choose one of {', '.join(CELLS)}.")
+        return CELLS[cells]
+    if set(cells) != {"normal", "reduction"}:
+        raise ValueError(f"model.cells must have the keys normal and reduction, not {', '.join(sorted(cells))}.")
+    return Cells(_read_wiring("normal", cells["normal"]), _read_wiring("reduction", cells["reduction"]))
+
+
+def unused_states(blocks: Sequence[Block]) -> tuple[int, ...]:
+    """Return the states that no block takes; the last one always is among them."""
+    used = {state for block in blocks for state in (block.left_state, block.right_state)}
+    return tuple(state for state in range(len(blocks) + 2) if state not in used)
+
+
+def _read_wiring(key: str, wiring: Mapping[str, Any]) -> Wiring:
+    if not wiring.get("blocks"):
+        raise ValueError(f"model.cells.{key} must have at least one block.")
+    blocks = tuple(_read_block(f"model.cells.{key}", number, block) for number, block in enumerate(wiring["blocks"]))
+    concatenated = tuple(wiring.get("concatenated") or unused_states(blocks))
+    if not set(concatenated) <= set(range(len(blocks) + 2)):
+        raise ValueError(f"model.cells.{key}.concatenated={list(concatenated)}: states go from 0 to {len(blocks) + 1}.")
+    return Wiring(blocks, concatenated)
+
+
+def _read_block(key: str, number: int, block: Sequence[Any]) -> Block:
+    if len(block) != 5 or not all(isinstance(block[place], int) for place in (1, 3)):
+        raise ValueError(
+            f"{key}: block {number} is {list(block)}; write [operation, state, operation, state, combination]."
+        )
+    found = Block(*block)
+    for operation in (found.left, found.right):
+        if operation not in OPERATIONS:
+            remedy = near_matches(str(operation), OPERATIONS)
+            raise ValueError(f"{key}: block {number} has the unknown operation {operation}. {remedy}")
+    for state in (found.left_state, found.right_state):
+        if not 0 <= state < number + 2:
+            raise ValueError(f"{key}: block {number} takes state {state}; choose one from 0 to {number + 1}.")
+    if found.combination not in COMBINATIONS:
+        raise ValueError(f"{key}: block {number} combines by {found.combination}; choose add or concat.")
+    return found
 
 
 # ---- operations -----------------------------------------------------------------------------------------------------
@@ -143,23 +229,27 @@ class StackedSeparableConv(nn.Sequential):
 
 
 class Pool(nn.Module):
-    """3x3 average or maximum pooling, padded as TensorFlow's SAME; the average leaves the padding out.
+    """Average or maximum pooling, padded as TensorFlow's SAME; the average leaves the padding out.
 
     `(B, C, H, W) -> (B, C, ceil(H/stride), ceil(W/stride))`.
     """
 
-    def __init__(self, kind: str, stride: int) -> None:
+    def __init__(self, kind: str, stride: int, kernel_size: int = 3) -> None:
         super().__init__()
         self.kind = kind
         self.stride = stride
+        self.kernel_size = kernel_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool; with stride 2 an even size gets its one row of padding behind, by rounding the output size up."""
+        """Pool; with stride 2 an even size gets the larger part of its padding behind, by rounding the size up."""
         height, width = x.shape[-2:]
-        padding = (1, 1) if self.stride == 1 else (height % 2, width % 2)
+        half = self.kernel_size // 2
+        padding = (half, half) if self.stride == 1 else (half - 1 + height % 2, half - 1 + width % 2)
         if self.kind == "max":
-            return F.max_pool2d(x, 3, self.stride, padding, ceil_mode=self.stride > 1)
-        return F.avg_pool2d(x, 3, self.stride, padding, ceil_mode=self.stride > 1, count_include_pad=False)
+            return F.max_pool2d(x, self.kernel_size, self.stride, padding, ceil_mode=self.stride > 1)
+        return F.avg_pool2d(
+            x, self.kernel_size, self.stride, padding, ceil_mode=self.stride > 1, count_include_pad=False
+        )
 
 
 class FactorizedReduction(nn.Module):
@@ -182,16 +272,33 @@ class FactorizedReduction(nn.Module):
         return self.norm(torch.cat([self.even(x), self.odd(shifted)], 1))
 
 
+def relu_convs_norm(in_channels: int, out_channels: int, kernels: list[tuple[int, int]], stride: int) -> nn.Sequential:
+    """ReLU, convolution and BN for every kernel `(height, width)`; the first one strides and changes the channels."""
+    layers = nn.Sequential()
+    for kernel in kernels:
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        layers.append(nn.ReLU())
+        layers.append(nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=False))
+        layers.append(Norm(out_channels))
+        in_channels, stride = out_channels, 1
+    return layers
+
+
 def make_operation(name: str, in_channels: int, out_channels: int, stride: int) -> nn.Module:
     """Build one operation of a block; what does not change the channels by itself gets a 1x1 convolution if it must."""
     kind, _, size = name.partition("_")
     if kind == "separable":
         return StackedSeparableConv(in_channels, out_channels, int(size[0]), stride)
+    if kind == "conv":
+        kernels = [(int(kernel[0]), int(kernel[2])) for kernel in size.split("_")]
+        return relu_convs_norm(in_channels, out_channels, kernels, stride)
+    if kind == "dilated":
+        convolution = nn.Conv2d(in_channels, out_channels, 3, stride, padding=2, dilation=2, bias=False)
+        return nn.Sequential(nn.ReLU(), convolution, Norm(out_channels))
     if kind in {"max", "average"}:
-        pool = Pool(kind, stride)
-        if in_channels == out_channels:
-            return pool
-        return nn.Sequential(pool, nn.Conv2d(in_channels, out_channels, 1, bias=False), Norm(out_channels))
+        pool = Pool(kind, stride, int(size[0]))
+        fit = nn.Sequential(pool, nn.Conv2d(in_channels, out_channels, 1, bias=False), Norm(out_channels))
+        return pool if in_channels == out_channels else fit
     assert kind == "identity", name
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
@@ -225,7 +332,10 @@ class Step(NamedTuple):
 
 
 class Combination(nn.Module):
-    """One block of a cell: the sum of two operations, each followed by drop path unless it is an identity."""
+    """One block of a cell: two operations, each followed by drop path unless it is an identity, brought together.
+
+    They are added, or concatenated and brought back to `filters` channels, so that all states are alike.
+    """
 
     def __init__(
         self, block: Block, state_channels: list[int], filters: int, stride: int, drop_path_rate: float
@@ -236,6 +346,7 @@ class Combination(nn.Module):
             self._operation(name, state_channels[state], filters, stride if state < 2 else 1, drop_path_rate)
             for name, state in ((block.left, block.left_state), (block.right, block.right_state))
         )
+        self.fit_both = relu_conv_norm(2 * filters, filters) if block.combination == "concat" else None
 
     @staticmethod
     def _operation(name: str, in_channels: int, filters: int, stride: int, drop_path_rate: float) -> nn.Module:
@@ -243,9 +354,9 @@ class Combination(nn.Module):
         return operation if name == "identity" else nn.Sequential(operation, ScheduledDropPath(drop_path_rate))
 
     def forward(self, states: list[Tensor]) -> Tensor:
-        """Apply the operations to the states that the wiring names, and add."""
-        left, right = self.states
-        return self.left(states[left]) + self.right(states[right])
+        """Apply the operations to the states that the wiring names, and bring them together."""
+        left, right = self.left(states[self.states[0]]), self.right(states[self.states[1]])
+        return left + right if self.fit_both is None else self.fit_both(torch.cat([left, right], 1))
 
 
 class Cell(nn.Module):
@@ -270,10 +381,12 @@ class Cell(nn.Module):
         self.blocks = nn.ModuleList(
             Combination(block, channels, filters, stride, drop_path_rate) for block in wiring.blocks
         )
-        # A raw input that is part of the output gets the channels of the other parts, without a ReLU.
+        # An input that is part of the output gets the size of the other parts and, if it is raw, their channels.
         self.fit_raw: nn.Module = nn.Identity()
-        if 1 in wiring.concatenated and channels[1] != filters:
+        if 1 in wiring.concatenated and channels[1] != filters and stride == 1:
             self.fit_raw = nn.Sequential(nn.Conv2d(channels[1], filters, 1, bias=False), Norm(filters))
+        halved = [state for state in wiring.concatenated if state < 2 and stride > 1]
+        self.halve = nn.ModuleDict({str(state): FactorizedReduction(channels[state], filters) for state in halved})
 
     @staticmethod
     def _fit_previous(filters: int, current: Shape, previous: Shape | None) -> nn.Module:
@@ -289,6 +402,8 @@ class Cell(nn.Module):
         for block in self.blocks:
             states.append(block(states))
         states[1] = self.fit_raw(states[1])
+        for state, halve in self.halve.items():
+            states[int(state)] = halve(states[int(state)])
         return torch.cat([states[i] for i in self.concatenated], 1)
 
 
@@ -368,7 +483,7 @@ class NASNet(nn.Module):
     """A net of searched cells, for example NASNet-A (6 @ 768): `repeats` 6, last output 6 * 4 * `filters` = 768.
 
     Args:
-        cells: `nasnet_a` or `pnasnet_5`.
+        cells: `nasnet_a`, `pnasnet_5`, or the blocks of both cells, see `read_cells`.
         repeats: normal cells in each of the three stages (the papers' N).
         filters: channels of a block in the first stage, doubled in each further one.
         stem: `cifar`, a 3x3 convolution; `imagenet`, a strided one and two strided cells; `small`, two strided ones.
@@ -391,7 +506,7 @@ class NASNet(nn.Module):
     def __init__(
         self,
         *,
-        cells: str = "nasnet_a",
+        cells: str | Mapping[str, Any] = "nasnet_a",
         repeats: int = 6,
         filters: int = 32,
         stem: str = "cifar",
@@ -404,14 +519,15 @@ class NASNet(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        self._check(cells, repeats, filters, stem, stem_filters)
+        found = read_cells(cells)
+        self._check(repeats, filters, stem, stem_filters)
         require_probability("drop_path_rate", drop_path_rate)
         require_probability("dropout", dropout)
-        if skip_reduction_input and CELLS[cells].reduction is None:
+        if skip_reduction_input and found.reduction is None:
             raise ValueError(
                 f"model.skip_reduction_input=true has no meaning with model.cells={cells}, which has no reduction cell."
             )
-        steps = layout(CELLS[cells], repeats, filters, stem, skip_reduction_input)
+        steps = layout(found, repeats, filters, stem, skip_reduction_input)
         self.stem = Stem(stem, in_channels, stem_filters)
         self.cells = nn.ModuleList()
         shapes = [Shape(stem_filters, self.stem.halvings)]
@@ -435,9 +551,7 @@ class NASNet(nn.Module):
         self._initialise()
 
     @staticmethod
-    def _check(cells: str, repeats: int, filters: int, stem: str, stem_filters: int) -> None:
-        if cells not in CELLS:
-            raise ValueError(f"model.cells={cells} is not known; choose one of {', '.join(CELLS)}.")
+    def _check(repeats: int, filters: int, stem: str, stem_filters: int) -> None:
         if stem not in SMALLEST_IMAGE:
             raise ValueError(f"model.stem={stem} is not known; choose one of {', '.join(SMALLEST_IMAGE)}.")
         require_positive("repeats", repeats)

@@ -13,6 +13,8 @@ __all__ = ["FixedSizeTransform"]
 class FixedSizeTransform(GeneralizedRCNNTransform):
     """Takes square images of one size, `(C, image_size, image_size)` in [0, 1], to [-1, 1].
 
+    In training other sizes are taken as well, for training at several scales; a batch has one.
+
     torchvision's own transform rescales any image to the size the net was made for. Resizing belongs to the data here,
     where a person sees it, so another size or another number of channels is an error.
 
@@ -34,7 +36,9 @@ class FixedSizeTransform(GeneralizedRCNNTransform):
             ValueError: an image has another shape than the net was made for.
         """
         for image in images:
-            if tuple(image.shape) != self.expected_shape:
+            same_size = tuple(image.shape) == self.expected_shape
+            square = len(image) == self.expected_shape[0] and image.shape[1] == image.shape[2]
+            if not same_size and not (self.training and square):
                 channels, height, width = image.shape
                 raise ValueError(
                     f"model.image_size={self.expected_shape[1]} and model.in_channels={self.expected_shape[0]}, but an "

@@ -1,7 +1,7 @@
 """Test-time augmentation: several views of an image, and the mean of what the net says of them.
 
 The softmax outputs are averaged, not the logits (Krizhevsky et al. 2012, section 4.1: ten views, four corners and the
-centre with their mirror images).
+centre with their mirror images; Simonyan and Zisserman 2015, section 4.2: three sizes).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Flip", "TenCrop", "TestTimeAugmentation"]
+__all__ = ["VIEWS", "Flip", "MultiScale", "TenCrop", "TestTimeAugmentation"]
 
 
 class TestTimeAugmentation(nn.Module):
@@ -23,14 +23,13 @@ class TestTimeAugmentation(nn.Module):
         self.net = net
 
     def views(self, images: Tensor) -> list[Tensor]:
-        """Return the views, each of the images' own size."""
+        """Return the views, batches of any size of images."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
-        """Run all views as one batch and average their probabilities."""
-        views = self.views(images)
-        logits: Tensor = self.net(torch.cat(views))
-        return logits.softmax(dim=1).view(len(views), len(images), -1).mean(dim=0).log()
+        """Run the views one after the other and average their probabilities."""
+        probabilities = [self.net(view).float().softmax(dim=1) for view in self.views(images)]
+        return torch.stack(probabilities).mean(dim=0).log()
 
 
 class Flip(TestTimeAugmentation):
@@ -56,3 +55,26 @@ class TenCrop(TestTimeAugmentation):
         crops = [images[:, :, y : y + crop, x : x + crop] for y, x in corners]
         scaled = [F.interpolate(c, size=(side, side), mode="bilinear", align_corners=False) for c in crops]
         return scaled + [view.flip(3) for view in scaled]
+
+
+class MultiScale(TestTimeAugmentation):
+    """The image at 7/8, 8/8 and 9/8 of its size (224, 256 and 288 pixels): 3 views, for nets that take any size.
+
+    VGG's mirror images are left to `Flip`: not every class survives mirroring.
+    """
+
+    def views(self, images: Tensor) -> list[Tensor]:
+        """Return the three views."""
+        side = images.shape[-1]
+        return [_scaled(images, side * eighths // 8) for eighths in (7, 8, 9)]
+
+
+def _scaled(images: Tensor, side: int) -> Tensor:
+    if side == images.shape[-1]:
+        return images
+    shrinks = side < images.shape[-1]
+    return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=shrinks)
+
+
+VIEWS: dict[str, type[TestTimeAugmentation]] = {"flip": Flip, "ten_crop": TenCrop, "multi_scale": MultiScale}
+"""By the names that `evaluate tta=...` and `recipe.test_views` take."""

@@ -1,0 +1,212 @@
+"""Images per second: prepared data against ImageFolder, PIL and DataLoader, on the same images and cores in one run.
+
+    python benchmarks/loading.py cifar10=FOLDER workers=0,1,2
+
+Small images are CIFAR-10's (`cifar10=` names the folder with `cifar-10-batches-py`; without it, random pixels of the
+same shape) with pad-crop-flip; large ones are 500 x 375 JPEG, made here, with Inception crops to 224. Each way gives
+normalised float batches of 128. Ways take turns, and the best of three epochs counts. Then the memory of a loader is
+measured over epochs.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from convatlas.config import Augmentation, DataConfig, SplitConfig
+from convatlas.data.augmentation import Augmenter
+from convatlas.data.batches import EpochSampler, StatelessLoader, TrainingBatches
+from convatlas.data.image_files import ImageFiles
+from convatlas.data.prepare_dataset import prepare_raw
+from convatlas.data.prepared import PreparedData
+from convatlas.data.sources import RawDataset
+
+BATCH = 128
+SMALL, LARGE = 10_000, 700
+ROUNDS = 3
+NOTHING: dict[str, Any] = {
+    "crop_padding": 0,
+    "horizontal_flip": True,
+    "cutout": 0,
+    "rotation_degrees": 0.0,
+    "scale": 0.0,
+    "brightness": 0.0,
+}
+
+
+def main() -> None:
+    """Measure and print a table."""
+    options = dict(word.split("=", 1) for word in sys.argv[1:])
+    workers = [int(number) for number in options.get("workers", "0,1,2").split(",")]
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        small = small_images(options.get("cifar10"))
+        ours, theirs = small_ways(folder / "small", small)
+        table("32 x 32, pad, crop and flip", ours, theirs, workers)
+        ours, theirs = large_ways(folder / "large", None)
+        table("500 x 375 JPEG, Inception crops to 224, stored as they are", ours, theirs, workers)
+        ours, theirs = large_ways(folder / "large", 256)
+        table("500 x 375 JPEG, Inception crops to 224, stored with a shorter side of 256", ours, theirs, workers)
+        memory(folder)
+
+
+# ---- the ways -------------------------------------------------------------------------------------------------------
+
+Way = Callable[[int, int], Iterable[Any]]
+
+
+def small_images(folder: str | None) -> NDArray[np.uint8]:
+    """Return CIFAR-10's first training batch, or random pixels of its shape."""
+    if folder is None:
+        return np.random.default_rng(0).integers(0, 256, (SMALL, 3, 32, 32), dtype=np.uint8)
+    from convatlas.data.sources.cifar import load_cifar10
+
+    return load_cifar10(Path(folder)).pixels[:SMALL]
+
+
+def small_ways(folder: Path, images: NDArray[np.uint8]) -> tuple[Way, Way]:
+    """Return our loader over an array, and theirs over the same images as PNG files."""
+    for number, image in enumerate(images.transpose(0, 2, 3, 1)):
+        path = folder / "files" / str(number % 10) / f"{number:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    raw = raw_dataset(images)
+    ours = prepared_way(raw, folder, {"image_size": 32}, {"crop_padding": 4})
+    augmentation = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+    return ours, folder_way(folder / "files", augmentation)
+
+
+def large_ways(folder: Path, stored_side: int | None) -> tuple[Way, Way]:
+    """Return our loader over shards, and theirs over the same JPEG files in their own size."""
+    rng = np.random.default_rng(0)
+    paths = []
+    for number in range(LARGE):
+        coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+        noise = rng.integers(-12, 13, (375, 500, 1))
+        pixels = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC)).astype(np.int16) + noise
+        path = folder / "files" / str(number % 10) / f"{number:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+        paths.append(path)
+    print(f"made JPEG: {sum(path.stat().st_size for path in paths) / len(paths) / 1000:.0f} kB each")
+    data = {"image_size": 224, "storage": "shards", "stored_side": stored_side}
+    ours = prepared_way(raw_dataset(ImageFiles(paths)), folder, data, {"random_area": (0.08, 1.0)})
+    return ours, folder_way(folder / "files", [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()])
+
+
+def raw_dataset(images: NDArray[np.uint8] | ImageFiles) -> RawDataset:
+    """Label images in turn; those of validation and test are few."""
+    labels = np.arange(len(images), dtype=np.int64) % 10
+    classes = [str(number) for number in range(10)]
+    return RawDataset(images, classes, "images", "a benchmark", "none", made=True, labels=labels)
+
+
+def prepared_way(raw: RawDataset, folder: Path, data: dict[str, Any], changes: dict[str, Any]) -> Way:
+    """Prepare a data set and return its training loader."""
+    config = DataConfig(
+        name="loading",
+        task="classification",
+        source={"_target_": "benchmark"},
+        root=folder,
+        prepared=folder / "prepared",
+        in_channels=3,
+        num_classes=10,
+        split=SplitConfig(validation=0.02, test=0.02, seed=0),
+        **data,
+    )
+    prepare_raw(config, raw)
+    split = PreparedData.open(config.prepared).split("train")
+    augmenter = Augmenter(Augmentation(**(NOTHING | changes)), "classification", config.image_size)
+    loaders: dict[int, StatelessLoader] = {}
+
+    def loader(workers: int, epoch: int) -> StatelessLoader:
+        if workers not in loaders:
+            batches = TrainingBatches(
+                split, image_size=config.image_size, batch_size=BATCH, augmenter=augmenter, seed=0
+            )
+            loaders[workers] = StatelessLoader(batches, EpochSampler(len(batches)), workers)
+        loaders[workers].sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        return loaders[workers]
+
+    return loader
+
+
+def folder_way(folder: Path, augmentation: list[Any]) -> Way:
+    """Return a loader over files as torchvision's references build it."""
+    mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    chain = transforms.Compose([*augmentation, transforms.ToTensor(), transforms.Normalize(mean, std)])
+    data = ImageFolder(str(folder), chain)
+    loaders: dict[int, DataLoader] = {}
+
+    def loader(workers: int, _: int) -> DataLoader:
+        if workers not in loaders:
+            loaders[workers] = DataLoader(
+                data, BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0
+            )
+        return loaders[workers]
+
+    return loader
+
+
+# ---- measuring ------------------------------------------------------------------------------------------------------
+
+
+def table(title: str, ours: Way, theirs: Way, workers: list[int]) -> None:
+    """Print images per second of both ways, which take turns."""
+    print(f"\n{title}, images per second\n{'workers':>8} {'ImageFolder':>12} {'convatlas':>12} {'factor':>8}")
+    for number in workers:
+        rates: dict[Way, list[float]] = {theirs: [], ours: []}
+        for epoch in range(ROUNDS):
+            for way, found in rates.items():
+                found.append(images_per_second(way, number, epoch))
+        one, other = max(rates[theirs]), max(rates[ours])
+        print(f"{number:>8} {one:>12,.0f} {other:>12,.0f} {other / one:>8.1f}", flush=True)
+
+
+def images_per_second(way: Way, workers: int, epoch: int) -> float:
+    """Run one epoch; the clock starts at the first batch, when the workers are there."""
+    batches = iter(way(workers, epoch))
+    next(batches)
+    start = time.perf_counter()
+    images = sum(len(batch[0] if isinstance(batch, list) else batch["images"]) for batch in batches)
+    return images / (time.perf_counter() - start)
+
+
+def memory(folder: Path) -> None:
+    """Print the memory of this process, without what is mapped from files, after each epoch over both kinds of data."""
+    print("\nmemory of the process after each epoch, mapped files aside, MB")
+    process = psutil.Process()
+    ways: dict[str, tuple[Path, dict[str, Any]]] = {
+        "arrays": (folder / "small" / "prepared", {"crop_padding": 4}),
+        "shards": (folder / "large" / "prepared", {"random_area": (0.08, 1.0)}),
+    }
+    for name, (prepared, changes) in ways.items():
+        size = 32 if name == "arrays" else 224
+        augmenter = Augmenter(Augmentation(**(NOTHING | changes)), "classification", size)
+        split = PreparedData.open(prepared).split("train")
+        batches = TrainingBatches(split, image_size=size, batch_size=BATCH, augmenter=augmenter, seed=0)
+        used = []
+        for epoch in range(6):
+            for batch in range(len(batches)):
+                batches[epoch, batch]
+            info = process.memory_info()
+            used.append((info.rss - info.shared) / 1e6)
+        print(f"  {name}: {' '.join(f'{value:.0f}' for value in used)}")
+
+
+if __name__ == "__main__":
+    main()

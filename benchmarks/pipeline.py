@@ -1,0 +1,233 @@
+"""What the pipeline costs beside the training itself: `python benchmarks/pipeline.py [--cifar10 FOLDER]`.
+
+A ResNet-20 is trained on CIFAR-10 (`--cifar10` names the folder with `cifar-10-batches-py`; without it, random pixels
+of the same shape) with crops and flips, for a few epochs with validation after each, in two ways that take turns: by
+`convatlas.training` with everything on (MLflow, metrics, checkpoints, history, progress bar), and by a bare loop of
+PyTorch over the same number of batches that sums the loss and counts right answers. Times are of training and
+validation, from the first batch to the last; start, test and reports are not in it. Aim: at most 1.03 times. The
+pipeline's time with `trainer.channels_last=true` stands below.
+
+`--device cuda` runs both on a GPU, where the bare loop keeps the whole data set in the GPU's memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convatlas.composing import compose_run, hydra_ready
+from convatlas.config import RunConfig
+from convatlas.data.prepare_dataset import prepare_raw
+from convatlas.data.prepared import PreparedData, Split
+from convatlas.data.sources import RawDataset
+from convatlas.data.sources.cifar import load_cifar10
+from convatlas.models.build import build_model
+from convatlas.training import run
+
+Seconds = tuple[float, float]
+"""On the clock, and of the processor."""
+
+
+def main() -> None:
+    """Prepare the data, let both ways take turns, and print the medians and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar10", type=Path, help="folder of cifar-10-batches-py")
+    parser.add_argument("--images", type=int, default=12000, help="random images, where there are no real ones")
+    parser.add_argument("--batches", type=int, default=60, help="training batches an epoch")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        config = composed(options, Path(folder))
+        raw = load_cifar10(options.cifar10, download=False) if options.cifar10 else random_pixels(options.images)
+        prepare_raw(config.data, raw)
+        prepared = PreparedData.open_for(config.data)
+        last = config.model_copy(update={"trainer": config.trainer.model_copy(update={"channels_last": True})})
+        times: dict[str, list[Seconds]] = {"bare loop": [], "pipeline": [], "channels last": []}
+        for repeat in range(options.repeats + 1):
+            times["bare loop"].append(bare_loop(config, prepared, options.device))
+            times["pipeline"].append(pipeline(config, Path(folder) / f"run{repeat}"))
+            times["channels last"].append(pipeline(last, Path(folder) / f"last{repeat}"))
+        times = {way: rounds[1:] for way, rounds in times.items()}  # the first round warms up
+        print_times(times, options)
+
+
+def composed(options: argparse.Namespace, folder: Path) -> RunConfig:
+    """Return the run of both ways: everything on."""
+    trainer = "cpu" if options.device == "cpu" else "gpu"
+    overrides = [
+        *("data=cifar10", f"data.prepared={folder / 'prepared'}", "model=resnet_cifar", "model.depth=20"),
+        *("recipe=cifar", f"recipe.epochs={options.epochs}", "recipe.batch_size=128", f"trainer={trainer}"),
+        *("trainer.threads=1", "trainer.workers=0", "trainer.precision=32-true", "trainer.deterministic=false"),
+        *(f"trainer.limit_batches={options.batches}", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"),
+        *("tracking.log_model=false", "overwrite=true"),
+    ]
+    with hydra_ready():
+        return compose_run(overrides, {"variant": "benchmark", "output_dir": str(folder / "run")})
+
+
+def random_pixels(images: int) -> RawDataset:
+    """Return a data set of CIFAR-10's shape."""
+    generator = np.random.default_rng(0)
+    return RawDataset(
+        images=generator.integers(0, 256, (images, 3, 32, 32), dtype=np.uint8),
+        labels=np.arange(images, dtype=np.int64) % 10,
+        official_split=np.array(["train" if i < 0.8 * images else "test" for i in range(images)]),
+        classes=[f"class {number}" for number in range(10)],
+        title="random pixels",
+        origin="a benchmark",
+        licence="none",
+        made=True,
+    )
+
+
+# ---- the pipeline ---------------------------------------------------------------------------------------------------
+
+
+def pipeline(config: RunConfig, folder: Path) -> Seconds:
+    """Train through the pipeline with a progress bar, and time it from the first epoch to the end of the last."""
+    clock = Clock()
+    build = run.build_trainer
+
+    def with_clock(*arguments: Any) -> pl.Trainer:
+        trainer = build(*arguments)
+        trainer.callbacks.insert(0, clock)
+        return trainer
+
+    run.build_trainer, shows_bar = with_clock, run._shows_bar
+    run._shows_bar = lambda _config: True
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            run.train(config.model_copy(update={"output_dir": folder}), strict=True)
+    finally:
+        run.build_trainer, run._shows_bar = build, shows_bar
+    return clock.seconds
+
+
+class Clock(pl.Callback):
+    """Times from the start of the first epoch to the end of the fit."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start."""
+        self._started = now()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop, when every other callback has done its work."""
+        self.seconds = since(self._started)
+
+
+# ---- the bare loop --------------------------------------------------------------------------------------------------
+
+
+def bare_loop(config: RunConfig, prepared: PreparedData, device: str) -> Seconds:
+    """Train the same net on the same data for as many batches, with what everyone writes and nothing more."""
+    torch.manual_seed(0)
+    net = build_model(config.model).to(device)
+    recipe = config.recipe
+    batches = min(config.trainer.limit_batches or 10**9, len(prepared.split("train")) // recipe.batch_size)
+    optimizer = torch.optim.SGD(
+        net.parameters(), lr=recipe.optimizer.lr, momentum=0.9, weight_decay=1e-4, nesterov=True
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.epochs * batches)
+    card = prepared.card
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (card.mean, card.std))
+    train, validation = (on_device(prepared.split(name), device) for name in ("train", "validation"))
+    started = now()
+    for _ in range(recipe.epochs):
+        net.train()
+        total = torch.zeros((), device=device)
+        for chosen in torch.randperm(len(train[0]), device=device).split(recipe.batch_size)[:batches]:
+            images = (train[0][chosen].float().div_(255) - mean) / std
+            loss = F.cross_entropy(net(cropped_and_flipped(images)), train[1][chosen])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.detach()
+        evaluate(net, validation, mean, std, config)
+        assert torch.isfinite(total)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return since(started)
+
+
+def on_device(split: Split, device: str) -> tuple[Tensor, Tensor]:
+    """Return images and labels of a split as tensors."""
+    assert split.labels is not None
+    return torch.from_numpy(np.array(split.images)).to(device), torch.from_numpy(np.array(split.labels)).to(device)
+
+
+def cropped_and_flipped(images: Tensor, padding: int = 4) -> Tensor:
+    """Pad, crop the original size at a place of each image's own, and flip every second."""
+    count, _, height, width = images.shape
+    padded = F.pad(images, [padding] * 4)
+    rows = torch.randint(2 * padding + 1, (count, 1), device=images.device) + torch.arange(height, device=images.device)
+    columns = torch.randint(2 * padding + 1, (count, 1), device=images.device) + torch.arange(
+        width, device=images.device
+    )
+    flips = torch.rand(count, 1, device=images.device) < 0.5
+    columns = torch.where(flips, columns.flip(1), columns)
+    number = torch.arange(count, device=images.device).view(-1, 1, 1)
+    chosen = padded.permute(0, 2, 3, 1)[number, rows[:, :, None], columns[:, None, :]]
+    return chosen.permute(0, 3, 1, 2).contiguous()  # both ways have the channels outermost, and compute alike
+
+
+@torch.inference_mode()
+def evaluate(net: nn.Module, split: tuple[Tensor, Tensor], mean: Tensor, std: Tensor, config: RunConfig) -> float:
+    """Return the share of right answers on as much of a split as the pipeline looks at."""
+    net.eval()
+    size = config.recipe.evaluation_batch_size
+    right = torch.zeros((), device=mean.device)
+    seen = 0
+    for images, labels in list(zip(split[0].split(size), split[1].split(size), strict=True))[
+        : config.trainer.limit_batches
+    ]:
+        right += (net((images.float().div_(255) - mean) / std).argmax(1) == labels).sum()
+        seen += len(labels)
+    return float(right) / seen
+
+
+# ---- times ----------------------------------------------------------------------------------------------------------
+
+
+def now() -> Seconds:
+    """Return the clock and the processor seconds of this process, its threads included."""
+    return time.perf_counter(), time.process_time()
+
+
+def since(start: Seconds) -> Seconds:
+    """Return what has passed."""
+    wall, processor = now()
+    return wall - start[0], processor - start[1]
+
+
+def print_times(times: dict[str, list[Seconds]], options: argparse.Namespace) -> None:
+    """Print the median of each way, and the median of the ratios of neighbours."""
+    data = "CIFAR-10" if options.cifar10 else "random pixels of CIFAR-10's shape"
+    print(
+        f"ResNet-20, {data}, {options.epochs} epochs of {options.batches} batches of 128 with validation, on "
+        f"{options.device}, one thread; median of {options.repeats} rounds"
+    )
+    for place, what in enumerate(("wall", "processor")):
+        bare = [t[place] for t in times["bare loop"]]
+        for way, rounds in times.items():
+            seconds = [t[place] for t in rounds]
+            ratio = statistics.median(b / a for a, b in zip(bare, seconds, strict=True))
+            print(f"{what:<10} {way:<14} {statistics.median(seconds):7.2f} s   ratio {ratio:5.3f}")
+
+
+if __name__ == "__main__":
+    main()

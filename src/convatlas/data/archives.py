@@ -1,0 +1,118 @@
+"""Raw files read where they lie: plain, gzipped, or in a tar archive. Nothing is unpacked to the disk.
+
+Every reader ends in a `UserError` that names the file, whatever is wrong with it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, cast
+
+from convatlas.errors import UserError
+
+__all__ = ["GET_AGAIN", "printable", "read_file", "read_members", "reading"]
+
+GZIP_MAGIC = b"\x1f\x8b"
+LARGEST = 4 << 30
+"""Bytes that one file may have when it is unpacked: several times the largest official one."""
+GET_AGAIN = "Delete it and get the official file again."
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what damaged, missing and protected files raise into a `UserError` that names the file."""
+    try:
+        yield
+    except (EOFError, zlib.error, tarfile.TarError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # without a number it is a format's reader's own
+            raise UserError(
+                f"{printable(path)} cannot be read: {error.strerror}. Correct the file or set data.root."
+            ) from error
+        raise UserError(f"{printable(path)} is damaged or cut off ({error}). {GET_AGAIN}") from error
+
+
+def printable(path: Path | str) -> str:
+    """Return a path as text for messages and cards: line breaks and bytes that are no UTF-8 are written as escapes."""
+    text = str(path)
+    return text if text.isprintable() else "".join(each if each.isprintable() else _escape(each) for each in text)
+
+
+def _escape(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # how Python keeps a byte that is no UTF-8
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode("ascii")
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a file, unpacked if it is gzipped; what it is decides its content, not its name.
+
+    Raises:
+        UserError: it is missing, protected, damaged, or larger than any official file.
+    """
+    with reading(path), path.open("rb") as raw:
+        content = _unpacked(raw).read(LARGEST + 1)
+    _check_size(path, len(content))
+    return content
+
+
+def read_members(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield names and contents of the wanted members of a tar archive, gzipped or not, in the archive's order.
+
+    The whole archive is refused if any member, wanted or not, is a link, a device, or lies outside the archive's own
+    folder: official archives hold plain files and folders alone.
+
+    Args:
+        path: of the archive.
+        wanted: members' names, with `/`, as they are in the archive.
+
+    Raises:
+        UserError: the archive is missing, protected, damaged or refused, or a wanted member is not in it.
+    """
+    missing = set(wanted)
+    with reading(path), path.open("rb") as raw:
+        file = _unpacked(raw)
+        with tarfile.open(fileobj=file, mode="r|") as archive:
+            for member in archive:
+                _check_member(path, member)
+                name = str(PurePosixPath(member.name))
+                if name in missing and member.isfile():
+                    _check_size(path, member.size)
+                    missing.remove(name)
+                    content = archive.extractfile(member) or io.BytesIO()
+                    yield name, content.read()
+        while file.read(1 << 20):  # to the end, so that a gzipped archive's own checksum is compared
+            pass
+    if missing:
+        raise UserError(f"{printable(path)} has no member {sorted(missing)[0]}. {GET_AGAIN}")
+
+
+def _unpacked(raw: IO[bytes]) -> IO[bytes]:
+    """Return the content of an open file, unpacked on the way if it is gzipped."""
+    packed = raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+    raw.seek(0)
+    return cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if packed else raw
+
+
+def _check_member(path: Path, member: tarfile.TarInfo) -> None:
+    name = PurePosixPath(member.name)
+    if name.is_absolute() or ".." in name.parts:
+        complaint = "lies outside the archive's folder"
+    elif not (member.isfile() or member.isdir()):
+        complaint = "is a link or a device"
+    else:
+        return
+    raise UserError(f"{printable(path)} is refused: its member {printable(member.name)} {complaint}. {GET_AGAIN}")
+
+
+def _check_size(path: Path, size: int) -> None:
+    if size > LARGEST:
+        raise UserError(
+            f"{printable(path)} is refused: it unpacks to more than {LARGEST >> 30} GiB, as no official file does. "
+            f"{GET_AGAIN}"
+        )

@@ -1,0 +1,182 @@
+"""Writing a prepared data set: arrays or shards of each split, and the card.
+
+The new folder is written beside the old one under another name and takes its place only when it is whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from convatlas.data.card import CARD_FILE, Card, fingerprint
+from convatlas.data.decoding import BadImageError, Decoded, decode, encode, shrink, size_in_shards
+from convatlas.data.edges import canny_edges, edge_targets
+from convatlas.data.examination import in_parallel
+from convatlas.data.image_files import ImageFiles
+from convatlas.data.prepared import array_file, hash_file
+from convatlas.data.shards import write_shards
+from convatlas.data.sources import RawDataset
+from convatlas.errors import UserError
+
+__all__ = ["Encoder", "beside", "decode_again", "write"]
+
+Items = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """Encodes images in files for shards, as files where that loses nothing: plain ones that are small enough.
+
+    Attributes:
+        images: the files.
+        channels: 1 or 3.
+        shorter_side: what is larger is made smaller; None keeps all sizes.
+        sizes: `(N, 2)` height and width of each.
+        plain: `(N,)` whether a file can be stored as it is.
+    """
+
+    images: ImageFiles
+    channels: int
+    shorter_side: int | None
+    sizes: Items
+    plain: NDArray[np.bool_]
+
+    def __call__(self, item: int) -> tuple[bytes, int, int]:
+        """Return the bytes, the height and the width of an image as it is stored."""
+        height, width = self.sizes[item].tolist()
+        size = size_in_shards(height, width, self.shorter_side)
+        if self.plain[item] and size == (height, width):
+            return _read_again(self.images, item), height, width
+        found = decode_again(self.images, item, self.channels)
+        return encode(shrink(found.pixels, size), found.lossy), *size
+
+
+def decode_again(images: ImageFiles, item: int, channels: int) -> Decoded:
+    """Decode a file that the verification has decoded before.
+
+    Raises:
+        UserError: it has changed since.
+    """
+    try:
+        return decode(_read_again(images, item), channels)
+    except BadImageError as error:
+        raise _changed(images, item, str(error)) from error
+
+
+def _read_again(images: ImageFiles, item: int) -> bytes:
+    try:
+        return images.read(item)
+    except OSError as error:
+        raise _changed(images, item, error.strerror or str(error)) from error
+
+
+def _changed(images: ImageFiles, item: int, reason: str) -> UserError:
+    return UserError(
+        f"{images.paths[item]} was readable a moment ago and is not any more ({reason}); "
+        "leave the raw files alone while they are prepared, and start again."
+    )
+
+
+# ---- the folder -----------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, raw: RawDataset, parts: dict[str, Items], card: Card, encoder: Encoder | None = None) -> Card:
+    """Write the arrays or shards and the card, replacing what is there; return the card with the hashes of the files.
+
+    Args:
+        folder: `data.prepared`.
+        raw: the items that are used, as they are stored.
+        parts: positions in `raw` of each split's items.
+        card: without hashes.
+        encoder: for images in files.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    target = folder.absolute()
+    new, old = beside(target, "new"), beside(target, "old")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(beside(target, "lock")):
+            _clear_leftovers(target, new, old)
+            try:
+                card = _write_folder(new, raw, parts, card, encoder)
+                _replace(target, new, old)
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror or error}. What was there before is unchanged; "
+            "make room or correct data.prepared, then try again."
+        ) from error
+    return card
+
+
+def beside(folder: Path, state: str) -> Path:
+    """Return the hidden path beside a prepared folder that holds a state of its preparation."""
+    return folder.absolute().with_name(f".{folder.absolute().name}.{state}")
+
+
+def _clear_leftovers(target: Path, new: Path, old: Path) -> None:
+    """Tidy up behind a preparation that was killed; one killed between its two renames left the old folder aside."""
+    if old.exists() and not target.exists():
+        old.rename(target)
+    for leftover in (new, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+
+
+def _replace(target: Path, new: Path, old: Path) -> None:
+    """Put `new` in the place of `target`. A folder cannot be renamed onto another, so the old one steps aside first."""
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_folder(folder: Path, raw: RawDataset, parts: dict[str, Items], card: Card, encoder: Encoder | None) -> Card:
+    folder.mkdir()
+    files = []
+    for split, items in parts.items():
+        if encoder is not None:
+            files += write_shards(folder, split, in_parallel(encoder, items, f"writing {split}"))
+        for array, values in _arrays(raw.take(items)):
+            path = folder / array_file(split, array)
+            np.save(path, np.ascontiguousarray(values), allow_pickle=False)
+            files.append(path)
+    hashes = {path.name: hash_file(path) for path in sorted(files)}
+    card = card.model_copy(update={"files": hashes, "fingerprint": fingerprint(hashes)})
+    (folder / CARD_FILE).write_text(card.to_json(), encoding="utf-8")
+    return card
+
+
+def _arrays(raw: RawDataset) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the arrays of one split under the names of `convatlas.data.prepared.ARRAYS`."""
+    if not isinstance(raw.images, ImageFiles):
+        yield "images", raw.images
+    if raw.labels is not None:
+        yield "labels", raw.labels
+    if raw.boxes is not None and raw.box_labels is not None:
+        yield "boxes", np.concatenate([np.zeros((0, 4), dtype=np.float32), *raw.boxes])
+        yield "box_labels", np.concatenate([np.zeros(0, dtype=np.int64), *raw.box_labels])
+        yield "box_offsets", np.cumsum([0, *(len(boxes) for boxes in raw.boxes)], dtype=np.int64)
+    if raw.masks is not None:
+        yield "masks", raw.masks
+        yield "canny", canny_edges(raw.pixels)
+        yield "edges", edge_targets(raw.masks)
+    if raw.spacing is not None:
+        yield "spacing", raw.spacing
+    if raw.groups is not None:
+        yield "groups", raw.groups

@@ -1,0 +1,56 @@
+"""How a page is made of a template: our own style inside, and nothing from outside."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from convatlas.reporting.wording import Metric, count, spoken
+
+__all__ = ["data_block", "render", "template_source", "templates"]
+
+
+def render(template: str, scripts: Sequence[str] = (), **values: Any) -> str:
+    """Fill a template; the page's policy lets run only `scripts`, and load nothing."""
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    # Vega turns its expressions into functions, which the policy calls eval.
+    allowed = f"{hashes} 'unsafe-eval'" if scripts else "'none'"
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none'"
+    style = Markup(template_source("style.css"))  # noqa: S704 - our own file
+    own = [Markup(script) for script in scripts]  # noqa: S704 - our own file and Vega's
+    return templates().get_template(template).render(policy=policy, style=style, scripts=own, **values)
+
+
+@cache
+def templates() -> Environment:
+    """Return the environment that all templates share."""
+    environment = Environment(
+        loader=PackageLoader("convatlas.reporting", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"spoken": spoken, "data_block": data_block}
+    environment.globals |= {"count": count, "Metric": Metric}
+    return environment
+
+
+def template_source(name: str) -> str:
+    """Return a file of the templates as it is."""
+    loader = templates().loader
+    assert loader is not None
+    return loader.get_source(templates(), name)[0]
+
+
+def data_block(value: Any) -> Markup:
+    """Write plain values as JSON that cannot end the script element around it."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, sort_keys=True, allow_nan=False)
+    return Markup(text.replace("<", "\\u003c"))  # noqa: S704 - no < is left

@@ -1,0 +1,234 @@
+"""DARTS, first order: every edge of a cell mixes all operations, and the strongest remain.
+
+Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search" (ICLR 2019), section 2 and appendix A.1. In the search
+batch norms have no scale and shift, pooling is followed by one, and `none`, which gives zeros, is one more operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convatlas.models.classification import darts
+from convatlas.search.budget import INPUT_GRADIENTS, TRAINING, macs_of
+from convatlas.search.config import Darts, DartsSpaceConfig
+from convatlas.search.dnas import without_running_statistics
+from convatlas.search.judging import cosine, right_answers, sgd
+from convatlas.search.spaces import CELL_NAMES, DartsSpace, Decisions, state_pairs
+from convatlas.search.strategy import Context, Row, Strategy, seeded
+
+__all__ = ["DartsSearch", "MixedCell", "MixedNet", "strongest"]
+
+WEIGHTS, ARCHITECTURE, FINAL = 21, 22, 23  # streams of random numbers
+
+
+class MixedEdge(nn.Module):
+    """All operations on one state, `none` aside: that adds nothing."""
+
+    def __init__(self, operations: Sequence[str], channels: int, stride: int) -> None:
+        super().__init__()
+        self.operations = nn.ModuleList()
+        for name in operations:
+            operation = darts.make_operation(name, channels, stride)
+            if "pool" in name:
+                operation = nn.Sequential(operation, nn.BatchNorm2d(channels))
+            self.operations.append(operation)
+
+    def forward(self, x: Tensor, mixture: Tensor) -> Tensor:
+        """Sum the operations, weighted by `mixture: (1 + operations,)`, whose first is that of `none`."""
+        pairs = zip(mixture[1:], self.operations, strict=True)
+        return torch.stack([weight * operation(x) for weight, operation in pairs]).sum(0)
+
+
+class MixedCell(nn.Module):
+    """A cell in which every node takes every earlier state, by all operations."""
+
+    def __init__(
+        self,
+        config: DartsSpaceConfig,
+        before_channels: int,
+        last_channels: int,
+        channels: int,
+        *,
+        reduction: bool,
+        after_reduction: bool,
+    ) -> None:
+        super().__init__()
+        fit = darts.FactorizedReduction if after_reduction else darts.relu_conv_norm
+        self.fit_before = fit(before_channels, channels)
+        self.fit_last = darts.relu_conv_norm(last_channels, channels)
+        self.nodes = config.nodes
+        self.edges = nn.ModuleList(
+            MixedEdge(config.operations, channels, 2 if reduction and state < 2 else 1)
+            for node in range(config.nodes)
+            for state in range(node + 2)
+        )
+
+    def forward(self, before: Tensor, last: Tensor, mixtures: Tensor) -> Tensor:
+        """Compute the nodes with `mixtures: (edges, 1 + operations)`, and concatenate them."""
+        states = [self.fit_before(before), self.fit_last(last)]
+        edge = 0
+        for _ in range(self.nodes):
+            made = []
+            for state in states:
+                made.append(self.edges[edge](state, mixtures[edge]))
+                edge += 1
+            states.append(torch.stack(made).sum(0))
+        return torch.cat(states[2:], 1)
+
+
+class MixedNet(nn.Module):
+    """`DartsNet` with mixed cells.
+
+    Attributes:
+        alphas: for normal and reduction cells the logits of `none` and the operations, `(edges, 1 + operations)`.
+    """
+
+    def __init__(self, config: DartsSpaceConfig, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.stem, self.second_stem, stem_channels = darts.DartsNet._make_stem(
+            config.stem, in_channels, config.channels
+        )
+        edges = sum(node + 2 for node in range(config.nodes))
+        shape = (edges, 1 + len(config.operations))
+        self.alphas = nn.ParameterDict({name: nn.Parameter(1e-3 * torch.randn(shape)) for name in CELL_NAMES})
+        reductions = (config.layers // 3, 2 * config.layers // 3)
+        before, last, width = stem_channels, stem_channels, config.channels
+        after_reduction = self.second_stem is not None
+        self.cells, self.kinds = nn.ModuleList(), []
+        for layer in range(config.layers):
+            reduction = layer in reductions
+            width *= 2 if reduction else 1
+            self.cells.append(
+                MixedCell(config, before, last, width, reduction=reduction, after_reduction=after_reduction)
+            )
+            self.kinds.append(CELL_NAMES[int(reduction)])
+            before, last, after_reduction = last, config.nodes * width, reduction
+        self.classifier = nn.Linear(last, num_classes)
+        without_running_statistics(self)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.register_parameter("weight", None)
+                module.register_parameter("bias", None)
+
+    def weights(self) -> list[nn.Parameter]:
+        """Return all parameters but the alphas."""
+        own = {id(alpha) for alpha in self.alphas.values()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in own]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`(B, C, H, W) -> (B, num_classes)` logits."""
+        mixtures = {name: alpha.softmax(1) for name, alpha in self.alphas.items()}
+        before = self.stem(images)
+        last = before if self.second_stem is None else self.second_stem(before)
+        for cell, kind in zip(self.cells, self.kinds, strict=True):
+            before, last = last, cell(before, last, mixtures[kind])
+        return self.classifier(last.mean((2, 3)))
+
+
+def strongest(alphas: Sequence[Tensor], nodes: int) -> Decisions:
+    """Return the net that remains of alphas `(edges, 1 + operations)` of normal and reduction cells.
+
+    Each node keeps the two edges whose best operation, `none` left out, weighs most, and of them that operation.
+    """
+    decisions: list[int] = []
+    for alpha in alphas:
+        weights = alpha.softmax(1)[:, 1:]
+        first = 0
+        for node in range(nodes):
+            best, operations = weights[first : first + node + 2].max(1)
+            kept = sorted(best.argsort(descending=True, stable=True)[:2].tolist())
+            pair = state_pairs(node).index((kept[0], kept[1]))
+            decisions += [pair, int(operations[kept[0]]), int(operations[kept[1]])]
+            first += node + 2
+    return tuple(decisions)
+
+
+class DartsSearch(Strategy):
+    """Weights and alphas in turns, batch by batch, each on its own half of the data; then one proxy training."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        config, space = context.run.search.strategy, context.space
+        assert isinstance(config, Darts)
+        assert isinstance(space, DartsSpace)
+        self.config, self.space = config, space
+        seed = seeded(context.run.seed, WEIGHTS)
+        self.net = MixedNet(space.config, *context.shape).to(context.device)
+        self.weight_optimizer = sgd(self.net.weights(), config.weights)
+        step = config.architecture
+        self.alpha_optimizer = torch.optim.Adam(
+            self.net.alphas.parameters(), lr=step.lr, betas=step.betas, weight_decay=step.weight_decay
+        )
+        self.weight_batches = context.data.training_batches(config.batch_size, seed)
+        self.alpha_batches = context.data.training_batches(config.batch_size, seed, part="held_out")
+        self.macs = macs_of(self.net, context.data.one_image().to(context.device))
+
+    @property
+    def steps(self) -> int:
+        """Epochs, then the found net."""
+        return self.config.epochs + 1
+
+    def advance(self, step: int) -> list[Row]:
+        """Do an epoch, or train what was found."""
+        decisions = strongest([self.net.alphas[name].detach().cpu() for name in CELL_NAMES], self.space.config.nodes)
+        if step == self.config.epochs:
+            judged = self.context.judge(decisions, FINAL)
+            self.spent += judged.spent
+            self.keep(self.context.reward(judged, decisions), decisions)
+            return [{**self.context.row(decisions, judged), "entropy": self._entropy()}]
+        row = self._epoch(step)
+        return [{**row, "entropy": self._entropy(), "likeliest": self.space.describe(decisions)}]
+
+    def _epoch(self, epoch: int) -> Row:
+        weights, batches = self.config.weights, self.weight_batches
+        losses, right, seen = [], 0, 0
+        for number in range(len(batches)):
+            rounds, place = divmod(number, len(self.alpha_batches))
+            alpha_loss, _ = self._loss(self.alpha_batches[epoch * len(batches) + rounds, place])
+            alphas = list(self.net.alphas.values())
+            for alpha, gradient in zip(alphas, torch.autograd.grad(alpha_loss, alphas), strict=True):
+                alpha.grad = gradient
+            self.alpha_optimizer.step()
+
+            progress = (epoch * len(batches) + number) / (self.config.epochs * len(batches))
+            self.weight_optimizer.param_groups[0]["lr"] = cosine(weights.lr, weights.final_lr, progress)
+            loss, answers = self._loss(batches[epoch, number])
+            own = self.net.weights()
+            for weight, gradient in zip(own, torch.autograd.grad(loss, own), strict=True):
+                weight.grad = gradient
+            if weights.clip_norm is not None:
+                nn.utils.clip_grad_norm_(own, weights.clip_norm)
+            self.weight_optimizer.step()
+            losses.append(loss.detach())
+            right, seen = right + answers, seen + batches.batch_size
+            self.spent += self.macs * (TRAINING * batches.batch_size + INPUT_GRADIENTS * self.alpha_batches.batch_size)
+        return {"weight_loss": float(torch.stack(losses).mean()), "weight_accuracy": right / seen}
+
+    def _loss(self, batch: dict[str, Any]) -> tuple[Tensor, int]:
+        images, labels = (batch[key].to(self.context.device) for key in ("images", "labels"))
+        logits = self.net(images)
+        return F.cross_entropy(logits, labels), right_answers(logits.detach(), labels)
+
+    def _entropy(self) -> float:
+        """Return the mean entropy of an edge's distribution, in nats."""
+        logs = torch.cat([alpha.detach().log_softmax(1) for alpha in self.net.alphas.values()])
+        return float(-(logs.exp() * logs).sum(1).mean())
+
+    def state(self) -> dict[str, Any]:
+        """Return weights, alphas and both optimisers."""
+        return {
+            "net": self.net.state_dict(),
+            "weight_optimizer": self.weight_optimizer.state_dict(),
+            "alpha_optimizer": self.alpha_optimizer.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from them."""
+        self.net.load_state_dict(state["net"])
+        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
+        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])

@@ -1,0 +1,335 @@
+"""One search from beginning to end: it goes on where it was killed, and ends with trainings and a report."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from convatlas.composing import digest, hydra_ready
+from convatlas.config import RunConfig, read_config
+from convatlas.errors import UserError
+from convatlas.files import read_json, write_json, write_text, written_whole
+from convatlas.search.config import CompoundScaling, Darts, Enas, FBNetDnas, NasnetRl, SearchRun
+from convatlas.search.data import SearchData
+from convatlas.search.latency import LatencyTable, table_for
+from convatlas.search.random_search import RandomSearch
+from convatlas.search.spaces import FBNetSpace, Space, make_space
+from convatlas.search.strategy import Context, Row, Strategy
+from convatlas.search.tracking import SearchTracker, open_search_tracker
+from convatlas.source_code import PROJECT, SOURCE, files_imported_by, fingerprint
+from convatlas.training.processes import uses_gpu
+from convatlas.training.run import quieten_libraries, train
+from convatlas.training.work_folder import WorkFolder, difference
+
+__all__ = ["Phase", "run_search"]
+
+
+@dataclass
+class Phase:
+    """One strategy's record.
+
+    Attributes:
+        name: `search` or `random`.
+        rows: what its steps told.
+        spent: multiply-adds.
+        seconds: processor seconds, which differ from run to run and so stand apart.
+        architectures: what was found, by name.
+        step: steps that are done.
+    """
+
+    name: str
+    rows: list[Row] = field(default_factory=list)
+    spent: int = 0
+    seconds: float = 0.0
+    architectures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    step: int = 0
+
+
+def run_search(run: SearchRun) -> Path:
+    """Search, train what was found, and write the report; returns the folder of it all.
+
+    Raises:
+        UserError: something that the person can mend; the sentence says how.
+    """
+    quieten_libraries()
+    torch.set_num_threads(run.trainer.threads)
+    torch.use_deterministic_algorithms(run.trainer.deterministic, warn_only=True)
+    data = SearchData(run.data, run.recipe, run.search.weights_share, run.seed)
+    device = torch.device("cuda" if uses_gpu(run.trainer.accelerator) else "cpu")
+    space = make_space(run.search.space, run.data.image_size) if run.search.space else None
+    compared = _compared(run)
+    table = _table(run, space, device)
+    identity = search_identity(run, data, table)
+    folder = run.output_dir
+    if _is_finished(folder, identity, run):
+        return folder
+    work = WorkFolder(work_path(run), identity, strict=True)
+    work.open(overwrite=run.overwrite)
+    try:
+        context = Context(run, data, device, space, table)
+        with open_search_tracker(run, data.card, work.path) as tracker:
+            phases = run_phases(context, work.path, tracker)
+            _write_found(phases, run, folder, table)
+            finals = _train_finals(run, phases, compared)
+            _write_end(run, context, phases, finals, folder)
+            write_json(folder / "identity.json", identity)
+            tracker.log_folder(folder)
+    finally:
+        work.close()
+    work.remove()
+    return folder
+
+
+def run_phases(context: Context, work: Path, tracker: SearchTracker) -> list[Phase]:
+    """Run the search, and random search beside it with the same multiply-adds."""
+    found = _run_phase("search", make_strategy(context), work, tracker)
+    if not context.run.search.random_beside:
+        return [found]
+    return [found, _run_phase("random", RandomSearch(context, budget=found.spent), work, tracker)]
+
+
+def make_strategy(context: Context) -> Strategy:
+    """Make the strategy of the configuration; only its own file is imported."""
+    config = context.run.search.strategy
+    if isinstance(config, FBNetDnas):
+        from convatlas.search.dnas import DnasSearch
+
+        return DnasSearch(context)
+    if isinstance(config, (NasnetRl, Enas)):
+        from convatlas.search.reinforcement import make_controller_search
+
+        return make_controller_search(context)
+    if isinstance(config, Darts):
+        from convatlas.search.darts import DartsSearch
+
+        return DartsSearch(context)
+    if isinstance(config, CompoundScaling):
+        from convatlas.search.scaling import CompoundSearch
+
+        return CompoundSearch(context)
+    return RandomSearch(context)
+
+
+def work_path(run: SearchRun) -> Path:
+    """Return where an unfinished search keeps its state."""
+    return run.work_dir or Path(".work") / "searches" / run.output_dir.name
+
+
+# ---- steps ----------------------------------------------------------------------------------------------------------
+
+
+def _run_phase(name: str, strategy: Strategy, work: Path, tracker: SearchTracker) -> Phase:
+    """Advance a strategy to its end; its state is saved after every step."""
+    file = work / f"{name}.state"
+    phase = _load(file, name, strategy)
+    tracker.log_rows(phase.name, phase.rows)
+    while not strategy.done(phase.step):
+        started = time.process_time()
+        rows = strategy.advance(phase.step)
+        seconds = time.process_time() - started
+        phase.rows += [{"step": phase.step, **row} for row in rows]
+        phase.step += 1
+        phase.spent = strategy.spent
+        phase.seconds += seconds
+        _save(file, phase, strategy)
+        tracker.log_rows(phase.name, phase.rows)
+        _show(phase, strategy, rows, seconds)
+    phase.architectures = strategy.architectures()
+    return phase
+
+
+def _save(file: Path, phase: Phase, strategy: Strategy) -> None:
+    """Write the state whole: a killed search leaves the step before."""
+    state = {
+        "step": phase.step,
+        "rows": phase.rows,
+        "spent": phase.spent,
+        "seconds": phase.seconds,
+        "best": strategy.best,
+        "strategy": strategy.state(),
+    }
+    with written_whole(file) as opened:
+        torch.save(state, opened)
+
+
+def _load(file: Path, name: str, strategy: Strategy) -> Phase:
+    if not file.exists():
+        return Phase(name)
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    strategy.load_state(state["strategy"])
+    strategy.spent = state["spent"]
+    strategy.best = None if state["best"] is None else (state["best"][0], tuple(state["best"][1]))
+    print(f"{name}: goes on after step {state['step']}", flush=True)
+    return Phase(name, rows=state["rows"], spent=state["spent"], seconds=state["seconds"], step=state["step"])
+
+
+def _show(phase: Phase, strategy: Strategy, rows: list[Row], seconds: float) -> None:
+    of = f"/{strategy.steps}" if strategy.steps else ""
+    for row in rows:
+        figures = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if isinstance(value, float))
+        words = row.get("architecture") or row.get("likeliest") or ""
+        print(f"{phase.name}  step {phase.step}{of}  {figures}  {words}", flush=True)
+    print(f"{phase.name}  step {phase.step}{of}  {seconds:.1f} s", flush=True)
+
+
+# ---- what surrounds it ----------------------------------------------------------------------------------------------
+
+
+def search_identity(run: SearchRun, data: SearchData, table: LatencyTable | None) -> dict[str, Any]:
+    """Return what decides the bits of a search's result."""
+    rooms = {SOURCE / "convatlas" / name for name in ("models", "tasks", "data", "training", "search")}
+    files = files_imported_by([SOURCE / "convatlas" / "search" / "__main__.py"])
+    deciding = [file for file in files if rooms.intersection(file.parents)]
+    shown = {"report.py", "drawing.py", "tracking.py"}
+    code = {f.relative_to(PROJECT).as_posix(): fingerprint(f) for f in deciding if f.name not in shown}
+    return {
+        "config": run.identity(),
+        "data": data.card.fingerprint,
+        "latency": None if table is None else digest(table.microseconds),
+        "code": digest(code),
+        "torch": torch.__version__,
+    }
+
+
+def _table(run: SearchRun, space: Space | None, device: torch.device) -> LatencyTable | None:
+    term = run.search.latency
+    if term is None:
+        return None
+    assert isinstance(space, FBNetSpace)
+    if not term.table.exists() or term.remeasure:
+        print(f"measuring the latency of every candidate: {term.table}", flush=True)
+    return table_for(
+        space,
+        term.table,
+        in_channels=run.data.in_channels,
+        num_classes=run.data.num_classes,
+        image_size=run.data.image_size,
+        device=device,
+        rounds=term.rounds,
+        remeasure=term.remeasure,
+    )
+
+
+def _is_finished(folder: Path, identity: dict[str, Any], run: SearchRun) -> bool:
+    if run.overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not (folder / "identity.json").exists():
+        return False
+    before = read_json(folder / "identity.json", "delete the folder and search again.")
+    if before == identity:
+        print(f"{folder} is finished already; pass overwrite=true to search again.")
+        return True
+    raise UserError(
+        f"{folder} holds a finished search with other settings ({difference(before, identity)}). "
+        "Choose another output_dir, or pass overwrite=true."
+    )
+
+
+def _write_found(phases: list[Phase], run: SearchRun, folder: Path, table: LatencyTable | None) -> None:
+    """Write the architecture files, and the record of everything that was sampled."""
+    for phase in phases:
+        for name, architecture in phase.architectures.items():
+            found = {
+                "search": run.search.name,
+                "strategy": "random" if phase.name == "random" else run.search.strategy.kind,
+                "data": run.data.name,
+                "seed": run.seed,
+                **architecture.get("found", {}),
+            }
+            file = folder / f"{name}.yaml"
+            value = {"family": architecture["family"], "found": found, "net": architecture["net"]}
+            write_text(
+                file,
+                f"# Found by `python -m convatlas.search search={run.search.name}`. Train it:\n"
+                f"# `python -m convatlas.train model=searched model.architecture={file.as_posix()}`\n"
+                + yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=120),
+            )
+        _write_rows(phase, folder)
+    if table is not None:
+        write_json(
+            folder / "latency.json",
+            {"machine": table.machine, "space": table.space, "microseconds": table.microseconds},
+        )
+
+
+def _write_rows(phase: Phase, folder: Path) -> None:
+    import pandas as pd
+
+    with written_whole(folder / f"{phase.name}.csv") as file:
+        pd.DataFrame(phase.rows).to_csv(file, index=False)
+
+
+# ---- trainings at the end -------------------------------------------------------------------------------------------
+
+
+def _compared(run: SearchRun) -> dict[str, dict[str, Any]]:
+    """Compose the nets made by hand, before anything is searched: a wrong name is told at once."""
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    models: dict[str, dict[str, Any]] = {}
+    with hydra_ready():
+        for name, overrides in run.search.finals.compared.items():
+            models[name] = OmegaConf.to_container(compose("profile", overrides).model, resolve=True)  # type: ignore[assignment]
+    return models
+
+
+def _train_finals(run: SearchRun, phases: list[Phase], compared: dict[str, dict[str, Any]]) -> dict[str, list[Path]]:
+    """Train every net from scratch as an ordinary run; return the folders of the seeds by name."""
+    if not run.search.finals.seeds:
+        return {}
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    with hydra_ready():
+        searched: Any = OmegaConf.to_container(compose("profile", ["model=searched"]).model, resolve=True)
+    models: dict[str, tuple[dict[str, Any], int | None]] = {}
+    for phase in phases:
+        for name, architecture in phase.architectures.items():
+            inline = {"family": architecture["family"], "net": architecture["net"]}
+            models[name] = {**searched, "architecture": inline}, architecture.get("image_size")
+    models |= {name: (model, None) for name, model in compared.items()}
+    return {
+        name: train(_final_run(run, name, model, image_size), strict=False)
+        for name, (model, image_size) in models.items()
+    }
+
+
+def _final_run(run: SearchRun, name: str, model: dict[str, Any], image_size: int | None) -> RunConfig:
+    plain = run.model_dump(mode="json")
+    data = plain["data"] | ({} if image_size is None else {"image_size": image_size})
+    model = model | {"num_classes": run.data.num_classes, "in_channels": run.data.in_channels}
+    return read_config(
+        {
+            "study": f"search_{run.search.name}",
+            "variant": name,
+            "seeds": plain["search"]["finals"]["seeds"],
+            "output_dir": str(run.output_dir / "finals" / name),
+            "work_dir": str(work_path(run) / "finals" / name),
+            "overwrite": False,
+            "data": data,
+            "model": model,
+            "recipe": plain["recipe"],
+            "trainer": plain["trainer"],
+            "tracking": plain["tracking"],
+        }
+    )
+
+
+def _write_end(
+    run: SearchRun, context: Context, phases: list[Phase], finals: dict[str, list[Path]], folder: Path
+) -> None:
+    from convatlas.search.report import result_of, write_report
+
+    result = result_of(run, context, phases, finals)
+    write_json(folder / "result.json", result)
+    write_json(folder / "timing.json", {phase.name: phase.seconds for phase in phases})
+    write_report(run, context, phases, result, folder)
+    for sentence in result["verdicts"]:
+        print(sentence)

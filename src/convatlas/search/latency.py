@@ -1,0 +1,174 @@
+"""How long each candidate of a space takes on this machine: measured once per operator and shape, kept in a file.
+
+Wu et al., FBNet (CVPR 2019), section 3.2: the latency of a net is the sum over its operators. Times are microseconds of
+one inference, so that log(latency) is well above 0 for any net.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convatlas.composing import digest
+from convatlas.errors import UserError
+from convatlas.files import read_json, write_json
+from convatlas.models.classification.fbnet import convolution
+from convatlas.search.spaces import Decisions, FBNetSpace
+
+__all__ = ["LatencyTable", "fastest", "measure_table", "table_for", "this_machine"]
+
+STEM, HEAD = "stem", "head"
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Microseconds by operator; see `Layer.operator` for their names.
+
+    Attributes:
+        machine: what they were measured on.
+        space: fingerprint of the space they were measured for.
+        microseconds: by operator; `stem` and `head` are what every net of the space has.
+    """
+
+    machine: dict[str, str | int]
+    space: str
+    microseconds: dict[str, float]
+
+    @property
+    def fixed(self) -> float:
+        """Microseconds of the parts that are not searched."""
+        return self.microseconds[STEM] + self.microseconds[HEAD]
+
+    def of_layer(self, space: FBNetSpace, layer: int) -> Tensor:
+        """Return the microseconds of a layer's candidates, `(candidates,)`."""
+        found = space.layers[layer]
+        return torch.tensor([self.microseconds[found.operator(name)] for name in found.candidates])
+
+    def of(self, space: FBNetSpace, decisions: Decisions) -> float:
+        """Return the microseconds of a net."""
+        names = zip(space.layers, space.names(decisions), strict=True)
+        return self.fixed + sum(self.microseconds[layer.operator(name)] for layer, name in names)
+
+
+def this_machine(device: torch.device) -> dict[str, str | int]:
+    """Describe what decides a latency: processor, threads, device and version of PyTorch."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def space_digest(space: FBNetSpace, in_channels: int, num_classes: int) -> str:
+    """Return the fingerprint of what is measured for a space."""
+    layers = [[layer.operator(name) for name in layer.candidates] for layer in space.layers]
+    config = space.config
+    ends = [config.stem_channels, config.stem_stride, config.head_channels, config.always_expand]
+    return digest([layers, ends, in_channels, num_classes])[:16]
+
+
+def table_for(
+    space: FBNetSpace,
+    file: Path,
+    *,
+    in_channels: int,
+    num_classes: int,
+    image_size: int,
+    device: torch.device,
+    rounds: int,
+    remeasure: bool = False,
+) -> LatencyTable:
+    """Read the table of a space, or measure it and write the file.
+
+    Raises:
+        UserError: the file belongs to another machine or another space, or is damaged; it says how to measure again.
+    """
+    machine, fingerprint = this_machine(device), space_digest(space, in_channels, num_classes)
+    remedy = "pass search.latency.remeasure=true to measure again, or name another file with search.latency.table."
+    if remeasure or not file.exists():
+        times = measure_table(
+            space, in_channels=in_channels, num_classes=num_classes, image_size=image_size, device=device, rounds=rounds
+        )
+        write_json(file, {"machine": machine, "space": fingerprint, "microseconds": times})
+        return LatencyTable(machine, fingerprint, times)
+    found = read_json(file, remedy)
+    if not isinstance(found, dict) or set(found) != {"machine", "space", "microseconds"}:
+        raise UserError(f"{file} is not a table of latencies; {remedy}")
+    if found["machine"] != machine:
+        old = found["machine"]
+        changed = [f"{k} was {old.get(k)}, now {v}" for k, v in machine.items() if old.get(k) != v]
+        raise UserError(f"{file} was measured on another machine ({'; '.join(changed)}); {remedy}")
+    if found["space"] != fingerprint:
+        raise UserError(f"{file} was measured for another search space or image size; {remedy}")
+    return LatencyTable(machine, fingerprint, found["microseconds"])
+
+
+def measure_table(
+    space: FBNetSpace, *, in_channels: int, num_classes: int, image_size: int, device: torch.device, rounds: int
+) -> dict[str, float]:
+    """Measure every operator of a space once, in evaluation and with one image; returns microseconds."""
+    config = space.config
+    last = config.stages[-1].channels
+    head = nn.Sequential(
+        convolution(last, config.head_channels),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(config.head_channels, num_classes),
+    )
+    stem = convolution(in_channels, config.stem_channels, 3, stride=config.stem_stride)
+    operators: dict[str, tuple[nn.Module, Tensor]] = {
+        STEM: (stem, torch.rand(1, in_channels, image_size, image_size)),
+        HEAD: (head, torch.rand(1, last, space.head_size, space.head_size)),
+    }
+    for layer in space.layers:
+        image = torch.rand(1, layer.in_channels, layer.size, layer.size)
+        for name in layer.candidates:
+            if layer.operator(name) not in operators:
+                operators[layer.operator(name)] = layer.block(name, always_expand=config.always_expand), image
+    modules = [(module.to(device).eval(), image.to(device)) for module, image in operators.values()]
+    return dict(zip(operators, fastest(modules, rounds), strict=True))
+
+
+def fastest(modules: Sequence[tuple[nn.Module, Tensor]], rounds: int, calls: int = 10) -> list[float]:
+    """Return for each module the least microseconds of a call over so many rounds, each the mean of `calls` calls.
+
+    The modules take turns, so that whatever else the machine does disturbs all of them alike, and the least of a
+    module is of a moment when nothing did.
+    """
+    least = [float("inf")] * len(modules)
+    with torch.inference_mode():
+        for turn in range(rounds + 1):
+            for number, (module, image) in enumerate(modules):
+                module(image)
+                _wait(image.device)
+                start = time.perf_counter()
+                for _ in range(calls):
+                    module(image)
+                _wait(image.device)
+                seconds = (time.perf_counter() - start) / calls
+                if turn > 0:  # the first round warms up
+                    least[number] = min(least[number], seconds * 1e6)
+    return least
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

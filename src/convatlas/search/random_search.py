@@ -1,0 +1,63 @@
+"""Random search: nets drawn evenly from the space. Whatever does not beat it has found nothing.
+
+Li, Talwalkar, "Random Search and Reproducibility for Neural Architecture Search" (UAI 2019).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from convatlas.search.budget import macs_of
+from convatlas.search.config import Random
+from convatlas.search.judging import proxy_cost
+from convatlas.search.spaces import Decisions
+from convatlas.search.strategy import Context, Row, Strategy
+from convatlas.tasks.base import mixed_seed
+
+__all__ = ["RandomSearch"]
+
+STREAM = 7_001  # its draws are none of another search with the same seed
+
+
+class RandomSearch(Strategy):
+    """Draws nets, gives each a proxy training, and keeps the best.
+
+    Args:
+        context: the run; where its strategy is `random`, that says the number of trials.
+        budget: multiply-adds that must not be exceeded, those of the search beside; the first net is tried even if it
+            alone exceeds them.
+    """
+
+    name = "random"
+
+    def __init__(self, context: Context, budget: int | None = None) -> None:
+        super().__init__(context)
+        self.budget = budget
+
+    @property
+    def steps(self) -> int | None:
+        """The number of trials, unless a budget decides."""
+        strategy = self.context.run.search.strategy
+        return strategy.trials if self.budget is None and isinstance(strategy, Random) else None
+
+    def done(self, step: int) -> bool:
+        """Say whether all trials are done, or another would exceed the budget."""
+        if self.budget is None:
+            return super().done(step)
+        if step == 0:
+            return False
+        macs = macs_of(self.context.build(self._draw(step)), self.context.data.one_image())
+        return self.spent + proxy_cost(macs, self.context.data, self.context.run.search.proxy) > self.budget
+
+    def advance(self, step: int) -> list[Row]:
+        """Try one net."""
+        decisions = self._draw(step)
+        judged = self.context.judge(decisions, mixed_seed(STREAM, step) % 2**32)
+        self.spent += judged.spent
+        self.keep(self.context.reward(judged, decisions), decisions)
+        return [self.context.row(decisions, judged)]
+
+    def _draw(self, step: int) -> Decisions:
+        assert self.context.space is not None
+        seed = mixed_seed(self.context.run.seed, STREAM, step)
+        return self.context.space.sample(torch.Generator().manual_seed(seed))

@@ -1,0 +1,199 @@
+"""Search by a controller: rewarded with short trainings of each net (NASNet), or with shared weights (ENAS)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from convatlas.search.budget import EVALUATION, TRAINING, macs_of
+from convatlas.search.config import Controller, Enas, NasnetRl
+from convatlas.search.controller import Learner, LstmController, Written
+from convatlas.search.judging import cosine, right_answers, sgd
+from convatlas.search.shared_weights import SharedNet
+from convatlas.search.spaces import Decisions, NasnetSpace
+from convatlas.search.strategy import Context, Row, Strategy, seeded
+
+__all__ = ["EnasSearch", "NasnetSearch", "make_controller_search"]
+
+CONTROLLER, CHILD, FINAL = 11, 12, 13  # streams of random numbers
+
+
+def make_controller_search(context: Context) -> Strategy:
+    """Make the search that the configuration names."""
+    return EnasSearch(context) if isinstance(context.run.search.strategy, Enas) else NasnetSearch(context)
+
+
+def make_learner(space: NasnetSpace, config: Controller, context: Context) -> Learner:
+    """Make a controller for a space, and what moves it."""
+    seeded(context.run.seed, CONTROLLER)
+    per_block = [False, False, True, True, True]
+    controller = LstmController(
+        [len(names) for names in space.choices],
+        per_block * (len(space.choices) // 5),
+        layers=config.layers,
+        units=config.units,
+        tanh=config.tanh,
+        operation_tanh=config.operation_tanh,
+    )
+    return Learner(controller, config)
+
+
+class ControllerSearch(Strategy):
+    """What both searches share: a controller over NASNet's cells."""
+
+    def __init__(self, context: Context, config: Controller) -> None:
+        super().__init__(context)
+        assert isinstance(context.space, NasnetSpace)
+        self.space = context.space
+        self.learner = make_learner(context.space, config, context)
+
+    def draw(self, number: int, *place: int) -> Written:
+        """Draw architectures; which ones depends on the controller and on `place` alone."""
+        seeded(self.context.run.seed, CONTROLLER, *place)
+        with torch.no_grad():
+            return self.learner.controller.draw(number)
+
+    def judged(self, decisions: Decisions, entropy: float) -> Row:
+        """Give a net a proxy training, keep it if it is the best, and return its row."""
+        judged = self.context.judge(decisions, CHILD)
+        self.spent += judged.spent
+        self.keep(self.context.reward(judged, decisions), decisions)
+        return {**self.context.row(decisions, judged), "entropy": entropy}
+
+    def state(self) -> dict[str, Any]:
+        """Return the controller's state."""
+        return self.learner.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from it."""
+        self.learner.load_state(state)
+
+
+class NasnetSearch(ControllerSearch):
+    """Each drawn net is trained for a while, and its held-out accuracy is the reward. A step is one minibatch."""
+
+    def __init__(self, context: Context) -> None:
+        config = context.run.search.strategy
+        assert isinstance(config, NasnetRl)
+        super().__init__(context, config.controller)
+        self.config = config
+
+    @property
+    def steps(self) -> int:
+        """Updates of the controller."""
+        return self.config.updates
+
+    def advance(self, step: int) -> list[Row]:
+        """Draw a minibatch, train its nets, and learn from their rewards."""
+        written = self.draw(self.config.controller.minibatch, step)
+        entropies = written.entropies.sum(1).tolist()
+        nets = zip(written.architectures(), entropies, strict=True)
+        rows = [self.judged(decisions, entropy) for decisions, entropy in nets]
+        self.learner.learn(written.decisions, [row["reward"] for row in rows])
+        return rows
+
+
+class EnasSearch(ControllerSearch):
+    """All nets share their weights: training them and the controller in turns, then proxy trainings of the best.
+
+    A step is one epoch of both, and after the last epoch one finalist.
+    """
+
+    def __init__(self, context: Context) -> None:
+        config = context.run.search.strategy
+        assert isinstance(config, Enas)
+        super().__init__(context, config.controller)
+        self.config = config
+        seed = seeded(context.run.seed, CHILD)
+        self.net = SharedNet(self.space.config, *context.shape).to(context.device)
+        self.optimizer = sgd(list(self.net.parameters()), config.weights)
+        self.weight_batches = context.data.training_batches(config.batch_size, seed)
+        self.reward_batches = context.data.training_batches(config.batch_size, seed, part="held_out")
+        self.finalists: list[Decisions] = []
+
+    @property
+    def steps(self) -> int:
+        """Epochs, then finalists."""
+        return self.config.epochs + self.config.finalists
+
+    def advance(self, step: int) -> list[Row]:
+        """Do an epoch, or train a finalist."""
+        if step >= self.config.epochs:
+            entropy = float(self.draw(1, FINAL).entropies.sum())
+            return [self.judged(self.finalists[step - self.config.epochs], entropy)]
+        row = self._train_weights(step) | self._train_controller(step)
+        if step == self.config.epochs - 1:
+            self.finalists = self._finalists()
+        return [row]
+
+    def _train_weights(self, epoch: int) -> Row:
+        """Train the shared weights for an epoch, each batch through a net drawn for it."""
+        config, losses = self.config.weights, []
+        steps = self.config.epochs * len(self.weight_batches)
+        for number in range(len(self.weight_batches)):
+            written = self.draw(1, CHILD, epoch, number)
+            batch = self.weight_batches[epoch, number]
+            step = epoch * len(self.weight_batches) + number
+            self.optimizer.param_groups[0]["lr"] = cosine(config.lr, config.final_lr, step / steps)
+            cells = self.space.blocks(written.architectures()[0])
+            images, labels = (batch[key].to(self.context.device) for key in ("images", "labels"))
+            loss = F.cross_entropy(self.net(images, cells), labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            if config.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.clip_norm)
+            self.optimizer.step()
+            losses.append(loss.detach())
+            self._spend(cells, len(labels) * TRAINING)
+        return {"weight_loss": float(torch.stack(losses).mean())}
+
+    def _train_controller(self, epoch: int) -> Row:
+        """Reward drawn nets with their accuracy on a held-out batch, and learn from it."""
+        rewards, entropies = [], []
+        for update in range(self.config.updates_per_epoch):
+            written = self.draw(self.config.controller.minibatch, epoch, update)
+            batch = self.reward_batches[epoch, update % len(self.reward_batches)]
+            found = [self._shared_accuracy(decisions, batch) for decisions in written.architectures()]
+            self.learner.learn(written.decisions, found)
+            rewards += found
+            entropies += written.entropies.sum(1).tolist()
+        return {"shared_reward": sum(rewards) / len(rewards), "entropy": sum(entropies) / len(entropies)}
+
+    def _shared_accuracy(self, decisions: Decisions, batch: dict[str, Any]) -> float:
+        """Return the accuracy of a net on a batch, with the shared weights as they are."""
+        cells = self.space.blocks(decisions)
+        images, labels = (batch[key].to(self.context.device) for key in ("images", "labels"))
+        with torch.no_grad():
+            right = right_answers(self.net(images, cells), labels)
+        self._spend(cells, len(labels) * EVALUATION)
+        return right / len(labels)
+
+    def _finalists(self) -> list[Decisions]:
+        """Return the drawn nets that are best with the shared weights, each once."""
+        drawn = list(dict.fromkeys(self.draw(self.config.samples, FINAL).architectures()))
+        batches = self.context.data.held_out_batches()
+        scores = [sum(self._shared_accuracy(decisions, batches[n]) for n in range(len(batches))) for decisions in drawn]
+        ranked = sorted(range(len(drawn)), key=lambda n: -scores[n])
+        best = [drawn[n] for n in ranked[: self.config.finalists]]
+        return best + best[:1] * (self.config.finalists - len(best))  # a controller that is sure draws one net only
+
+    def _spend(self, cells: dict[str, Any], images: int) -> None:
+        self.spent += images * macs_of(self.net, self.context.data.one_image().to(self.context.device), cells)
+
+    def state(self) -> dict[str, Any]:
+        """Return controller, shared weights and finalists."""
+        return {
+            "learner": self.learner.state(),
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "finalists": [list(decisions) for decisions in self.finalists],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from them."""
+        self.learner.load_state(state["learner"])
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.finalists = [tuple(decisions) for decisions in state["finalists"]]

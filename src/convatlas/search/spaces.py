@@ -1,0 +1,301 @@
+"""Search spaces: a list of decisions, each with its choices, and the net that they make.
+
+An architecture is a tuple of choice numbers, one a decision. Random search draws them evenly, a controller learns to
+draw them, and a differentiable search relaxes them; all end in the same architecture file.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from convatlas.errors import UserError, near_matches
+from convatlas.models.classification import darts, fbnet, nasnet
+from convatlas.models.classification.searched import searched
+from convatlas.search.config import DartsSpaceConfig, FBNetSpaceConfig, NasnetSpaceConfig
+
+__all__ = ["DartsSpace", "Decisions", "FBNetSpace", "Layer", "NasnetSpace", "Space", "make_space"]
+
+Decisions = tuple[int, ...]
+
+
+class Space(ABC):
+    """Decisions and what they mean.
+
+    Attributes:
+        family: of the nets, as in an architecture file.
+        choices: for every decision the names of its choices.
+    """
+
+    family: str
+    choices: tuple[tuple[str, ...], ...]
+
+    @abstractmethod
+    def net(self, decisions: Decisions) -> dict[str, Any]:
+        """Return the arguments of the net that the decisions make, as plain values."""
+
+    @abstractmethod
+    def describe(self, decisions: Decisions) -> str:
+        """Return the architecture as one short line."""
+
+    def architecture(self, decisions: Decisions) -> dict[str, Any]:
+        """Return what an architecture file holds."""
+        return {"family": self.family, "net": self.net(decisions)}
+
+    def build(self, decisions: Decisions, num_classes: int, in_channels: int) -> nn.Module:
+        """Build the net."""
+        return searched(self.architecture(decisions), num_classes=num_classes, in_channels=in_channels)
+
+    def sample(self, generator: torch.Generator) -> Decisions:
+        """Draw every decision evenly from its choices."""
+        return tuple(int(torch.randint(len(names), (), generator=generator)) for names in self.choices)
+
+    @property
+    def size(self) -> int:
+        """Architectures in the space; some may be the same net in another order."""
+        product = 1
+        for names in self.choices:
+            product *= len(names)
+        return product
+
+
+# ---- FBNet ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One searched layer: its shape and the candidates that fit it.
+
+    Attributes:
+        stage: number of its stage, from 1.
+        in_channels: channels of its input.
+        out_channels: channels of its output.
+        stride: of its depthwise convolution.
+        size: side of its input in pixels.
+        candidates: names of `fbnet.BLOCKS`, and `skip` where neither stride nor channels change.
+    """
+
+    stage: int
+    in_channels: int
+    out_channels: int
+    stride: int
+    size: int
+    candidates: tuple[str, ...]
+
+    def block(self, name: str, *, always_expand: bool) -> nn.Module:
+        """Build a candidate, without biases: batch norm follows every convolution."""
+        if name == fbnet.SKIP:
+            return nn.Identity()
+        return fbnet.FBNetBlock(
+            self.in_channels,
+            self.out_channels,
+            fbnet.BLOCKS[name],
+            stride=self.stride,
+            always_expand=always_expand,
+            bias=False,
+        )
+
+    def operator(self, name: str) -> str:
+        """Name a candidate with its shape: layers of equal shape share what was measured."""
+        return f"{name} {self.in_channels}-{self.out_channels} stride {self.stride} at {self.size}"
+
+
+class FBNetSpace(Space):
+    """FBNet's space (table 1 and 2): one decision a layer.
+
+    Raises:
+        UserError: a candidate is not known, or none fits a layer; the message names the layer.
+    """
+
+    family = "fbnet"
+
+    def __init__(self, config: FBNetSpaceConfig, image_size: int) -> None:
+        self.config = config
+        known = [*fbnet.BLOCKS, fbnet.SKIP]
+        for name in config.candidates:
+            if name not in known:
+                raise UserError(f"search.space.candidates: {name} is not known. {near_matches(name, known)}")
+        self.layers: list[Layer] = []
+        channels, size = config.stem_channels, -(-image_size // config.stem_stride)
+        for number, stage in enumerate(config.stages, start=1):
+            for index in range(stage.layers):
+                stride = stage.stride if index == 0 else 1
+                layer = Layer(number, channels, stage.channels, stride, size, ())
+                fitting = tuple(name for name in config.candidates if _fits(layer, name))
+                if not fitting:
+                    raise UserError(
+                        f"search.space: layer {len(self.layers) + 1} (layer {index + 1} of stage {number}, {channels} "
+                        f"to {stage.channels} channels, stride {stride}) has no valid candidate among "
+                        f"{', '.join(config.candidates)}; add one, for example k3_e3."
+                    )
+                self.layers.append(Layer(number, channels, stage.channels, stride, size, fitting))
+                channels, size = stage.channels, -(-size // stride)
+        self.head_size = size
+        self.choices = tuple(layer.candidates for layer in self.layers)
+
+    def names(self, decisions: Decisions) -> list[str]:
+        """Return the chosen candidate of each layer."""
+        return [layer.candidates[choice] for layer, choice in zip(self.layers, decisions, strict=True)]
+
+    def blocks(self, decisions: Decisions) -> list[list[str]]:
+        """Return the chosen candidates, stage by stage."""
+        stages: list[list[str]] = [[] for _ in self.config.stages]
+        for layer, name in zip(self.layers, self.names(decisions), strict=True):
+            stages[layer.stage - 1].append(name)
+        return stages
+
+    def net(self, decisions: Decisions) -> dict[str, Any]:
+        """Return the arguments of `fbnet.BlockNet`."""
+        config = self.config
+        return {
+            "blocks": self.blocks(decisions),
+            "stem_channels": config.stem_channels,
+            "stage_channels": [stage.channels for stage in config.stages],
+            "head_channels": config.head_channels,
+            "strides": [config.stem_stride, *(stage.stride for stage in config.stages)],
+            "always_expand": config.always_expand,
+            "conv_bias": False,
+        }
+
+    def describe(self, decisions: Decisions) -> str:
+        """Return the candidates, stages apart."""
+        return " | ".join(" ".join(names) for names in self.blocks(decisions))
+
+
+def _fits(layer: Layer, name: str) -> bool:
+    if name == fbnet.SKIP:
+        return layer.stride == 1 and layer.in_channels == layer.out_channels
+    groups = fbnet.BLOCKS[name].groups
+    return layer.in_channels % groups == 0 and layer.out_channels % groups == 0
+
+
+# ---- NASNet ---------------------------------------------------------------------------------------------------------
+
+CELL_NAMES = ("normal", "reduction")
+
+
+class NasnetSpace(Space):
+    """NASNet's space: for each block of both cells two states, two operations, and how they are combined.
+
+    With five blocks a cell these are the 50 decisions of section 3; the first half makes the normal cell.
+    """
+
+    family = "nasnet"
+
+    def __init__(self, config: NasnetSpaceConfig) -> None:
+        self.config = config
+        for name in config.operations:
+            if name not in nasnet.OPERATIONS:
+                raise UserError(
+                    f"search.space.operations: {name} is not known. {near_matches(name, nasnet.OPERATIONS)}"
+                )
+        choices: list[tuple[str, ...]] = []
+        for _ in CELL_NAMES:
+            for block in range(config.blocks):
+                states = tuple(f"state {state}" for state in range(block + 2))
+                choices += [states, states, config.operations, config.operations, config.combinations]
+        self.choices = tuple(choices)
+
+    def blocks(self, decisions: Decisions) -> dict[str, list[nasnet.Block]]:
+        """Return the blocks of both cells."""
+        found: dict[str, list[nasnet.Block]] = {}
+        operations, combinations = self.config.operations, self.config.combinations
+        for number, cell in enumerate(CELL_NAMES):
+            first = number * 5 * self.config.blocks
+            found[cell] = []
+            for start in range(first, first + 5 * self.config.blocks, 5):
+                left_state, right_state, left, right, combination = decisions[start : start + 5]
+                found[cell].append(
+                    nasnet.Block(
+                        operations[left], left_state, operations[right], right_state, combinations[combination]
+                    )
+                )
+        return found
+
+    def net(self, decisions: Decisions) -> dict[str, Any]:
+        """Return the arguments of `nasnet.NASNet`."""
+        config = self.config
+        return {
+            "cells": {cell: {"blocks": [list(b) for b in blocks]} for cell, blocks in self.blocks(decisions).items()},
+            "repeats": config.repeats,
+            "filters": config.filters,
+            "stem": config.stem,
+            "stem_filters": config.stem_filters,
+        }
+
+    def describe(self, decisions: Decisions) -> str:
+        """Return the blocks of both cells, such as `separable_3x3(0)+identity(1)`."""
+        sign = {"add": "+", "concat": "&"}
+        cells = []
+        for cell, blocks in self.blocks(decisions).items():
+            words = [f"{b.left}({b.left_state}){sign[b.combination]}{b.right}({b.right_state})" for b in blocks]
+            cells.append(f"{cell}: {' '.join(words)}")
+        return " | ".join(cells)
+
+
+# ---- DARTS ----------------------------------------------------------------------------------------------------------
+
+
+class DartsSpace(Space):
+    """DARTS's space: for each node of both cells a pair of earlier states and two operations."""
+
+    family = "darts"
+
+    def __init__(self, config: DartsSpaceConfig) -> None:
+        self.config = config
+        for name in config.operations:
+            if name not in darts.OPERATIONS:
+                raise UserError(f"search.space.operations: {name} is not known. {near_matches(name, darts.OPERATIONS)}")
+        choices: list[tuple[str, ...]] = []
+        for _ in CELL_NAMES:
+            for node in range(config.nodes):
+                pairs = tuple(f"states {a} {b}" for a, b in state_pairs(node))
+                choices += [pairs, config.operations, config.operations]
+        self.choices = tuple(choices)
+
+    def genotype(self, decisions: Decisions) -> dict[str, list[list[list[Any]]]]:
+        """Return both cells as `darts.DartsNet` takes them."""
+        cells: dict[str, list[list[list[Any]]]] = {}
+        for number, cell in enumerate(CELL_NAMES):
+            first = number * 3 * self.config.nodes
+            cells[cell] = []
+            for node in range(self.config.nodes):
+                pair, left, right = decisions[first + 3 * node : first + 3 * node + 3]
+                states = state_pairs(node)[pair]
+                names = (self.config.operations[left], self.config.operations[right])
+                cells[cell].append([[name, state] for name, state in zip(names, states, strict=True)])
+        return cells
+
+    def net(self, decisions: Decisions) -> dict[str, Any]:
+        """Return the arguments of `darts.DartsNet`."""
+        config = self.config
+        return {
+            "genotype": self.genotype(decisions),
+            "channels": config.channels,
+            "layers": config.layers,
+            "stem": config.stem,
+        }
+
+    def describe(self, decisions: Decisions) -> str:
+        """Return the nodes of both cells."""
+        cells = []
+        for cell, nodes in self.genotype(decisions).items():
+            words = ["+".join(f"{name}({state})" for name, state in node) for node in nodes]
+            cells.append(f"{cell}: {' '.join(words)}")
+        return " | ".join(cells)
+
+
+def state_pairs(node: int) -> list[tuple[int, int]]:
+    """Return the pairs of different states that a node may take: both inputs of the cell and earlier nodes."""
+    return [(a, b) for b in range(node + 2) for a in range(b)]
+
+
+def make_space(config: FBNetSpaceConfig | NasnetSpaceConfig | DartsSpaceConfig, image_size: int) -> Space:
+    """Return the space of a configuration for images of this size."""
+    if isinstance(config, FBNetSpaceConfig):
+        return FBNetSpace(config, image_size)
+    return NasnetSpace(config) if isinstance(config, NasnetSpaceConfig) else DartsSpace(config)

@@ -1,0 +1,144 @@
+"""What every search is: steps that can be interrupted, a row for each, and an architecture in the end."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from convatlas.search.config import SearchRun
+from convatlas.search.data import SearchData
+from convatlas.search.judging import Judged, train_proxy
+from convatlas.search.latency import LatencyTable
+from convatlas.search.spaces import Decisions, FBNetSpace, Space
+from convatlas.tasks.base import mixed_seed
+
+__all__ = ["Context", "Row", "Strategy", "seeded"]
+
+Row = dict[str, Any]
+"""One line of the record: numbers, and `architecture` in words where one was sampled."""
+
+
+def seeded(*parts: int) -> int:
+    """Seed torch with a mixture of whole numbers and return it: what is drawn next depends on these alone."""
+    seed = mixed_seed(*parts) % 2**32
+    torch.manual_seed(seed)
+    return seed
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all searches of one run share.
+
+    Attributes:
+        run: the configuration.
+        data: both parts of the training split.
+        device: where nets are trained.
+        space: where is searched; None for compound scaling.
+        table: latencies of the space's operators, where they count.
+    """
+
+    run: SearchRun
+    data: SearchData
+    device: torch.device
+    space: Space | None
+    table: LatencyTable | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Classes, and channels of the images."""
+        return self.data.config.num_classes, self.data.config.in_channels
+
+    def build(self, decisions: Decisions) -> nn.Module:
+        """Build a net of the space; its weights depend on torch's seed."""
+        assert self.space is not None
+        return self.space.build(decisions, *self.shape)
+
+    def judge(self, decisions: Decisions, seed: int) -> Judged:
+        """Train a net of the space for a while, and test it on the held-out part."""
+        seeded(self.run.seed, seed)
+        return train_proxy(self.build(decisions), self.data, self.run.search.proxy, seed=seed, device=self.device)
+
+    def latency(self, decisions: Decisions) -> float | None:
+        """Return the predicted microseconds of a net, where latency counts."""
+        if self.table is None:
+            return None
+        assert isinstance(self.space, FBNetSpace)
+        return self.table.of(self.space, decisions)
+
+    def reward(self, judged: Judged, decisions: Decisions) -> float:
+        """Return what is maximised: the accuracy or, where latency counts, minus FBNet's loss."""
+        term, latency = self.run.search.latency, self.latency(decisions)
+        if term is None or latency is None:
+            return judged.accuracy
+        return -judged.loss * term.alpha * math.log(latency) ** term.beta
+
+    def row(self, decisions: Decisions, judged: Judged) -> Row:
+        """Return the record of a sampled net."""
+        assert self.space is not None
+        latency = self.latency(decisions)
+        return {
+            "architecture": self.space.describe(decisions),
+            "reward": self.reward(judged, decisions),
+            "accuracy": judged.accuracy,
+            "loss": judged.loss,
+            "macs": judged.macs,
+            **({} if latency is None else {"latency": latency}),
+        }
+
+
+class Strategy(ABC):
+    """A search that advances step by step.
+
+    A step is a function of the state and its number, so that a search which goes on from a saved state ends in the
+    same bits.
+
+    Attributes:
+        name: of what it finds, and of the file that holds it.
+        spent: multiply-adds so far.
+        best: the best net so far and its reward; what is found, once `done`.
+    """
+
+    name: ClassVar[str] = "found"
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.spent = 0
+        self.best: tuple[float, Decisions] | None = None
+
+    @property
+    @abstractmethod
+    def steps(self) -> int | None:
+        """How many steps there will be; None where a budget decides."""
+
+    @abstractmethod
+    def advance(self, step: int) -> list[Row]:
+        """Do one step, from 0, and return what there is to record."""
+
+    def done(self, step: int) -> bool:
+        """Say whether `step` steps are all."""
+        assert self.steps is not None
+        return step >= self.steps
+
+    def architectures(self) -> dict[str, dict[str, Any]]:
+        """Return what was found by name: `family` and `net`, and `image_size` where it is not that of the data."""
+        assert self.best is not None
+        assert self.context.space is not None
+        return {self.name: self.context.space.architecture(self.best[1])}
+
+    def state(self) -> dict[str, Any]:
+        """Return tensors and plain values from which the search goes on, beside `spent` and `best`."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        assert not state
+
+    def keep(self, reward: float, decisions: Decisions) -> None:
+        """Remember a net if it is better than all before; of equals the first stays."""
+        if self.best is None or reward > self.best[0]:
+            self.best = reward, decisions

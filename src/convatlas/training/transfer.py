@@ -1,0 +1,136 @@
+"""Transfer learning: the weights that a training starts from, and the part of the net that it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from convatlas.config import RunConfig
+from convatlas.errors import UserError, near_matches
+from convatlas.models.build import build_model
+from convatlas.models.freezing import freeze
+from convatlas.models.weights import State, digest, take_weights
+from convatlas.training.checkpoints import read_checkpoint
+
+__all__ = ["begin_from", "refuse_unfit_weights", "weights_digest"]
+
+
+def refuse_unfit_weights(config: RunConfig) -> None:
+    """Try the beginning of every seed, so that what is wrong with it is told before anything is written.
+
+    Raises:
+        UserError: as `begin_from`.
+    """
+    if config.model.get("weights") is not None or config.recipe.trainable != "all":
+        for seed in config.seeds:
+            begin_from(build_model(config.model), config, seed)
+
+
+def begin_from(net: nn.Module, config: RunConfig, seed: int) -> list[str]:
+    """Give a new net the weights of `model.weights` and freeze what `recipe.trainable` leaves out.
+
+    Returns:
+        What was done, a line each.
+
+    Raises:
+        UserError: the weights cannot be read or do not fit, or it is not clear what to freeze.
+    """
+    said = []
+    source, classes = config.model.get("weights"), config.data.num_classes
+    if source is not None:
+        left_out = take_weights(net, read_weights(source, config.model, seed), classes, str(source))
+        new = f", but for {', '.join(left_out)}, made for another number of classes" if left_out else ""
+        said.append(f"The net begins with the weights of {source}{new}.")
+    trainable = config.recipe.trainable
+    if trainable != "all":
+        if config.data.task != "classification":
+            raise UserError(f"recipe.trainable={trainable} is for classification; for {config.data.task} use all.")
+        size = config.data.image_size
+        layers = freeze(net, trainable, classes, torch.zeros(1, config.data.in_channels, size, size))
+        values = [sum(p.numel() for p in net.parameters() if p.requires_grad or every) for every in (False, True)]
+        begun = "" if source is not None else "; the rest stays as it was drawn, since there is no model.weights"
+        said.append(f"Trained: {values[0]:,} of {values[1]:,} parameters, {layers[0]} to {layers[-1]}{begun}.")
+    return said
+
+
+def weights_digest(config: RunConfig, seed: int) -> str | None:
+    """Return the sha256 of the weights that a seed begins with; None where it begins anew.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    source = config.model.get("weights")
+    return None if source is None else digest(read_weights(source, config.model, seed))
+
+
+def read_weights(source: Any, model: Mapping[str, Any], seed: int) -> State:
+    """Read weights; nothing in a file is executed.
+
+    Args:
+        source: the folder of a finished run, of one seed, or of all, of which the same seed is taken; a
+            `.safetensors` file; a checkpoint of a run; or else a tag of timm.
+        model: `conf/model`, for the number of channels of timm's weights.
+        seed: of the run that begins.
+
+    Raises:
+        UserError: there is nothing of that name, or it cannot be read.
+    """
+    path = Path(str(source))
+    if path.is_dir():
+        return _of_run(path, seed)
+    if path.is_file():
+        return _of_file(path)
+    if path.suffix in {".safetensors", ".ckpt"} or len(path.parts) > 1:
+        raise UserError(
+            f"model.weights={source} does not exist; name a finished run, a .safetensors file or a tag of timm."
+        )
+    return _of_timm(str(source), model)
+
+
+def _of_run(folder: Path, seed: int) -> State:
+    found = next((f for f in (folder / "best.ckpt", folder / f"seed={seed}" / "best.ckpt") if f.is_file()), None)
+    if found is None:
+        seeds = sorted(each.name for each in folder.glob("seed=*"))
+        hint = f"it has {', '.join(seeds)}: name one of them" if seeds else "train it first, or correct the path"
+        raise UserError(f"model.weights={folder} holds no best.ckpt of seed {seed}; {hint}.")
+    return _of_checkpoint(found)
+
+
+def _of_file(file: Path) -> State:
+    if file.suffix == ".ckpt":
+        return _of_checkpoint(file)
+    if file.suffix != ".safetensors":
+        raise UserError(f"model.weights={file} is no .safetensors file, and others could run code; convert it first.")
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"model.weights={file} cannot be read ({error}); fetch or write it again.") from error
+
+
+def _of_checkpoint(file: Path) -> State:
+    prefix = "net."
+    saved = read_checkpoint(file)["state_dict"]
+    return {name.removeprefix(prefix): tensor for name, tensor in saved.items() if name.startswith(prefix)}
+
+
+def _of_timm(tag: str, model: Mapping[str, Any]) -> State:
+    """Fetch weights with timm, which adapts the first convolution to the number of channels."""
+    import timm
+
+    if not timm.models.is_model_pretrained(tag):
+        near = near_matches(tag, timm.list_pretrained())
+        raise UserError(f"model.weights={tag} is neither a run, nor a file, nor a tag of timm. {near}")
+    try:
+        donor = timm.create_model(tag, pretrained=True, in_chans=model["in_channels"])
+    except Exception as error:  # whatever stops a download
+        raise UserError(
+            f"model.weights={tag} cannot be fetched ({type(error).__name__}); check the network, or name a file."
+        ) from error
+    return donor.state_dict()

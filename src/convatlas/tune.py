@@ -1,0 +1,34 @@
+"""`python -m convatlas.tune model=lenet5 'recipe.optimizer.lr=tag(log,interval(1e-3,1))' tune.trials=30`.
+
+Searches hyper-parameters with Optuna. What is searched is written as Hydra writes sweeps; all else is as in `train`:
+
+    recipe.optimizer.lr=tag(log,interval(1e-3,1))     a real number, here with even chances for every order of magnitude
+    model.depth=int(interval(2,6))                    a whole number, both ends included
+    model.width=range(4,17,4)                         4, 8, 12, 16
+    recipe/schedule=choice(cosine,multi_step)         one of these; `recipe/schedule=cosine,multi_step` says the same
+
+A trial's score is the best validation score of its training; the test split is never looked at. The same command goes
+on where a killed one stopped. Everything lies in `output_dir`: `tune.db` (Optuna's storage), `trials.csv`, `best.yaml`.
+In MLflow the search is a run, and every trial a child of it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from convatlas.cli import run
+
+
+def main() -> None:
+    """Search what the command line names, and print the best trial's command."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
+    from convatlas.training.tuning import read_search, search
+
+    best = search(read_search(sys.argv[1:]))
+    print(f"python -m convatlas.train {best}")
+
+
+if __name__ == "__main__":
+    run(main, "tune")

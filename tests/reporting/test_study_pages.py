@@ -1,0 +1,158 @@
+"""The students' pages: what was measured comes into them from the reports, and nothing in them leads nowhere."""
+
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from made_runs import ENVIRONMENT, MadeVariant, accuracies, make_study
+
+from convatlas.errors import UserError
+from convatlas.reporting.report import write_report
+from convatlas.reporting.study_pages import BEGIN, END, update_pages
+from helpers import ROOT
+
+PAGES = ROOT / "docs" / "studies"
+EMPTY = f"# A title\n\nBefore.\n\n{BEGIN}\nNot run yet.\n{END}\n\nAfter.\n"
+SVG = "{http://www.w3.org/2000/svg}"
+
+# ---- the program ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """Write the report of a study of which one run is missing."""
+    folder = tmp_path_factory.mktemp("report")
+    made = {
+        "a": MadeVariant(test=accuracies(0.95, 0.96, 0.94), title="a | 1 of 2"),
+        "b": MadeVariant(test=accuracies(0.85, 0.87), title="b", environment=ENVIRONMENT | {"dirty": True}),
+    }
+    claims = [{"says": "a is better", "holds": ["error[a] < error[b]"], "note": None}]
+    write_report(*make_study(folder, made, question="Which?", claims=claims), folder / "overview")
+    return folder / "overview"
+
+
+@pytest.fixture
+def folders(tmp_path, report):
+    """Make two empty pages, and the report of one of their studies."""
+    pages, reports = tmp_path / "pages", tmp_path / "reports"
+    shutil.copytree(report, reports / "overview")
+    pages.mkdir()
+    for name in ("overview", "densenet"):
+        (pages / f"{name}.md").write_text(EMPTY)
+    (pages / "README.md").write_text("No marks here.\n")
+    return pages, reports
+
+
+def test_a_page_gets_the_tables_and_verdicts_of_its_report(folders):
+    pages, reports = folders
+    assert update_pages(pages, reports) == [pages / "overview.md"]
+    text = (pages / "overview.md").read_text()
+    before, measured, after = re.split(f"{BEGIN}\n|{END}", text)
+    assert (before, after) == ("# A title\n\nBefore.\n\n", "\n\nAfter.\n")
+    assert measured.startswith(
+        "3 seeds, scale laptop, 5 of 6 runs, commits 0123456 and 0123456 with changes.\n\n"
+        "### Classification on digits\n\n| variant | seeds |"
+    )
+    assert "| a \\| 1 of 2 | 3 of 3 | 95.00 ± 1.00 |" in measured
+    assert "### Claims\n\n- **Confirmed**: a is better.\n  - `error[a] < error[b]`: difference" in measured
+    assert "Which?" not in measured
+
+
+def test_a_page_without_a_report_stays_as_it_is_and_a_second_time_changes_nothing(folders):
+    update_pages(*folders)
+    assert (folders[0] / "densenet.md").read_text() == EMPTY
+    assert update_pages(*folders) == []
+
+
+def test_what_was_measured_before_is_replaced(folders):
+    pages, reports = folders
+    update_pages(pages, reports)
+    first = (pages / "overview.md").read_text()
+    (pages / "overview.md").write_text(first.replace("95.00", "12.34"))
+    update_pages(pages, reports)
+    assert (pages / "overview.md").read_text() == first
+
+
+def test_a_report_without_its_html_page_leaves_scale_and_commit_unsaid(folders):
+    pages, reports = folders
+    (reports / "overview" / "index.html").unlink()
+    update_pages(pages, reports)
+    assert f"{BEGIN}\n3 seeds, 5 of 6 runs.\n" in (pages / "overview.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"),
+    [
+        ("# No marks\n", "0 and 0 times"),
+        (EMPTY.replace(END, ""), "1 and 0 times"),
+        (EMPTY + EMPTY, "2 and 2 times"),
+        (f"{END}\n{BEGIN}\n", "1 and 1 times"),
+    ],
+)
+def test_a_page_with_wrong_marks_is_named_and_no_page_is_written(folders, text, counts):
+    pages, reports = folders
+    (pages / "zebra.md").write_text(text)  # the last to be read
+    with pytest.raises(UserError, match=rf"zebra\.md must have {BEGIN} and below it {END}, each once, .* {counts};"):
+        update_pages(pages, reports)
+    assert (pages / "overview.md").read_text() == EMPTY
+
+
+def test_a_table_that_is_none_is_named(folders):
+    pages, reports = folders
+    (reports / "overview" / "table.md").write_text("# Overview\n\nNothing.\n")
+    with pytest.raises(UserError, match=r"table\.md is not the table of a report; run `python -m convatlas.report"):
+        update_pages(pages, reports)
+
+
+def test_a_folder_without_pages_is_named(tmp_path):
+    with pytest.raises(UserError, match="holds no page of a study; start this in the root"):
+        update_pages(tmp_path, tmp_path)
+
+
+# ---- the pages ------------------------------------------------------------------------------------------------------
+
+
+def pages() -> list[Path]:
+    """Return the pages of the studies, without their index."""
+    return sorted(path for path in PAGES.glob("*.md") if path.name != "README.md")
+
+
+def page_id(page: Path) -> str:
+    """Name a test by its page."""
+    return page.stem
+
+
+def test_every_study_has_a_page_and_every_page_stands_in_the_index():
+    names = {page.stem for page in pages()}
+    assert {path.stem for path in (ROOT / "conf" / "study").glob("*.yaml")} <= names
+    assert set(re.findall(r"\]\((\w+)\.md\)", (PAGES / "README.md").read_text())) == names
+
+
+@pytest.mark.parametrize("page", pages(), ids=page_id)
+def test_a_page_has_its_parts_and_its_links_lead_somewhere(page):
+    text = page.read_text()
+    heads = re.findall(r"^## (.+)$", text, flags=re.MULTILINE)
+    assert [head for head in heads if head != "Why it differs"] == [
+        "The idea",
+        "What the lecture says",
+        "What we measured",
+        "Run it again",
+    ]
+    assert (text.count(BEGIN), text.count(END)) == (1, 1)
+    assert f"python -m convatlas.plan study={page.stem} && dvc repro" in text
+    links = re.findall(r"\]\(([^)#]+)", text)
+    assert f"images/{page.stem}.svg" in links
+    assert [link for link in links if not link.startswith("http") and not (PAGES / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", pages(), ids=page_id)
+def test_a_drawing_is_described_readable_and_stands_alone(page):
+    text = (PAGES / "images" / f"{page.stem}.svg").read_text()
+    root = ET.fromstring(text)
+    assert all((root.findtext(f"{SVG}{name}") or "").strip() for name in ("title", "desc"))
+    sizes = [float(size) for size in re.findall(r'font(?:-size)?(?:="|:[^;}]*?)([\d.]+)(?:px|")', text)]
+    assert sizes
+    assert min(sizes) >= 12
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|<script|<image", text)

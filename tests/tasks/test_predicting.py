@@ -1,0 +1,57 @@
+"""A new image is made square as the training's images were, and boxes come back in its own pixels."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from convatlas.tasks.predicting import describe_prediction
+
+
+def boxes_of(card: dict[str, Any]) -> list[list[float]]:
+    """Return what is listed for an image of 100 x 200 pixels when a net finds the lower half of the 50 x 50 it sees."""
+    shown = []
+
+    def net(images: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        shown.append(images.shape)
+        box = torch.tensor([[0.0, 25.0, 50.0, 50.0]])
+        return [{"boxes": box, "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}]
+
+    data: Any = SimpleNamespace(task="detection", image_size=50)
+    fields = {"classes": ("background", "cell"), "fitted": None, "source": {}} | card
+    row, _ = describe_prediction(net, torch.rand(3, 100, 200), data, SimpleNamespace(**fields))  # type: ignore[arg-type]
+    assert shown == [(1, 3, 50, 50)]
+    return [each["box"] for each in row["objects"]]
+
+
+@pytest.mark.parametrize(
+    ("card", "box"),
+    [
+        ({}, [0.0, 50.0, 200.0, 100.0]),
+        # 50 rows of black above and below: the lower half of the square begins at row 50 of the image, and ends with it
+        ({"source": {"fit": "letterbox"}}, [0.0, 50.0, 200.0, 100.0]),
+        ({"fitted": "stretch"}, [0.0, 50.0, 200.0, 100.0]),
+    ],
+    ids=["one size", "letterbox", "stretch"],
+)
+def test_boxes_are_in_pixels_of_the_image_as_given(card, box):
+    assert boxes_of(card) == [box]
+
+
+def test_a_class_is_told_of_the_centre_where_the_training_saw_centres():
+    image = torch.zeros(1, 4, 8)
+    image[:, :, 2:6] = 1
+    seen = []
+
+    def net(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images)
+        return torch.tensor([[0.0, 1.0]])
+
+    data: Any = SimpleNamespace(task="classification", image_size=4)
+    card: Any = SimpleNamespace(
+        classes=("a", "b"), fitted="centre", source={}, mean=(0.0,), std=(1.0,), has_canny=lambda _: False
+    )
+    row, _ = describe_prediction(net, image, data, card)  # type: ignore[arg-type]
+    assert row["prediction"] == "b"
+    assert torch.equal(seen[0], torch.ones(1, 1, 4, 4))
