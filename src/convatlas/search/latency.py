@@ -148,24 +148,22 @@ def measure_table(
 
 
 def fastest(modules: Sequence[tuple[nn.Module, Tensor]], rounds: int, calls: int = 10) -> list[float]:
-    """Return for each module the least microseconds of a call over so many rounds, each the mean of `calls` calls.
+    """Return for each module the microseconds of its fastest call over so many rounds of `calls` calls.
 
-    The modules take turns, so that whatever else the machine does disturbs all of them alike, and the least of a
-    module is of a moment when nothing did.
+    The modules take turns, so that whatever else the machine does disturbs all of them alike; the fastest call is one
+    that nothing disturbed.
     """
     least = [float("inf")] * len(modules)
     with torch.inference_mode():
-        for turn in range(rounds + 1):
+        for _ in range(rounds):
             for number, (module, image) in enumerate(modules):
-                module(image)
+                module(image)  # warms up
                 _wait(image.device)
-                start = time.perf_counter()
                 for _ in range(calls):
+                    start = time.perf_counter()
                     module(image)
-                _wait(image.device)
-                seconds = (time.perf_counter() - start) / calls
-                if turn > 0:  # the first round warms up
-                    least[number] = min(least[number], seconds * 1e6)
+                    _wait(image.device)
+                    least[number] = min(least[number], 1e6 * (time.perf_counter() - start))
     return least
 
 
