@@ -32,7 +32,7 @@ endif
 	dvc repro
 
 test: setup  ## run the tests that take seconds
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 test-slow: setup  ## run the long ones as well
 	python -m pytest -m "not gpu and not network"
@@ -49,8 +49,8 @@ format: setup  ## put the style right
 ui: setup  ## open the runs in MLflow at http://127.0.0.1:5000 (PORT=... for another port)
 	python -m convatlas.ui port=$(PORT)
 
-report: setup  ## write the reports of the runs that are there
-	dvc repro report summarise
+report: setup  ## write the reports of the runs that are there, whatever is missing
+	python -m convatlas.report
 
 study-pages: setup  ## copy what the reports measured into docs/studies
 	python -m convatlas.reporting.study_pages

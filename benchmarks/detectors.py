@@ -93,7 +93,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--only", default="", help="detectors whose name contains this")
+    parser.add_argument("--quick", action="store_true", help="one round")
     options = parser.parse_args()
+    if options.quick:
+        options.repeats = 1
     torch.set_num_threads(options.threads)
     nets = {name: built(build) for name, build in CASES.items() if options.only.lower() in name.lower()}
     if not nets:

@@ -151,11 +151,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20, help="steps of one mean")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", default="", help="groups of nets whose name contains this")
+    parser.add_argument("--quick", action="store_true", help="one step of batches of 2")
     options = parser.parse_args()
+    if options.quick:
+        options.batch_size, options.steps, options.repeats = 2, 1, 1
     torch.set_num_threads(options.threads)
     columns = f"{'wall':>8} {'ratio':>6} {'processor':>10} {'ratio':>6} {'active':>7} {'saved, mean':>12} {'most':>9}"
     print(" " * 44, columns)
-    for group in dict.fromkeys(case.group for case in CASES):
+    for group in dict.fromkeys(case.group for case in CASES if options.only in case.group):
         cases = [case for case in CASES if case.group == group]
         found = timed(cases, options.batch_size, options.steps, options.repeats)
         for case, measured in zip(cases, found, strict=True):

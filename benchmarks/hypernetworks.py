@@ -7,6 +7,7 @@ with the batch; a dynamic hypernetwork runs at every time step of every image.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 
@@ -41,11 +42,22 @@ def compare(title: str, hyper: nn.Module, plain: nn.Module, *, batch: int, in_ch
 
 def main() -> None:
     """Compare the static nets at three batches and the dynamic ones at one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="batches of 2, two steps")
+    quick = parser.parse_args().quick
     torch.set_num_threads(1)
-    for batch in (8, 32, 128):
-        compare("WRN-40-1", HyperWideResNet(), HyperWideResNet(generated=False), batch=batch, in_channels=3, repeats=6)
+    for batch in (2,) if quick else (8, 32, 128):
+        repeats = 2 if quick else 6
+        compare(
+            "WRN-40-1",
+            HyperWideResNet(),
+            HyperWideResNet(generated=False),
+            batch=batch,
+            in_channels=3,
+            repeats=repeats,
+        )
     for title, hyper, plain in (("RNN, 32 rows", HyperRNN, RNN), ("LSTM, 32 rows", HyperLSTM, LSTM)):
-        compare(title, hyper(), plain(), batch=32, in_channels=1, repeats=21)
+        compare(title, hyper(), plain(), batch=2 if quick else 32, in_channels=1, repeats=2 if quick else 21)
 
 
 if __name__ == "__main__":

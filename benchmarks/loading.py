@@ -1,16 +1,17 @@
 """Images per second: prepared data against ImageFolder, PIL and DataLoader, on the same images and cores in one run.
 
-    python benchmarks/loading.py cifar10=FOLDER workers=0,1,2
+    python benchmarks/loading.py [--cifar10 FOLDER] [--workers 0 1 2]
 
-Small images are CIFAR-10's (`cifar10=` names the folder with `cifar-10-batches-py`; without it, random pixels of the
+Small images are CIFAR-10's (`--cifar10` names the folder with `cifar-10-batches-py`; without it, random pixels of the
 same shape) with pad-crop-flip; large ones are 500 x 375 JPEG, made here, with Inception crops to 224. Each way gives
-normalised float batches of 128. Ways take turns, and the best of three epochs counts. Then the memory of a loader is
-measured over epochs.
+normalised float batches of 128. Ways take turns, and the best of three epochs counts. Without workers the processor's
+time is told as well, which other work on the machine hardly changes. Then the memory of a loader is measured over
+epochs. Aim: ten times for small images. `--quick` takes a few images once.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -35,8 +36,6 @@ from convatlas.data.prepared import PreparedData
 from convatlas.data.sources import RawDataset
 
 BATCH = 128
-SMALL, LARGE = 10_000, 700
-ROUNDS = 3
 NOTHING: dict[str, Any] = {
     "crop_padding": 0,
     "horizontal_flip": True,
@@ -49,18 +48,26 @@ NOTHING: dict[str, Any] = {
 
 def main() -> None:
     """Measure and print a table."""
-    options = dict(word.split("=", 1) for word in sys.argv[1:])
-    workers = [int(number) for number in options.get("workers", "0,1,2").split(",")]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar10", type=Path, help="folder of cifar-10-batches-py")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="processes that make batches")
+    parser.add_argument("--small", type=int, default=10_000, help="small images")
+    parser.add_argument("--large", type=int, default=700, help="large images")
+    parser.add_argument("--rounds", type=int, default=3, help="epochs of each way")
+    parser.add_argument("--quick", action="store_true", help="600 small and 300 large images, once")
+    options = parser.parse_args()
+    if options.quick:
+        options.small, options.large, options.rounds, options.workers = 600, 300, 1, [0]
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        small = small_images(options.get("cifar10"))
-        ours, theirs = small_ways(folder / "small", small)
-        table("32 x 32, pad, crop and flip", ours, theirs, workers)
-        ours, theirs = large_ways(folder / "large", None)
-        table("500 x 375 JPEG, Inception crops to 224, stored as they are", ours, theirs, workers)
-        ours, theirs = large_ways(folder / "large", 256)
-        table("500 x 375 JPEG, Inception crops to 224, stored with a shorter side of 256", ours, theirs, workers)
+        ways = {"32 x 32, pad, crop and flip": small_ways(folder / "small", small_images(options))}
+        files = jpeg_files(folder / "large", options.large)
+        for stored_side, how in ((None, "as they are"), (256, "with a shorter side of 256")):
+            title = f"500 x 375 JPEG, Inception crops to 224, stored {how}"
+            ways[title] = large_ways(folder / f"large-{stored_side}", files, stored_side)
+        for title, (ours, theirs) in ways.items():
+            table(title, ours, theirs, options)
         memory(folder)
 
 
@@ -69,13 +76,13 @@ def main() -> None:
 Way = Callable[[int, int], Iterable[Any]]
 
 
-def small_images(folder: str | None) -> NDArray[np.uint8]:
-    """Return CIFAR-10's first training batch, or random pixels of its shape."""
-    if folder is None:
-        return np.random.default_rng(0).integers(0, 256, (SMALL, 3, 32, 32), dtype=np.uint8)
+def small_images(options: argparse.Namespace) -> NDArray[np.uint8]:
+    """Return CIFAR-10's first images, or random pixels of their shape."""
+    if options.cifar10 is None:
+        return np.random.default_rng(0).integers(0, 256, (options.small, 3, 32, 32), dtype=np.uint8)
     from convatlas.data.sources.cifar import load_cifar10
 
-    return load_cifar10(Path(folder)).pixels[:SMALL]
+    return load_cifar10(options.cifar10).pixels[: options.small]
 
 
 def small_ways(folder: Path, images: NDArray[np.uint8]) -> tuple[Way, Way]:
@@ -90,22 +97,27 @@ def small_ways(folder: Path, images: NDArray[np.uint8]) -> tuple[Way, Way]:
     return ours, folder_way(folder / "files", augmentation)
 
 
-def large_ways(folder: Path, stored_side: int | None) -> tuple[Way, Way]:
-    """Return our loader over shards, and theirs over the same JPEG files in their own size."""
+def jpeg_files(folder: Path, number_of_files: int) -> list[Path]:
+    """Make JPEG files of coarse colours and noise, in ten folders."""
     rng = np.random.default_rng(0)
     paths = []
-    for number in range(LARGE):
+    for number in range(number_of_files):
         coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
         noise = rng.integers(-12, 13, (375, 500, 1))
         pixels = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC)).astype(np.int16) + noise
-        path = folder / "files" / str(number % 10) / f"{number:05d}.jpg"
+        path = folder / str(number % 10) / f"{number:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
         paths.append(path)
     print(f"made JPEG: {sum(path.stat().st_size for path in paths) / len(paths) / 1000:.0f} kB each")
+    return paths
+
+
+def large_ways(folder: Path, files: list[Path], stored_side: int | None) -> tuple[Way, Way]:
+    """Return our loader over shards, and theirs over the same JPEG files in their own size."""
     data = {"image_size": 224, "storage": "shards", "stored_side": stored_side}
-    ours = prepared_way(raw_dataset(ImageFiles(paths)), folder, data, {"random_area": (0.08, 1.0)})
-    return ours, folder_way(folder / "files", [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()])
+    ours = prepared_way(raw_dataset(ImageFiles(files)), folder, data, {"random_area": (0.08, 1.0)})
+    return ours, folder_way(files[0].parents[1], [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()])
 
 
 def raw_dataset(images: NDArray[np.uint8] | ImageFiles) -> RawDataset:
@@ -165,25 +177,30 @@ def folder_way(folder: Path, augmentation: list[Any]) -> Way:
 # ---- measuring ------------------------------------------------------------------------------------------------------
 
 
-def table(title: str, ours: Way, theirs: Way, workers: list[int]) -> None:
+def table(title: str, ours: Way, theirs: Way, options: argparse.Namespace) -> None:
     """Print images per second of both ways, which take turns."""
-    print(f"\n{title}, images per second\n{'workers':>8} {'ImageFolder':>12} {'convatlas':>12} {'factor':>8}")
-    for number in workers:
-        rates: dict[Way, list[float]] = {theirs: [], ours: []}
-        for epoch in range(ROUNDS):
+    columns = f"{'workers':>8} {'ImageFolder':>12} {'convatlas':>12} {'factor':>8}"
+    print(f"\n{title}, images per second\n{columns}{'of the processor':>32}{'factor':>9}")
+    for number in options.workers:
+        rates: dict[Way, list[tuple[float, float]]] = {theirs: [], ours: []}
+        for epoch in range(options.rounds):
             for way, found in rates.items():
                 found.append(images_per_second(way, number, epoch))
-        one, other = max(rates[theirs]), max(rates[ours])
-        print(f"{number:>8} {one:>12,.0f} {other:>12,.0f} {other / one:>8.1f}", flush=True)
+        (one, one_processor), (other, other_processor) = (map(max, zip(*rates[w], strict=True)) for w in (theirs, ours))
+        processor = f"{one_processor:>19,.0f} {other_processor:>12,.0f} {other_processor / one_processor:>8.1f}"
+        print(f"{number:>8} {one:>12,.0f} {other:>12,.0f} {other / one:>8.1f}{'' if number else processor}", flush=True)
 
 
-def images_per_second(way: Way, workers: int, epoch: int) -> float:
-    """Run one epoch; the clock starts at the first batch, when the workers are there."""
+def images_per_second(way: Way, workers: int, epoch: int) -> tuple[float, float]:
+    """Run one epoch; returns images a second on the clock, and of this process's processor time.
+
+    The clock starts at the first batch, when the workers are there.
+    """
     batches = iter(way(workers, epoch))
     next(batches)
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     images = sum(len(batch[0] if isinstance(batch, list) else batch["images"]) for batch in batches)
-    return images / (time.perf_counter() - start)
+    return images / (time.perf_counter() - start), images / (time.process_time() - processor)
 
 
 def memory(folder: Path) -> None:
@@ -192,7 +209,7 @@ def memory(folder: Path) -> None:
     process = psutil.Process()
     ways: dict[str, tuple[Path, dict[str, Any]]] = {
         "arrays": (folder / "small" / "prepared", {"crop_padding": 4}),
-        "shards": (folder / "large" / "prepared", {"random_area": (0.08, 1.0)}),
+        "shards": (folder / "large-256" / "prepared", {"random_area": (0.08, 1.0)}),
     }
     for name, (prepared, changes) in ways.items():
         size = 32 if name == "arrays" else 224

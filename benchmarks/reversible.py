@@ -31,7 +31,6 @@ from convatlas.models.classification.revnet import RevNet, Stage, revnet_cifar
 from convatlas.models.costs import activation_bytes, on_meta_device
 from convatlas.models.layers.reversible import AdditiveBlock
 
-UNITS = (3, 9, 27)
 WAYS = ("plain", "checkpoint", "reversible", "memcnn")
 
 
@@ -147,7 +146,7 @@ def print_memory(arguments: argparse.Namespace, ways: list[str]) -> dict[str, li
     )
     print(f"{'units':<8}" + "".join(f"{way:>24}" for way in ways))
     peaks: dict[str, list[float]] = {way: [] for way in ways}
-    for units in UNITS:
+    for units in arguments.units:
         cells = []
         for way in ways:
             peaks[way].append(measured_apart(arguments, way, units) / 1e6)
@@ -164,19 +163,19 @@ def saved(way: str, units: int, batch: int) -> str:
     return f"{activation_bytes(net, torch.zeros(batch, 3, 32, 32, device='meta')) / 1e6:.1f}"
 
 
-def plot(peaks: dict[str, list[float]], path: Path, title: str) -> None:
+def plot(peaks: dict[str, list[float]], arguments: argparse.Namespace, title: str) -> None:
     """Draw the peaks over the number of units."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     for way, values in peaks.items():
-        axes.plot(UNITS, values, marker="o", label=way)
-    axes.set(xlabel="units a stage", ylabel="peak memory of a step, MB", xticks=UNITS, title=title)
+        axes.plot(arguments.units, values, marker="o", label=way)
+    axes.set(xlabel="units a stage", ylabel="peak memory of a step, MB", xticks=arguments.units, title=title)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    print(f"written: {path}")
+    arguments.plot.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(arguments.plot, dpi=150)
+    print(f"written: {arguments.plot}")
 
 
 # ---- time -----------------------------------------------------------------------------------------------------------
@@ -186,7 +185,7 @@ def print_times(arguments: argparse.Namespace, ways: list[str]) -> None:
     """Print the median seconds of a step, and the median of the ratios to plain autograd's step beside it."""
     images = torch.randn(arguments.batch, 3, 32, 32, device=arguments.device)
     print(f"time of one step of {arguments.batch} images, median of {arguments.repeats}, wall / processor")
-    for units in UNITS:
+    for units in arguments.units:
         nets = {way: build(way, units).to(arguments.device) for way in ways}
         times: dict[str, list[tuple[float, float, float]]] = {way: [] for way in ways}
         for repeat in range(arguments.repeats + 1):
@@ -209,10 +208,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=32, help="images a step")
     parser.add_argument("--repeats", type=int, default=7, help="timed steps of each way")
+    parser.add_argument("--units", type=int, nargs="+", default=[3, 9, 27], help="units a stage")
+    parser.add_argument("--quick", action="store_true", help="3 units a stage, batches of 2, one step")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--plot", type=Path, default=Path("docs/images/reversible_memory.png"), help="where to draw")
     parser.add_argument("--measure", nargs=2, metavar=("WAY", "UNITS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.units, arguments.batch, arguments.repeats = [3], 2, 1
     torch.set_num_threads(1)
     if arguments.measure:
         way, units = arguments.measure
@@ -223,7 +226,7 @@ def main() -> None:
     if not has_memcnn:
         print("memcnn is not installed and left out; `pip install memcnn==1.5.2` adds it")
     peaks = print_memory(arguments, ways)
-    plot(peaks, arguments.plot, f"RevNet, {arguments.batch} images of 32 x 32 pixels, {arguments.device}")
+    plot(peaks, arguments, f"RevNet, {arguments.batch} images of 32 x 32 pixels, {arguments.device}")
     print_times(arguments, ways)
 
 

@@ -1,8 +1,9 @@
-"""Every benchmark, one after the other: `python benchmarks/run_all.py [NAME ...]` writes benchmarks/results.md.
+"""The benchmarks, one after the other: `python benchmarks/run_all.py [NAME ...]` writes benchmarks/results.md.
 
 Each is a program of its own beside this file that prints what it measured; this one runs them, names the machine, and
-keeps what they printed. Ratios are of one run on one machine; seconds of two runs are not to be compared. A quiet
-machine takes about an hour. With names, the sections of the others stay as they are.
+keeps what they printed. Ratios are of one run on one machine; seconds of two runs are not to be compared. Two quiet
+cores take about a quarter of an hour. With names, the sections of the others stay as they are; some are run by name
+alone. `--quick` shows in a few minutes that each works, prints what it says, and writes nothing.
 """
 
 from __future__ import annotations
@@ -26,26 +27,33 @@ RESULTS = HERE / "results.md"
 BENCHMARKS = {
     "start": ["start.py"],
     "pipeline": ["pipeline.py"],
-    "loading": ["loading.py"],
+    "loading": ["loading.py", "--workers", "0", "2"],
+    "evaluation": ["evaluation.py"],
     "ddp": ["ddp.py"],
     "repro": ["repro.py"],
-    "reversible": ["reversible.py", "--plot", os.devnull],
-    "drop_paths": ["drop_paths.py"],
+    "reversible": ["reversible.py", "--units", "3", "9", "--repeats", "3", "--plot", os.devnull],
+    "drop_paths": ["drop_paths.py", "--steps", "10", "--repeats", "2", "--only", "ResNet"],
+}
+BY_NAME = {
     "hypernetworks": ["hypernetworks.py"],
     "detectors": ["detectors.py"],
 }
 ON_A_GPU = {
     "pipeline_gpu": ["pipeline.py", "--device", "cuda", "--batches", "300", "--images", "60000"],
     "reversible_gpu": ["reversible.py", "--device", "cuda", "--plot", os.devnull],
+    "cifar10_speed": ["cifar10_speed.py", "--device", "cuda", "--cifar10", "data/raw/cifar10"],
 }
 
 
 def main() -> None:
     """Run the named benchmarks, or all that this machine can run, and write what they printed."""
-    known = BENCHMARKS | (ON_A_GPU if torch.cuda.is_available() else {})
+    usual = BENCHMARKS | (ON_A_GPU if torch.cuda.is_available() else {})
+    known = usual | BY_NAME
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; default: all")
-    names = parser.parse_args().names or list(known)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; default: {', '.join(usual)}")
+    parser.add_argument("--quick", action="store_true", help="see that each works")
+    options = parser.parse_args()
+    names = options.names or list(usual)
     if unknown := [name for name in names if name not in known]:
         parser.error(f"there is no benchmark {unknown[0]} here; choose of {', '.join(known)}")
     sections = read(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -53,11 +61,19 @@ def main() -> None:
     for name in names:
         print(f"{name} ...", flush=True)
         start = time.monotonic()
-        command = [sys.executable, str(HERE / known[name][0]), *known[name][1:]]
+        command = [
+            sys.executable,
+            str(HERE / known[name][0]),
+            *known[name][1:],
+            *(["--quick"] if options.quick else []),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             failed.append(name)
             print(done.stdout + done.stderr, file=sys.stderr)
+            continue
+        if options.quick:
+            print(done.stdout)
             continue
         sections[name] = section(known[name], done.stdout, time.monotonic() - start)
         RESULTS.write_text(page(sections))
@@ -93,7 +109,7 @@ def processor() -> str:
 
 def page(sections: dict[str, str]) -> str:
     """Return the page, its sections in the order of the programs above."""
-    order = [name for name in {**BENCHMARKS, **ON_A_GPU} if name in sections]
+    order = [name for name in BENCHMARKS | BY_NAME | ON_A_GPU if name in sections]
     head = (
         "# Benchmarks\n\nWritten by `python benchmarks/run_all.py`. A ratio compares two ways that took turns in one "
         "run; seconds of different runs and machines do not compare.\n"

@@ -1,11 +1,12 @@
 """What starting a training costs beside importing its libraries: `python benchmarks/start.py`.
 
 Times two processes in turn: one that imports torch, pytorch-lightning and mlflow and does nothing, and a training
-from its command line to its first step, MLflow run included. Aim: at most 1.3 times. Needs `data/prepared/digits`.
+from its command line to its first step, MLflow run included. Aim: at most 1.3 times. `--quick` takes one round of five.
 """
 
 from __future__ import annotations
 
+import argparse
 import resource
 import statistics
 import subprocess
@@ -14,17 +15,23 @@ import tempfile
 import time
 
 IMPORTS = "import torch, pytorch_lightning, mlflow; from mlflow import MlflowClient; import os; os._exit(0)"
+PREPARE = """
+import runpy, sys
+sys.argv = ["prepare", "data=digits", "data.prepared={folder}/digits", "page={folder}/digits.html"]
+runpy.run_module("convatlas.prepare", run_name="__main__", alter_sys=True)
+"""
 FIRST_STEP = """
 import os, runpy, sys
 from convatlas.tasks.base import Task
 Task.on_train_batch_start = lambda *_: os._exit(0)
-sys.argv = ["train", "model=lenet5", "output_dir={folder}/run", "tracking.uri=sqlite:///{folder}/mlflow.db"]
+sys.argv = ["train", "model=lenet5", "data.prepared={folder}/digits", "output_dir={folder}/run",
+            "tracking.uri=sqlite:///{folder}/mlflow.db"]
 runpy.run_module("convatlas.train", run_name="__main__", alter_sys=True)
 """
 FINISH = """
 import runpy, sys
 sys.argv = ["train", "model=lenet5", "trainer=debug", "recipe.epochs=1", "output_dir={folder}/finished",
-            "tracking.uri=sqlite:///{folder}/mlflow.db", "tracking.log_model=false"]
+            "data.prepared={folder}/digits", "tracking.uri=sqlite:///{folder}/mlflow.db", "tracking.log_model=false"]
 runpy.run_module("convatlas.train", run_name="__main__", alter_sys=True)
 """
 
@@ -41,10 +48,16 @@ def seconds(code: str) -> tuple[float, float]:
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def main(repeats: int = 5) -> None:
+def main() -> None:
     """Print the medians and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one round")
+    options = parser.parse_args()
+    repeats = 1 if options.quick else options.repeats
     imports, starts = [], []
     with tempfile.TemporaryDirectory() as folder:
+        seconds(PREPARE.format(folder=folder))
         seconds(FINISH.format(folder=folder))  # the database is made, and everything is in the disk cache
         for number in range(repeats):
             imports.append(seconds(IMPORTS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 from pathlib import Path
@@ -200,6 +201,24 @@ def test_a_loss_that_is_no_number(enter, prepared_digits, tmp_path):
     )
     assert_one_sentence(entered, "The loss became", "recipe.optimizer.lr")
     assert not (tmp_path / "run").exists()
+
+
+def test_in_the_pipeline_a_seed_that_diverges_is_told_and_the_others_go_on(compose, monkeypatch):
+    from convatlas.tasks.classification import ClassificationTask
+
+    losses = ClassificationTask.losses
+
+    def seed_0_diverges(self, batch):
+        terms = losses(self, batch)
+        return {"loss": terms["loss"] * float("inf")} if self.seed == 0 else terms
+
+    monkeypatch.setattr(ClassificationTask, "losses", seed_0_diverges)
+    config = compose("recipe.epochs=1", seeds=(0, 1))
+    diverged, trained = train(config, strict=False)
+    assert [path.name for path in diverged.iterdir()] == ["failure.json"]
+    assert "The loss became" in json.loads((diverged / "failure.json").read_text())["error"]
+    assert (trained / "metrics.json").exists()
+    assert not list(config.output_dir.glob(".work/*"))
 
 
 def test_a_broken_image_stops_a_prediction_before_anything_is_written(compose, enter, tmp_path):

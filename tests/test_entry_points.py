@@ -6,17 +6,30 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from convatlas.composing import hydra_ready
+from convatlas.config import RunConfig
+from convatlas.data.augmentation import Augmenter
+from convatlas.errors import UserError
+from convatlas.models.build import build_model
+from convatlas.models.costs import on_meta_device
+from convatlas.models.freezing import freeze
+from convatlas.models.weights import take_weights
+from convatlas.planning import load_study, planned_runs
+from convatlas.training.run import try_out
 from helpers import ROOT, TASKS_DATA, source_options
 
 CONF = ROOT / "conf"
 STEP = ("tracking=none", "trainer=debug", "trainer.limit_batches=1", "trainer.threads=2", "recipe.epochs=1")
-LARGE = 1500  # million multiply-adds an image; a step of such a net belongs to the slow tests
+LARGE = 100  # million multiply-adds an image; a step of such a net belongs to the slow tests
 
 
 def choices(group: str) -> list[str]:
@@ -38,11 +51,19 @@ def step(enter, prepared, tmp_path):
     return step
 
 
-@pytest.mark.parametrize("recipe", choices("recipe"))
+def recipes() -> list[Any]:
+    """List the recipes; those for large data sets belong to the slow tests, but for one of each task."""
+    fast = {"imagenet", "detection", "detection_multi_scale"}
+    large = {name for name in choices("recipe") if name.startswith(("imagenet", "detection"))} - fast
+    return [pytest.param(name, marks=pytest.mark.slow) if name in large else name for name in choices("recipe")]
+
+
+@pytest.mark.parametrize("recipe", recipes())
 def test_every_recipe(step, recipe):
     task = "detection" if "detect" in recipe else "segmentation" if "segment" in recipe else "classification"
     model = {"classification": "lenet5_modern", "detection": "retinanet_small", "segmentation": "unet_small"}[task]
-    step(TASKS_DATA[task], f"model={model}", f"recipe={recipe}", "recipe.batch_size=4")
+    grey = "recipe.augmentation.saturation=0"  # as the images of all three tasks are here
+    step(TASKS_DATA[task], f"model={model}", f"recipe={recipe}", grey, "recipe.batch_size=4")
 
 
 @pytest.mark.parametrize("optimizer", choices("recipe/optimizer"))
@@ -62,19 +83,95 @@ def test_every_trainer_of_one_process(step, trainer):
 
 
 @pytest.mark.parametrize("scale", choices("scale"))
+def test_every_study_has_every_scale(scale):
+    with hydra_ready():
+        assert {load_study(study, scale)[0].name for study in choices("study")} == set(choices("study"))
+
+
+@cache
+def variants(study: str, scale: str) -> dict[str, RunConfig]:
+    """Compose every variant of a study at a scale."""
+    with hydra_ready():
+        runs = planned_runs(*load_study(study, scale), seeds=[0], more=[])
+    return {run.config.variant: run.config for run in runs}
+
+
+def different_nets(study: str, scale: str) -> dict[str, RunConfig]:
+    """Return the variants of a study but for those whose net gets what an earlier one's gets."""
+    first: dict[str, str] = {}
+    for variant, config in variants(study, scale).items():
+        sizes = [config.data.in_channels, config.data.image_size, config.recipe.augmentation.image_sizes]
+        first.setdefault(json.dumps([config.model, sizes, config.recipe.test_views]), variant)
+    return {variant: variants(study, scale)[variant] for variant in first.values()}
+
+
+@pytest.mark.parametrize("scale", ["laptop", "workstation", pytest.param("paper", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("study", choices("study"))
-def test_every_study_plans_at_every_scale(enter, monkeypatch, tmp_path, study, scale):
-    if not (set(yaml.safe_load((CONF / "study" / f"{study}.yaml").read_text())["overrides"]) & {scale}):
-        pytest.skip(f"{study} has no scale {scale}")
+def test_every_study_has_different_variants_at_every_scale(study, scale):
+    identities = sorted(json.dumps({**c.identity, "variant": None}) for c in variants(study, scale).values())
+    assert [this for this, other in pairwise(identities) if this == other] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["workstation", "paper"])
+@pytest.mark.parametrize("study", choices("study"))
+def test_every_net_of_a_study_takes_its_images(study, scale):
+    refused = {}
+    for variant, config in different_nets(study, scale).items():
+        try:
+            Augmenter(config.recipe.augmentation, config.data.task, config.data.image_size, config.data.in_channels)
+            net = on_meta_device(partial(build_model, config.model)).eval()
+            if config.data.task != "detection":  # what a detector computes depends on what it sees
+                for side in {config.data.image_size, *config.recipe.augmentation.image_sizes}:
+                    net(torch.zeros(1, config.data.in_channels, side, side, device="meta"))
+        except (UserError, ValueError, RuntimeError) as error:
+            refused[variant] = str(error)
+    assert refused == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["workstation", "paper"])
+@pytest.mark.parametrize(
+    "study", [s for s in choices("study") if "detection" in (CONF / "study" / f"{s}.yaml").read_text()]
+)
+def test_every_detector_of_a_study_takes_its_images(study, scale):
+    detectors = {v: c for v, c in different_nets(study, scale).items() if c.data.task == "detection"}
+    for config in detectors.values():
+        try_out(build_model(config.model), config)
+    assert detectors
+
+
+@pytest.mark.parametrize("scale", choices("scale"))
+def test_studies_are_planned_and_resolved_at_every_scale(enter, monkeypatch, tmp_path, scale):
     (tmp_path / "conf").symlink_to(CONF)
     monkeypatch.chdir(tmp_path)
-    assert enter("plan", f"study={study}", f"scale={scale}").status == 0
+    assert enter("plan", "study=transfer_learning", f"scale={scale}").status == 0
     assert enter("resolve").status == 0
     params = yaml.safe_load((tmp_path / "params.yaml").read_text())
-    planned = {
-        p.relative_to(tmp_path / "plan").with_suffix("").as_posix() for p in (tmp_path / "plan").glob("*/*.yaml")
-    }
-    assert planned == set(params["runs"])
+    files = (tmp_path / "plan").glob("*/*.yaml")
+    assert {p.relative_to(tmp_path / "plan").with_suffix("").as_posix() for p in files} == set(params["runs"])
+    after_the_first = [
+        key for key, run in params["runs"].items() if run["after"] == "runs/transfer_learning/pretrained"
+    ]
+    assert after_the_first == [f"transfer_learning/{variant}" for variant in TRANSFERRED]
+
+
+TRANSFERRED = ["frozen_features", "fine_tune_last_stage", "fine_tune_all"]
+
+
+@pytest.mark.parametrize("scale", choices("scale"))
+@pytest.mark.parametrize("variant", TRANSFERRED)
+def test_a_net_takes_the_weights_of_the_first_training(scale, variant):
+    first, config = (variants("transfer_learning", scale)[name] for name in ("pretrained", variant))
+    classes, side = config.data.num_classes, config.data.image_size
+    with torch.device("meta"):
+        net = build_model(config.model)
+        left_out = take_weights(net, build_model(first.model).state_dict(), classes, "pretrained")
+        trained = freeze(net, config.recipe.trainable, classes, torch.zeros(1, config.data.in_channels, side, side))
+    head = trained[-1]
+    assert left_out == ([f"{head}.weight", f"{head}.bias"] if classes != first.data.num_classes else [])
+    assert (len(trained) == 1) == (variant == "frozen_features")
+    assert first.data.name != config.data.name
 
 
 def models_by_size() -> tuple[list[str], list[str]]:

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from convatlas.composing import hydra_ready
+from convatlas.errors import UserError
 from convatlas.plan import Options
-from convatlas.planning import make_plan
+from convatlas.planning import Scale, Study, make_plan, planned_runs, searches_for, source_file, template_values
 from convatlas.source_code import files_imported_by
 from helpers import ROOT
 
@@ -28,8 +30,51 @@ def committed_params() -> dict:
 
 def test_the_committed_plan_is_what_plan_writes_without_arguments():
     options = Options()
-    plan = make_plan(options.study, options.scale, options.seeds, options.overrides)
+    plan = make_plan(options.study, options.scale, options.seeds, options.overrides, options.search)
     assert committed_params() == plan
+
+
+# ---- searches -------------------------------------------------------------------------------------------------------
+
+
+def planned(architecture: str):
+    """Plan one run of a searched net."""
+    overrides = ["data=digits", "model=searched", f"model.architecture={architecture}"]
+    study = Study(
+        name="one",
+        title="One net",
+        question="?",
+        source="a test",
+        overrides={"laptop": overrides},
+        variants={"net": {"title": "The net", "overrides": []}},
+        printed={},
+        claims=[],
+        deviations=[],
+    )
+    with hydra_ready():
+        (run,) = planned_runs(study, Scale(name="laptop", seeds=[0], overrides=[]), [0], [])
+    return run.config
+
+
+def test_a_search_is_planned_where_it_is_named_and_where_its_net_is_trained():
+    assert committed_params()["searches"] == {}
+    plan = make_plan([], "laptop", None, [], ["darts"])
+    assert (plan["searches"], list(plan["data"]), plan["runs"]) == ({"darts": {"data": "digits"}}, ["digits"], {})
+    with hydra_ready():
+        assert list(searches_for(["darts"], [{"architecture": "searches/enas/random.yaml"}])) == ["darts", "enas"]
+        with pytest.raises(UserError, match=r"search=dart: there is no such search\. Did you mean darts"):
+            searches_for(["dart"], [])
+
+
+def test_a_net_waits_for_its_search_and_a_committed_one_is_in_the_plan_as_a_whole():
+    waiting = planned("searches/darts/found.yaml")
+    assert waiting.model["architecture"] == "searches/darts/found.yaml"
+    assert template_values(waiting) == {"data": "digits", "after": "searches/darts/found.yaml"}
+    file = "conf/architecture/fbnet_dnas.yaml"
+    committed = planned(file)
+    written = yaml.safe_load((ROOT / file).read_text())
+    assert committed.model["architecture"] == {"family": "fbnet", "net": written["net"]}
+    assert template_values(committed) == {"data": "digits", "after": "data/prepared/digits"}
 
 
 # ---- dependencies ---------------------------------------------------------------------------------------------------
@@ -57,16 +102,15 @@ def stage(name: str, **values: str) -> list[str]:
     return filled
 
 
-@pytest.mark.parametrize("data", sorted(committed_params()["data"]))
+@pytest.mark.parametrize("data", sorted(path.stem for path in (ROOT / "conf" / "data").glob("*.yaml")))
 def test_a_preparation_stage_names_every_module_it_imports(data):
-    source = committed_params()["data"][data]["source"]
+    config = yaml.safe_load((ROOT / "conf" / "data" / f"{data}.yaml").read_text())
+    source = source_file(config["source"]["_target_"])
     files = files_imported_by([SOURCE / "convatlas" / "prepare.py", ROOT / source])
     assert missing(files, stage("prepare", key=data, item_source=source)) == []
 
 
-@pytest.mark.parametrize(
-    ("name", "entry"), [("resolve", "resolve.py"), ("report", "report.py"), ("summarise", "report.py")]
-)
+@pytest.mark.parametrize(("name", "entry"), [("resolve", "resolve.py"), ("report", "report.py")])
 def test_the_other_stages_name_every_module_they_import(name, entry):
     assert missing(files_imported_by([SOURCE / "convatlas" / entry]), stage(name)) == []
 
@@ -105,14 +149,16 @@ QUICK = "[recipe.epochs=2,trainer.threads=1,tracking.log_model=false,tracking.sy
 class Project:
     """A copy of the project with a plan of two small runs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, study: str = STUDY, search: str | None = None) -> None:
         self.folder = folder
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         for name in ("src", "conf"):
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
         for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
             shutil.copy(ROOT / name, folder / name)
-        (folder / "conf" / "study" / "overview.yaml").write_text(STUDY)
+        (folder / "conf" / "study" / "overview.yaml").write_text(study)
+        if search is not None:
+            (folder / "conf" / "search" / "tiny.yaml").write_text(search)
         self.run("git", "init", "-q")
         self.run("dvc", "init", "-q")
         self.run(sys.executable, "-m", "convatlas.plan", "seeds=[0]", f"overrides={QUICK}")
@@ -155,8 +201,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         "resolve",
         "train@overview/lenet5",
         "train@overview/resnet",
-        "report@overview",
-        "summarise",
+        "report",
     }
     assert project.repro() == everything
     return project
@@ -170,7 +215,7 @@ def test_a_second_repro_does_nothing(project):
 @pytest.mark.slow
 def test_editing_a_net_trains_that_net_alone(project):
     project.edit("src/convatlas/models/classification/resnet_cifar.py", "depth: int = 20", "depth: int = 14")
-    assert project.repro() == {"resolve", "train@overview/resnet", "report@overview", "summarise"}
+    assert project.repro() == {"resolve", "train@overview/resnet", "report"}
 
 
 @pytest.mark.slow
@@ -182,13 +227,29 @@ def test_editing_a_docstring_trains_nothing(project):
 @pytest.mark.slow
 def test_editing_the_configuration_of_a_net_trains_that_net_alone(project):
     project.edit("conf/model/resnet_cifar.yaml", "width: 16", "width: 8")
-    assert project.repro() == {"resolve", "train@overview/resnet", "report@overview", "summarise"}
+    assert project.repro() == {"resolve", "train@overview/resnet", "report"}
+
+
+@pytest.mark.slow
+def test_editing_a_variant_of_a_study_trains_that_variant_alone(project):
+    project.edit("conf/study/overview.yaml", "model.depth=8]", "model.depth=8, recipe.optimizer.lr=0.02]")
+    assert project.repro() == {"resolve", "train@overview/resnet", "report"}
+
+
+@pytest.mark.slow
+def test_a_variant_that_diverges_is_told_in_the_report_and_the_rest_stands(project):
+    project.edit("conf/study/overview.yaml", "[model=lenet5_modern]", "[model=lenet5_modern, recipe.optimizer.lr=1e30]")
+    assert project.repro() == {"resolve", "train@overview/lenet5", "report"}
+    page = (project.folder / "reports" / "studies" / "overview" / "index.html").read_text()
+    assert "The loss became" in page
+    assert "1 of 2" in page
+    assert project.repro() == set()
 
 
 @pytest.mark.slow
 def test_editing_report_code_trains_nothing(project):
     project.edit("src/convatlas/reporting/report.py", '"""', '"""Edited. ')
-    assert project.repro() == {"resolve", "report@overview", "summarise"}
+    assert project.repro() == {"resolve", "report"}
 
 
 @pytest.mark.slow
@@ -242,3 +303,50 @@ def test_repro_killed_in_mid_stage_goes_on_to_the_same_bits(tmp_path, project):
     with sqlite3.connect(killed.folder / "mlflow.db") as database:
         names = database.execute("SELECT name, status FROM runs WHERE name = 'lenet5 seed 0'").fetchall()
     assert names == [("lenet5 seed 0", "FINISHED")]
+
+
+# ---- searches, with DVC ---------------------------------------------------------------------------------------------
+
+SEARCHING = """
+name: overview
+title: A searched net
+question: What is found?
+source: a test
+overrides: {laptop: [data=digits, recipe=laptop]}
+variants:
+  found: {title: Found, overrides: [model=searched, model.architecture=searches/tiny/random.yaml]}
+printed: {}
+claims: []
+deviations: []
+"""
+TINY = """
+defaults: [random, _self_]
+name: tiny
+strategy: {trials: 3}
+proxy: {epochs: 1, batch_size: 128}
+latency: null
+finals: {seeds: []}
+"""
+
+
+@pytest.mark.slow
+def test_a_search_is_a_stage_that_goes_on_after_a_kill_and_what_it_finds_is_trained(tmp_path):
+    project = Project(tmp_path / "searching", SEARCHING, TINY)
+    project.run("dvc", "repro", "resolve", "prepare@digits")
+    process = subprocess.Popen(
+        ["dvc", "repro"], cwd=project.folder, env=project.environment, start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    state = project.folder / ".work" / "searches" / "tiny" / "search.state"
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    output = project.run("dvc", "repro")
+    assert "search: goes on after step" in output
+    assert "Running stage 'train@overview/found'" in output
+    found = yaml.safe_load((project.folder / "searches" / "tiny" / "random.yaml").read_text())
+    trained = yaml.safe_load((project.folder / "runs" / "overview" / "found" / "seed=0" / "config.yaml").read_text())
+    assert trained["model"]["architecture"] == {"family": found["family"], "net": found["net"]}
+    assert project.repro() == set()
+    project.edit("conf/search/tiny.yaml", "trials: 3", "trials: 1")
+    assert {"resolve", "search@tiny"} <= project.repro()

@@ -68,6 +68,8 @@ class SplitConfig(Section):
     test: Rate
     """Fraction held out as test where the source has no official test split; 0 where it has one."""
     seed: int
+    train_per_class: Positive | None = None
+    """Images of each class that the training split keeps, drawn by the seed, others are not used; null keeps all."""
 
 
 # ---- recipe ---------------------------------------------------------------------------------------------------------
@@ -189,6 +191,8 @@ class Recipe(Section):
     gradient_clip_norm: Annotated[float, Field(gt=0)] | None
     gradient_norms: bool
     """Log the norm of every layer's gradient at each epoch."""
+    activation_maps: bool = False
+    """Classification: draw where a net that ends with a spatial mean and one linear layer finds the class."""
     early_stopping_patience: Positive | None
     """Stop after so many epochs without a better validation score."""
     monitor: str | None
@@ -219,6 +223,9 @@ class TrainerConfig(Section):
     (Goyal et al. 2017, section 2.1). null takes the rate as it is."""
     threads: Positive
     workers: Annotated[int, Field(ge=0)]
+    resident: Literal["auto", True, False] = "auto"
+    """Keep the pixels of the data set in the memory of the device that trains, and make batches there, without workers.
+    `auto` does so on a GPU, for prepared arrays of up to 2 GiB."""
     sync_batchnorm: bool
     deterministic: bool
     progress_bar: bool

@@ -1,4 +1,4 @@
-"""`python -m convatlas.plan [study=a,b|all] [scale=laptop] [seeds=0,1,2]`: writes params.yaml.
+"""`python -m convatlas.plan [study=a,b|all] [scale=laptop] [seeds=0,1,2] [search=fbnet_dnas]`: writes params.yaml.
 
 params.yaml is what dvc.yaml's templates read: small, committed, equal to what this command writes without arguments.
 Seeds and scale in it may be edited by hand, and `overrides` apply to every run.
@@ -30,15 +30,18 @@ class Options(Section):
     scale: str = "laptop"
     seeds: Annotated[list[int], AsList] | None = None
     overrides: Annotated[list[str], AsList] = Field(default=[])
+    search: Annotated[list[str], AsList] = Field(default=[])
+    """Architecture searches, each a stage; those whose findings a study trains are there by themselves."""
 
 
 def main() -> None:
     """Write params.yaml for the studies and the scale that the command line names."""
     options = read_options(Options, sys.argv[1:])
     studies = study_names() if options.study == ["all"] else options.study
-    plan = make_plan(studies, options.scale, options.seeds, options.overrides)
+    plan = make_plan(studies, options.scale, options.seeds, options.overrides, options.search)
     write_yaml(Path("params.yaml"), plan, HEADER)
-    print(f"params.yaml: {len(plan['runs'])} runs of {', '.join(studies)} at scale {options.scale}")
+    searched = f", searches: {', '.join(plan['searches'])}" if plan["searches"] else ""
+    print(f"params.yaml: {len(plan['runs'])} runs of {', '.join(studies)} at scale {options.scale}{searched}")
 
 
 if __name__ == "__main__":

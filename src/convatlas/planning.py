@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
+from convatlas.architectures import found_by_search, with_architecture
 from convatlas.claims import read_claim
 from convatlas.composing import compose_run, conf_dir, explain_hydra, hydra_ready
-from convatlas.config import RunConfig, Section, describe
+from convatlas.config import DataConfig, RunConfig, Section, describe
 from convatlas.errors import UserError, near_matches
+from convatlas.study_figures import StudyFigure, check_figures, planned_figures, printed_at
+
+if TYPE_CHECKING:
+    from convatlas.search.config import SearchRun
 
 Overrides = list[str]
 
@@ -39,6 +44,14 @@ class Claim(Section):
     note: str | None = None
 
 
+class Grading(Section):
+    """Points that a test metric earns, as the lecture gives them."""
+
+    metric: str
+    points: str
+    """Path into `printed`, to the points by the least value that earns them."""
+
+
 class Study(Section):
     """`conf/study`: one comparison."""
 
@@ -53,6 +66,9 @@ class Study(Section):
     """The figures the lecture prints."""
     claims: list[Claim | str]
     """A plain sentence is a claim that our runs cannot check."""
+    figures: list[StudyFigure] = Field(default=[])
+    """The figures that the lecture draws, see `convatlas.study_figures`."""
+    grading: Grading | None = None
     deviations: list[str]
 
 
@@ -99,6 +115,9 @@ def load_study(name: str, scale_name: str) -> tuple[Study, Scale]:
     if scale.name not in study.overrides:
         raise UserError(f"study={name} has no scale {scale.name}; choose {' or '.join(study.overrides)}.")
     check_claims(study)
+    where = f"conf/study/{study.name}.yaml"
+    check_figures(study.figures, list(study.variants), study.printed, where)
+    grading_points(study)
     return study, scale
 
 
@@ -111,6 +130,23 @@ def check_claims(study: Study) -> None:
                 if quantity.variant not in study.variants:
                     near = near_matches(quantity.variant, study.variants)
                     raise UserError(f"{where}: the claim {text!r} names no variant of the study. {near}")
+
+
+def grading_points(study: Study) -> dict[str, Any] | None:
+    """Return the grading with its points by least value; None where the study has none.
+
+    Raises:
+        UserError: the printed figures have no such points.
+    """
+    if study.grading is None:
+        return None
+    told = f"conf/study/{study.name}.yaml: grading.points"
+    found = printed_at(study.printed, study.grading.points, told)
+    try:
+        points = {str(least): float(points) for least, points in found.items() if float(least) > 0}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{told} must lead to points by the least value that earns them.") from error
+    return {"metric": study.grading.metric, "points": points}
 
 
 def planned_runs(study: Study, scale: Scale, seeds: Sequence[int], more: Sequence[str]) -> list[PlannedRun]:
@@ -133,7 +169,8 @@ def planned_runs(study: Study, scale: Scale, seeds: Sequence[int], more: Sequenc
 
 def _composed(key: str, overrides: Sequence[str], named: Mapping[str, Any]) -> RunConfig:
     try:
-        return compose_run(overrides, named)
+        composed = compose_run(overrides, named)
+        return composed if found_by_search(composed.model) else with_architecture(composed)
     except Exception as error:
         sentence = str(error) if isinstance(error, UserError) else explain_hydra(error, "train")
         if sentence is None:
@@ -148,10 +185,15 @@ def last_choices(overrides: Sequence[str]) -> list[str]:
 
 
 def make_plan(
-    studies: Sequence[str], scale_name: str, seeds: Sequence[int] | None, overrides: Sequence[str]
+    studies: Sequence[str],
+    scale_name: str,
+    seeds: Sequence[int] | None,
+    overrides: Sequence[str],
+    searches: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return what params.yaml holds: what to run, and per run no more than dvc.yaml's templates need."""
     runs: dict[str, dict[str, str]] = {}
+    models: list[dict[str, Any]] = []
     data: dict[str, dict[str, str]] = {}
     with hydra_ready():
         for name in studies:
@@ -159,25 +201,55 @@ def make_plan(
             seeds = list(seeds if seeds is not None else scale.seeds)
             for planned in planned_runs(study, scale, seeds, overrides):
                 runs[planned.key] = template_values(planned.config)
-                data[planned.config.data.name] = {"source": source_file(planned.config.data.source["_target_"])}
+                models.append(planned.config.model)
+                data |= data_values(planned.config.data)
+        found = searches_for(searches, models)
+    for search in found.values():
+        data |= data_values(search.data)
     return {
         "scale": scale_name,
         "seeds": list(seeds or []),
         "overrides": list(overrides),
         "studies": list(studies),
         "data": dict(sorted(data.items())),
+        "searches": {name: {"data": search.data.name} for name, search in found.items()},
         "runs": runs,
     }
+
+
+def data_values(data: DataConfig) -> dict[str, dict[str, str]]:
+    """Return what the template of a preparation depends on, by the name of the data set."""
+    return {data.name: {"source": source_file(data.source["_target_"])}}
 
 
 def template_values(config: RunConfig) -> dict[str, str]:
     """Return what the template of one run's stage depends on beside the run's file in plan/.
 
-    `after` is the run or file whose weights it begins with; a run that begins anew has its data there once more.
+    `after` is the run or file whose weights it begins with, or what a search of the pipeline found; other runs have
+    their data there once more.
     """
-    weights = config.model.get("weights")
-    is_here = isinstance(weights, str) and "/" in weights
-    return {"data": config.data.name, "after": str(weights) if is_here else f"data/prepared/{config.data.name}"}
+    weights, data = config.model.get("weights"), config.data.name
+    if isinstance(weights, str) and "/" in weights:
+        return {"data": data, "after": weights}
+    return {"data": data, "after": found_by_search(config.model) or f"data/prepared/{data}"}
+
+
+def searches_for(names: Iterable[str], models: Iterable[Mapping[str, Any]]) -> dict[str, SearchRun]:
+    """Compose the searches of a plan inside `hydra_ready`: those named, and those whose findings are trained.
+
+    Raises:
+        UserError: there is no search of that name.
+    """
+    from convatlas.search.planned import compose_search
+
+    known = sorted(path.stem for path in (conf_dir() / "search").glob("*.yaml"))
+    needed = [Path(file).parts[1] for model in models if (file := found_by_search(model))]
+    searches = {}
+    for name in dict.fromkeys([*names, *needed]):
+        if name not in known:
+            raise UserError(f"search={name}: there is no such search. {near_matches(name, known)}")
+        searches[name] = compose_search(name)
+    return searches
 
 
 def source_file(target: str) -> str:
@@ -195,8 +267,12 @@ def study_file(study: Study, scale: Scale, seeds: Sequence[int], runs: Sequence[
         }
         for run in runs
     }
+    configs = {run.config.variant: run.config for run in runs}
+    figures = planned_figures(study.figures, configs, study.printed, f"conf/study/{study.name}.yaml")
     return {
         **study.model_dump(mode="json", exclude={"variants", "overrides"}),
+        "figures": figures,
+        "grading": grading_points(study),
         "scale": scale.name,
         "seeds": list(seeds),
         "command": f"python -m convatlas.plan study={study.name} scale={scale.name} && dvc repro",

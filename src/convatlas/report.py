@@ -1,37 +1,56 @@
-"""`python -m convatlas.report overview`: writes the page of a study; `--summary`: the index and the summary files.
+"""`python -m convatlas.report`: the pages of all planned studies, index and summary; `... overview`: that page alone.
 
-It reads the files that runs left behind, by the list in plan/; never MLflow, never whatever else lies in runs/.
+It reads the files that runs left behind, by the list in plan/; never MLflow, never whatever else lies in runs/. Where
+the studies were tracked, MLflow gets the pages.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from convatlas.cli import run
 from convatlas.errors import UserError, near_matches
+from convatlas.files import read_yaml
 
 PLAN, RUNS, REPORTS = Path("plan"), Path("runs"), Path("reports")
 
 
 def main() -> None:
-    """Write what the command line names; without arguments, everything in the plan."""
+    """Write the pages of the studies that the command line names, or of all, with what leads to them."""
     known = sorted(path.stem for path in PLAN.glob("*.yaml"))
     if not known:
         raise UserError("There is no plan/; run `dvc repro resolve` first.")
     words = sys.argv[1:]
     for word in words:
-        if word not in {*known, "--summary"}:
+        if word not in known:
             raise UserError(f"{word}: the plan has no such study. {near_matches(word, known)}")
     from convatlas.reporting.report import write_index, write_report, write_summary
 
-    for study in [word for word in words if word in known] or ([] if words else known):
-        write_report(PLAN / f"{study}.yaml", RUNS, REPORTS / study)
-        print(f"{REPORTS / study / 'index.html'}")
-    if not words or "--summary" in words:
+    folders = {study: REPORTS / "studies" / study for study in words or known}
+    for study, folder in folders.items():
+        write_report(PLAN / f"{study}.yaml", RUNS, folder)
+        print(folder / "index.html")
+    if not words:
         write_summary(PLAN, RUNS, REPORTS)
         write_index(PLAN, RUNS, REPORTS)
-        print(f"{REPORTS / 'index.html'}")
+        print(REPORTS / "index.html")
+    publish(folders)
+
+
+def publish(folders: Mapping[str, Path]) -> None:
+    """Put the reports into MLflow; a store that does not answer is told and costs nothing else."""
+    variant = min((PLAN / min(folders)).glob("*.yaml"))
+    tracking = read_yaml(variant, "run `dvc repro resolve`.")["config"]["tracking"]
+    if not tracking["enabled"]:
+        return
+    from convatlas.tracking.reports import publish_reports
+
+    try:
+        publish_reports(folders, tracking["uri"])
+    except UserError as error:
+        print(f"{error} The reports are complete; MLflow has not got them.", file=sys.stderr)
 
 
 if __name__ == "__main__":

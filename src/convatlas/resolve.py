@@ -15,7 +15,8 @@ from convatlas.cli import run
 from convatlas.composing import hydra_ready
 from convatlas.errors import UserError
 from convatlas.files import read_yaml, replace_folder, write_yaml
-from convatlas.planning import load_study, planned_runs, study_file, template_values
+from convatlas.planning import load_study, planned_runs, searches_for, study_file, template_values
+from convatlas.search.planned import planned_search
 from convatlas.source_code import run_code
 
 REMEDY = "run `python -m convatlas.plan`, which writes params.yaml anew."
@@ -24,26 +25,29 @@ REMEDY = "run `python -m convatlas.plan`, which writes params.yaml anew."
 def main() -> None:
     """Write plan/."""
     params = read_yaml(Path("params.yaml"), REMEDY)
-    missing = {"scale", "seeds", "overrides", "studies", "runs"} - set(params)
+    missing = {"scale", "seeds", "overrides", "studies", "searches", "runs"} - set(params)
     if missing:
         raise UserError(f"params.yaml lacks {', '.join(sorted(missing))}; {REMEDY}")
     partial = Path(".plan.partial")
     shutil.rmtree(partial, ignore_errors=True)
     written = _write(params, partial)
-    if written != params["runs"]:
-        changed = sorted(key for key in {*written, *params["runs"]} if written.get(key) != params["runs"].get(key))
+    listed = params["runs"] | params["searches"]
+    if written != listed:
+        changed = sorted(key for key in {*written, *listed} if written.get(key) != listed.get(key))
         shutil.rmtree(partial)
+        searches = f" search={','.join(params['searches'])}" if params["searches"] else ""
         raise UserError(
             f"params.yaml does not list the runs that its studies and scale give (first difference: {changed[0]}); "
-            f"run `python -m convatlas.plan study={','.join(params['studies'])} scale={params['scale']}`."
+            f"run `python -m convatlas.plan study={','.join(params['studies'])} scale={params['scale']}{searches}`."
         )
     replace_folder(partial, Path("plan"))
-    print(f"plan/: {len(written)} runs")
+    print(f"plan/: {len(params['runs'])} runs")
 
 
 def _write(params: dict[str, Any], folder: Path) -> dict[str, dict[str, str]]:
-    """Write every file of the plan below `folder`, and return the template values of each run."""
+    """Write every file of the plan below `folder`, and return the template values of each run and search."""
     written: dict[str, dict[str, str]] = {}
+    models: list[dict[str, Any]] = []
     with hydra_ready():
         for name in params["studies"]:
             study, scale = load_study(name, params["scale"])
@@ -52,7 +56,11 @@ def _write(params: dict[str, Any], folder: Path) -> dict[str, dict[str, str]]:
                 run_file = {"config": planned.config.plain(), "code": run_code(planned.config)}
                 write_yaml(folder / f"{planned.key}.yaml", run_file)
                 written[planned.key] = template_values(planned.config)
+                models.append(planned.config.model)
             write_yaml(folder / f"{name}.yaml", study_file(study, scale, params["seeds"], runs))
+        for name, search in searches_for(params["searches"], models).items():
+            write_yaml(folder / "searches" / f"{name}.yaml", planned_search(search))
+            written[name] = {"data": search.data.name}
     return written
 
 

@@ -21,9 +21,10 @@ def main(config: DictConfig) -> None:
     """Train what the command line composed."""
     from hydra.core.hydra_config import HydraConfig
 
+    from convatlas.architectures import with_architecture
     from convatlas.composing import run_config
 
-    checked = run_config(config, HydraConfig.get().runtime.choices["model"])
+    checked = with_architecture(run_config(config, HydraConfig.get().runtime.choices["model"]))
     from convatlas.training.processes import rank
     from convatlas.training.run import train
 
@@ -34,6 +35,7 @@ def main(config: DictConfig) -> None:
 
 def from_plan(key: str) -> None:
     """Train one run of the plan."""
+    from convatlas.architectures import with_architecture
     from convatlas.config import read_config
     from convatlas.files import read_yaml
     from convatlas.training.run import die_with_parent, train
@@ -41,7 +43,7 @@ def from_plan(key: str) -> None:
     die_with_parent()
     file = Path("plan") / f"{key}.yaml"
     planned = read_yaml(file, "run `dvc repro resolve`.")
-    train(read_config(planned.get("config", {}), where=str(file)), strict=False)
+    train(with_architecture(read_config(planned.get("config", {}), where=str(file))), strict=False)
 
 
 def command() -> None:

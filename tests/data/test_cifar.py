@@ -62,6 +62,18 @@ def test_every_form_gives_the_same_data(tmp_path: Path, form: str) -> None:
     assert tree(root) == before
 
 
+def test_some_classes_are_numbered_as_given(tmp_path: Path) -> None:
+    write_cifar10(tmp_path / "cifar-10-batches-py")
+    whole = load_cifar10(tmp_path, download=False, verify=False)
+    ship, cat = whole.classes.index("ship"), whole.classes.index("cat")
+    raw = load_cifar10(tmp_path, classes=["ship", "cat"], download=False, verify=False)
+    assert raw.classes == ["ship", "cat"]
+    np.testing.assert_array_equal(raw.images, whole.images[np.isin(whole.labels, [ship, cat])])
+    assert raw.labels.tolist() == [1, 0] * 6
+    with pytest.raises(UserError, match=r"data.source.classes=\['ship', 'shark'\] must be two or more of airplane, "):
+        load_cifar10(tmp_path, classes=["ship", "shark"], download=False, verify=False)
+
+
 @pytest.mark.parametrize("write", [write_cifar100, write_cifar100_binary])
 @pytest.mark.parametrize(("labels", "classes"), [("fine", 100), ("coarse", 20)])
 def test_cifar100_has_two_kinds_of_labels(

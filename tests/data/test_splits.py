@@ -33,6 +33,23 @@ def test_each_class_is_divided_by_its_own_rounded_fraction() -> None:
     assert by_class(labels, parts["train"]) == [60, 30, 12]
 
 
+def test_few_training_images_are_as_many_of_each_class_and_leave_the_other_splits_alone() -> None:
+    labels = np.repeat(np.arange(3), [100, 50, 20])
+    raw = raw_classification(170, labels=labels)
+    whole = split_items(raw, config(), "pixels")
+    few, other = (
+        split_items(raw, config().model_copy(update={"train_per_class": 5, "seed": seed}), "pixels") for seed in (0, 1)
+    )
+    assert by_class(labels, few["train"]) == [5, 5, 5]
+    assert set(few["train"]) < set(whole["train"])
+    for split in ("validation", "test"):
+        np.testing.assert_array_equal(few[split], whole[split])
+    assert set(few["train"]) != set(other["train"])
+    too_many = config().model_copy(update={"train_per_class": 15})
+    with pytest.raises(UserError, match=r"data.split.train_per_class=15: pixels has 14 training images of"):
+        split_items(raw, too_many, "pixels")
+
+
 def test_the_seed_alone_decides() -> None:
     raw = raw_classification(90)
     one, same, other = (split_items(raw, config(seed=seed), "pixels") for seed in (3, 3, 4))

@@ -252,6 +252,33 @@ def test_convolutions_start_with_a_variance_of_one_over_the_fan_in():
     assert weight.abs().max().item() <= 2.274 * fan_in**-0.5
 
 
+def test_blocks_may_begin_as_their_shortcuts():
+    net = thin_backbone(variant="96", zero_init_last=True)
+    x = torch.rand(1, 256 // 16 * 4, 4, 4)  # what a block takes is behind an activation
+    assert torch.equal(net.blocks[-1].body(x), x)
+    assert not torch.equal(thin_backbone(variant="96").blocks[-1].body(x), x)
+    first = net.stem_blocks[0][0]  # of other channels than the stem: the shortcut is a projection
+    x = torch.rand(1, 4, 8, 8)
+    assert torch.equal(first(x), F.relu(first.shortcut(x)))
+
+
+def gradient_at_the_stem(variant: str, *, zero_init_last: bool) -> float:
+    net = thin_backbone(variant=variant, zero_init_last=zero_init_last).train()
+    images = torch.rand(4, 1, 128, 128, generator=torch.Generator().manual_seed(0))
+    sum(each.square().mean() for each in net(images).values()).backward()
+    return net.stem[0][0].weight.grad.norm().item()
+
+
+def test_gradients_grow_with_the_repetitions_unless_blocks_begin_as_their_shortcuts():
+    """With normalised branches of unit scale every repetition adds to the gradient's variance on its way back."""
+    growth = {
+        zero: gradient_at_the_stem("143", zero_init_last=zero) / gradient_at_the_stem("49", zero_init_last=zero)
+        for zero in (False, True)
+    }
+    assert growth[False] > 10
+    assert 0.5 < growth[True] < 2
+
+
 # ---- classification -------------------------------------------------------------------------------------------------
 
 

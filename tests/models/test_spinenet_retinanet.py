@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.detection import MeanAveragePrecision
 
+from convatlas.models.classification.spinenet import ResidualBlock
 from convatlas.models.costs import count_parameters, on_meta_device
 from convatlas.models.detection.spinenet_retinanet import ResNetPyramid, resnet50_fpn_retinanet, spinenet_retinanet
 from convatlas.models.layers.retinanet_head import CentredAnchors, LevelNormHead
@@ -218,6 +220,20 @@ def test_the_losses_follow_their_arguments():
     assert losses(focal_alpha=0.5)[0] != usual[0]
 
 
+# ---- the first weights ----------------------------------------------------------------------------------------------
+
+
+@BUILDERS
+def test_blocks_begin_as_their_shortcuts_if_that_is_asked_for(build: Build):
+    def last_scales(**options: bool) -> set[float]:
+        blocks = [m for m in build(**options).modules() if isinstance(m, ResidualBlock)]
+        assert len(blocks) in {16, 17}
+        return {scale for block in blocks for scale in block.branch[-1][1].weight.tolist()}
+
+    assert last_scales() == {1.0}
+    assert last_scales(zero_init_last=True) == {0.0}
+
+
 # ---- contract -------------------------------------------------------------------------------------------------------
 
 
@@ -326,9 +342,18 @@ def test_images_of_another_size_are_refused():
 # ---- learning -------------------------------------------------------------------------------------------------------
 
 
+LAPTOP: dict[str, tuple[Build, dict[str, Any]]] = {
+    "resnet50": (small_resnet, {"width": 0.25}),
+    "49S": (small_spinenet, {"variant": "49S", "width": 0.25, "zero_init_last": True}),
+    "49": (small_spinenet, {"variant": "49", "width": 0.25, "zero_init_last": True}),
+    "96": (small_spinenet, {"variant": "96", "width": 0.25, "zero_init_last": True}),
+    "143": (small_spinenet, {"variant": "143", "width": 0.125, "zero_init_last": True}),
+}
+
+
 @pytest.mark.slow
-@BUILDERS
-def test_eight_scenes_are_learnt_by_heart(build: Build):
+@pytest.mark.parametrize("name", LAPTOP)
+def test_eight_scenes_are_learnt_by_heart(name: str):
     from convatlas.data.sources.digit_scenes import load
 
     scenes = load(Path(), scenes=25)
@@ -339,7 +364,8 @@ def test_eight_scenes_are_learnt_by_heart(build: Build):
         {"boxes": torch.from_numpy(scenes.boxes[number]), "labels": torch.from_numpy(scenes.box_labels[number])}
         for number in range(8)
     ]
-    net = build(width=0.25, head_convs=2, size_divisible=32, num_classes=11).train()  # the laptop's
+    build, options = LAPTOP[name]
+    net = build(head_convs=2, size_divisible=32, num_classes=11, **options).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3)
     for _ in range(250):
         optimizer.zero_grad()

@@ -56,6 +56,10 @@ class MadeVariant:
     history: Mapping[int, Epochs] = field(default_factory=dict)
     pictures: Mapping[str, Image.Image] = field(default_factory=dict)
     test_images: int = 360
+    answers: Mapping[int, Sequence[int]] = field(default_factory=dict)  # by seed, the class named for each test image
+    labels: Sequence[int] = ()
+    failures: Mapping[int, str] = field(default_factory=dict)
+    prepared: Path | None = None
 
 
 def accuracies(*values: float) -> dict[int, dict[str, float | None]]:
@@ -84,12 +88,15 @@ def make_study(
             "study": name,
             "variant": key,
             "seeds": list(seeds),
-            "data": {"name": made.data, "task": made.task},
+            "data": {"name": made.data, "task": made.task, "prepared": str(made.prepared) if made.prepared else None},
             "model": {"about": {"title": made.title or key, **made.about}},
         }
         (study_file.parent / name / f"{key}.yaml").write_text(yaml.safe_dump({"config": resolved}, sort_keys=False))
         for seed in made.test:
             make_run(runs / name / key / f"seed={seed}", made, seed)
+        for seed, error in made.failures.items():
+            (runs / name / key / f"seed={seed}").mkdir(parents=True)
+            (runs / name / key / f"seed={seed}" / "failure.json").write_text(json.dumps({"error": error}))
     return study_file, runs
 
 
@@ -118,7 +125,11 @@ def make_run(folder: Path, made: MadeVariant, seed: int) -> None:
         writer = csv.DictWriter(file, list(history[0]))
         writer.writeheader()
         writer.writerows(history)
-    pq.write_table(pa.table({"index": list(range(made.test_images))}), folder / "predictions.parquet")
+    predictions: dict[str, Any] = {"index": list(range(made.test_images))}
+    if seed in made.answers:
+        answers, labels = list(made.answers[seed]), list(made.labels)
+        predictions = {"index": list(range(len(labels))), "label": labels, "prediction": answers}
+    pq.write_table(pa.table(predictions), folder / "predictions.parquet")
     for name, image in made.pictures.items():
         (folder / "figures").mkdir(exist_ok=True)
         image.save(folder / "figures" / f"{name}.png")

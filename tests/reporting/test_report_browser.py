@@ -22,10 +22,17 @@ def address(tmp_path_factory):
             test=accuracies(score, score + 0.01, score - 0.01),
             title=f"Net {name} <script>alert(1)</script>",
             costs=COSTS | {"parameters": parameters},
+            answers={seed: [0, seed, number] for seed in range(3)},
+            labels=[0, 1, 2],
         )
-        for name, score, parameters in (("a", 0.9, 3000), ("b", 0.95, 200_000), ("c", 0.85, 40_000))
+        for number, (name, score, parameters) in enumerate(
+            (("a", 0.9, 3000), ("b", 0.95, 200_000), ("c", 0.85, 40_000))
+        )
     }
-    write_report(*make_study(folder, made), folder / "report")
+    points = [{"variant": name, "part": None, "x": None} for name in made]
+    looks = {"x": "parameters", "x_title": None, "y": "error", "log": ["x"]}
+    figure = {"title": "Error", "curves": {"<b>ours": points}, "printed": {"CIFAR": [[1, 20], [9, 10]]}, **looks}
+    write_report(*make_study(folder, made, figures=[figure]), folder / "report")
     return (folder / "report" / "index.html").as_uri()
 
 
@@ -67,7 +74,7 @@ def names_in_order(page):
 @pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, {"viewport": {"width": 390, "height": 844}}])
 def test_the_page_draws_all_charts_without_complaint_or_network(opened, address, options):
     page = opened(**options)
-    assert page.locator(".drawing svg").count() == 5
+    assert page.locator(".drawing svg").count() == 8
     assert page.complaints == []
     assert page.requests == [address]
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -91,6 +98,15 @@ def test_a_click_on_a_head_sorts_and_another_turns_it_round(opened):
     assert names_in_order(page) == ["a", "c", "b"]
 
 
+def test_the_comparison_with_the_reference_can_be_sorted_too(opened):
+    page = opened()
+    table = page.locator("table.paired")
+    assert [row.split()[1] for row in table.locator("tbody th").all_inner_texts()] == ["b", "c"]
+    table.get_by_role("columnheader", name="difference").get_by_role("button").click()
+    assert [row.split()[1] for row in table.locator("tbody th").all_inner_texts()] == ["c", "b"]
+    assert table.get_by_role("img").first.get_attribute("aria-label").startswith("difference +33.33, 95 % interval")
+
+
 def test_the_legend_points_a_variant_out_everywhere(opened):
     page = opened()
     faint = "[...document.querySelectorAll('.drawing svg .mark-symbol path[opacity=\"0.1\"]')].length"
@@ -104,7 +120,7 @@ def test_the_legend_points_a_variant_out_everywhere(opened):
 
 def test_without_javascript_the_tables_are_there_and_the_charts_explained(opened):
     page = opened(java_script_enabled=False)
-    assert page.locator("table.results tbody tr").count() == 3
+    assert page.locator("table.results").first.locator("tbody tr").count() == 3
     assert page.get_by_text("The charts need JavaScript").is_visible()
     assert not page.locator(".charts").is_visible()
 

@@ -69,6 +69,7 @@ def test_trade_offs_mark_the_front_and_name_the_price(tmp_path):
         "Accuracy against parameters",
         "Accuracy against MACs",
         "Accuracy against training time",
+        "Accuracy against memory",
     ]
     found = [(row["v"], row["f"], row["x"], row["y"], row["a"]) for row in rows(charts[0])]
     assert found == [("a", True, 1000, 90, 90), ("c", True, 3000, 95, 95), ("b", False, 2000, 80, 80)]
@@ -78,7 +79,7 @@ def test_trade_offs_mark_the_front_and_name_the_price(tmp_path):
 def test_a_price_that_was_not_measured_has_no_chart(tmp_path):
     costs = COSTS | {"macs": None, "macs_inference": None}
     made = {name: MadeVariant(test=accuracies(0.9), costs=costs) for name in ("a", "b")}
-    assert [chart.title.split()[-1] for chart in trade_offs(group(tmp_path, made))] == ["parameters", "time"]
+    assert [chart.title.split()[-1] for chart in trade_offs(group(tmp_path, made))] == ["parameters", "time", "memory"]
 
 
 def test_diverged_and_unfinished_variants_stay_out_of_the_charts(tmp_path):

@@ -83,6 +83,16 @@ def test_the_table_shows_means_deviations_and_missing_seeds(mixed):
     assert "3 of 9 runs have no result" in text
 
 
+def test_a_failed_seed_says_why(tmp_path):
+    failures = dict.fromkeys((1, 2), f"The loss is not finite {NASTY}.")
+    made = {"a": MadeVariant(test=accuracies(0.9), title="Net", failures=failures), "b": MadeVariant(test={})}
+    text = " ".join("".join(Page(report(tmp_path, made)).text).split())
+    assert f"1 of 3 seeds finishedseeds 1 and 2 failed: The loss is not finite {NASTY}." in text
+    assert "2 of 6 runs failed: Net (seed 1 and 2)." in text
+    assert "3 of 6 runs have no result: b (seed 0, 1 and 2)." in text
+    assert "1 of 62 failed" in text
+
+
 def test_words_of_a_study_cannot_become_markup(mixed):
     page = Page(mixed)
     assert "<script>alert" not in mixed
@@ -97,7 +107,7 @@ def test_nothing_is_loaded_from_elsewhere(mixed):
         value for _, attributes in page.elements for name, value in attributes.items() if name in {"src", "href"}
     ]
     assert addresses
-    assert all(address.startswith(("#", "data:image/webp;", "../index.html")) for address in addresses)
+    assert all(address.startswith(("#", "data:image/webp;", "../../index.html")) for address in addresses)
     assert not page.named("link")
     style = re.search(r"<style>(.*?)</style>", mixed, re.DOTALL)[1]
     assert "@import" not in style
@@ -114,7 +124,7 @@ def test_charts_are_data_that_parses(mixed):
     blocks = re.findall(r'<script type="application/json" id="([^"]+)">(.*?)</script>', mixed, re.DOTALL)
     shown = [attributes["data-spec"] for attributes in Page(mixed).named("div") if "data-spec" in attributes]
     assert [name for name, _ in blocks] == shown
-    assert len(shown) == 7  # two curves a task, and three trade-offs where there are two variants
+    assert len(shown) == 8  # two curves a task, and four trade-offs where there are two variants
     for _, block in blocks:
         assert json.loads(block)["description"]
 

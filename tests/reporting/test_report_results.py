@@ -18,6 +18,26 @@ def test_a_seed_without_metrics_is_missing_and_the_rest_stands(tmp_path):
     assert (study.runs_finished, study.runs_planned) == (2, 3)
 
 
+def test_a_failed_seed_is_told_apart_from_one_that_has_not_run(tmp_path):
+    made = {"a": MadeVariant(test=accuracies(0.9), failures={2: "The loss is not finite."})}
+    study = read_study(*make_study(tmp_path, made))
+    variant = study.variants[0]
+    assert (variant.missing, variant.not_run, variant.failures) == ((1, 2), (1,), {2: "The loss is not finite."})
+    assert (study.runs_finished, study.runs_failed, study.runs_planned) == (1, 1, 3)
+
+
+def test_a_seed_that_finished_after_all_has_not_failed(tmp_path):
+    study_file, runs = make_study(tmp_path, {"a": MadeVariant(test=accuracies(0.9))})
+    (runs / "overview" / "a" / "seed=0" / "failure.json").write_text('{"error": "an earlier one"}')
+    assert read_study(study_file, runs).variants[0].failures == {}
+
+
+def test_a_failure_without_its_reason_is_named(tmp_path):
+    study_file, runs = make_study(tmp_path, {"a": MadeVariant(test={}, failures={0: ""})})
+    with pytest.raises(UserError, match=r"seed=0/failure\.json does not say what failed; delete the folder"):
+        read_study(study_file, runs)
+
+
 def test_folders_that_the_plan_does_not_name_are_not_read(tmp_path):
     study_file, runs = make_study(tmp_path, {"a": MadeVariant(test=accuracies(0.9, 0.8))}, seeds=[0])
     (runs / "overview" / "left_over" / "seed=0").mkdir(parents=True)

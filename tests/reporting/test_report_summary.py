@@ -72,8 +72,8 @@ def test_curves_have_the_mean_of_each_epoch(reports):
 
 def test_the_index_leads_to_every_study_with_its_headline(reports):
     page = (reports / "index.html").read_text()
-    assert '<a href="overview/index.html">Overview</a>' in page
-    assert '<a href="later/index.html">Later</a>' in page
+    assert '<a href="studies/overview/index.html">Overview</a>' in page
+    assert '<a href="studies/later/index.html">Later</a>' in page
     assert "<strong>85.00 ± 7.07\u202f%</strong>" in page
     assert "Is &lt;b&gt;it&lt;/b&gt;?" in page
     assert "<script" not in page

@@ -97,3 +97,20 @@ def test_mixed_tasks_share_one_csv_with_gaps(tmp_path):
     first, second = csv.DictReader(io.StringIO(as_csv(records(read_study(*make_study(tmp_path, made))))))
     assert (first["score"], first["test_accuracy_mean"], first["test_dice_mean"]) == ("accuracy", "0.9", "")
     assert (second["score"], second["test_accuracy_mean"], second["test_dice_mean"]) == ("dice", "", "0.8")
+
+
+def test_points_are_earned_by_each_seed(tmp_path):
+    test = {seed: {"accuracy": 0.5, "f1_macro": f1} for seed, f1 in enumerate((0.971, 0.97, 0.8299))}
+    variants = {"a": MadeVariant(test=test), "b": MadeVariant(test={})}
+    grading = {"metric": "f1_macro", "points": {"0.83": 1, "0.97": 15, "0.96": 14}}
+    study = read_study(*make_study(tmp_path, variants, grading=grading))
+    [column] = [column for column in main_table(study.groups[0]).columns if column.title == "points for macro F1"]
+    assert [(cell.text, cell.deviation) for cell in column.cells] == [("10.0", "8.7"), ("–", "")]
+    assert column.meaning.startswith("15 from 97.00% macro F1 on the test split, 1 from 83.00%, none below")
+    assert records(study)[0]["points_mean"] == 10
+
+
+def test_a_group_without_the_graded_metric_has_no_points(tmp_path):
+    grading = {"metric": "f1_macro", "points": {"0.9": 1}}
+    study = read_study(*make_study(tmp_path, {"a": MadeVariant(test=accuracies(0.9))}, grading=grading))
+    assert not any("points" in column.title for column in main_table(study.groups[0]).columns)

@@ -14,7 +14,7 @@ from convatlas.reporting.study_pages import BEGIN, END, update_pages
 from helpers import ROOT
 
 PAGES = ROOT / "docs" / "studies"
-EMPTY = f"# A title\n\nBefore.\n\n{BEGIN}\nNot run yet.\n{END}\n\nAfter.\n"
+EMPTY = f"# A title\n\nBefore.\n\n{BEGIN}\nNot run yet.\n{END}\n\nAfter.\n\n- **Wrong**: no verdict.\n"
 SVG = "{http://www.w3.org/2000/svg}"
 
 # ---- the program ----------------------------------------------------------------------------------------------------
@@ -41,16 +41,20 @@ def folders(tmp_path, report):
     pages.mkdir()
     for name in ("overview", "densenet"):
         (pages / f"{name}.md").write_text(EMPTY)
-    (pages / "README.md").write_text("No marks here.\n")
+    (pages / "README.md").write_text(
+        "| [Overview](overview.md) | Which? | |\n| [Densenet](densenet.md) | Why? | old |\n"
+    )
     return pages, reports
 
 
 def test_a_page_gets_the_tables_and_verdicts_of_its_report(folders):
     pages, reports = folders
-    assert update_pages(pages, reports) == [pages / "overview.md"]
+    assert update_pages(pages, reports) == [pages / "overview.md", pages / "README.md"]
+    index = "| [Overview](overview.md) | Which? | 1 confirmed |\n| [Densenet](densenet.md) | Why? |  |\n"
+    assert (pages / "README.md").read_text() == index
     text = (pages / "overview.md").read_text()
     before, measured, after = re.split(f"{BEGIN}\n|{END}", text)
-    assert (before, after) == ("# A title\n\nBefore.\n\n", "\n\nAfter.\n")
+    assert (before, after) == tuple(re.split(f"{BEGIN}\n.*\n{END}", EMPTY))
     assert measured.startswith(
         "3 seeds, scale laptop, 5 of 6 runs, commits 0123456 and 0123456 with changes.\n\n"
         "### Classification on digits\n\n| variant | seeds |"

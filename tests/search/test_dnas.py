@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from convatlas.errors import UserError
 from convatlas.models.classification.fbnet import BLOCKS, FOUND, HEAD_CHANNELS, STAGE_CHANNELS, STRIDES
 from convatlas.models.classification.searched import searched
 from convatlas.models.costs import measure_costs, on_meta_device
-from convatlas.search.config import FBNetSpaceConfig
+from convatlas.search.config import FBNetDnas, FBNetSpaceConfig
 from convatlas.search.dnas import DnasSearch, SuperNet, latency_of, multiplicative_loss
 from convatlas.search.spaces import FBNetSpace
 
@@ -183,10 +184,12 @@ def test_thetas_rest_in_the_first_epochs(context):
     assert "architecture_loss" in found.advance(1)[0]
 
 
-def test_the_paper_s_temperatures(search):
-    run = search("fbnet_dnas")
-    assert run.search.strategy.temperature.initial == 5.0
-    decay, epochs = 0.7136, 12  # of conf/search/fbnet_dnas.yaml
-    assert run.search.strategy.temperature.decay == decay
-    assert 5.0 * decay**epochs == pytest.approx(5.0 * math.exp(-0.045 * 90), rel=0.02)
-    assert pytest.approx(0.087, abs=0.001) == 5.0 * 0.956**90
+@pytest.mark.parametrize(("name", "epochs"), [("fbnet_dnas", 12), ("fbnet_dnas_paper", 90)])
+def test_the_temperature_falls_from_5_to_the_paper_s_at_either_scale(name, epochs):
+    with hydra_ready():
+        strategy = OmegaConf.to_container(compose("search", [f"search={name}"]).search.strategy)
+    config = FBNetDnas.model_validate(strategy)
+    assert config.epochs == epochs
+    first, last = (DnasSearch.temperature(SimpleNamespace(config=config), epoch) for epoch in (0, epochs))
+    assert first == 5.0
+    assert last == pytest.approx(5.0 * math.exp(-0.045 * 90), rel=0.01)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from convatlas.models.classification.nasnet import OPERATIONS, Block, Cell, Shape, Step, Wiring, make_operation
+from convatlas.search.budget import MacsCounter, macs_of
 from convatlas.search.config import DartsSpaceConfig, NasnetSpaceConfig
 from convatlas.search.darts import MixedNet, strongest
 from convatlas.search.shared_weights import SharedCell, SharedNet
@@ -63,6 +64,19 @@ def test_every_drawn_net_can_be_built_and_runs_with_shared_weights_too():
         decisions = space.sample(generator)
         assert space.build(decisions, 10, 1)(images).shape == (2, 10)
         assert shared(images, space.blocks(decisions)).shape == (2, 10)
+
+
+def test_what_works_is_counted_as_a_net_of_its_own_would_be():
+    space = NasnetSpace(nasnet_config())
+    shared = SharedNet(space.config, 10, 1)
+    counter = MacsCounter(shared)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        cells = space.blocks(space.sample(generator))
+        once = macs_of(shared, torch.zeros(1, 1, 32, 32), cells)
+        assert counter.take() == 2 * once  # it counted with two images
+        shared(torch.zeros(3, 1, 32, 32), cells)
+        assert counter.take() == 3 * once
 
 
 def test_only_the_drawn_part_of_shared_weights_gets_a_gradient():

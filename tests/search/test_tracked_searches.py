@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from convatlas.files import write_json
 from convatlas.reporting.statistics import spread
 from convatlas.search import driver
 from convatlas.search.driver import run_search
-from convatlas.search.report import verdict
+from convatlas.search.report import _net, verdict
 
 
 @pytest.mark.slow
@@ -94,5 +95,16 @@ def test_what_is_found_is_trained_beside_random_and_nets_made_by_hand(search):
         ([0.90], [0.80], "one seed tells nothing of the spread"),
     ],
 )
-def test_a_search_that_does_not_beat_random_is_said_to(ours, other, words):
+def test_a_search_that_does_not_beat_random_is_said_so(ours, other, words):
     assert words in verdict("found", spread(ours), "random", spread(other))
+
+
+def test_a_net_of_which_a_seed_diverged_has_no_mean_and_is_not_compared(tmp_path):
+    folders = [tmp_path / f"seed={seed}" for seed in (0, 1)]
+    write_json(folders[0] / "metrics.json", {"test": {"accuracy": 0.9}, "costs": {"parameters": 10, "macs": 20}})
+    write_json(folders[1] / "failure.json", {"error": "the loss is not finite"})
+    net = _net(folders)
+    assert (net["accuracy"], net["diverged"], net["parameters"]) == (None, 1, 10)
+    found = spread([0.9, 0.9])
+    sentence = "found and random: a training of random diverged, so neither is better."
+    assert verdict("found", found, "random", None) == sentence

@@ -17,6 +17,7 @@ from mlflow.entities import ViewType
 from convatlas.data.prepared import PreparedData
 from convatlas.errors import UserError
 from convatlas.tasks.classification import ClassificationTask
+from convatlas.tracking.reports import publish_reports
 from convatlas.tracking.store import connect, tracking_uri
 from convatlas.tracking.tracker import mark_dead_runs
 from convatlas.training.run import train
@@ -70,6 +71,22 @@ def test_a_seed_has_its_parameters_configuration_data_and_pictures(compose, uri,
     assert run.inputs.dataset_inputs[0].dataset.digest == card.fingerprint[:36]
     everything = json.dumps({**run.data.params, **run.data.tags})
     assert str(ROOT) not in everything
+
+
+def test_a_report_is_the_artifact_of_one_run_and_the_description_of_its_experiment(compose, uri, tmp_path):
+    folder = tmp_path / "reports" / "adhoc"
+    folder.mkdir(parents=True)
+    assert publish_reports({"adhoc": folder}, uri) == []  # no store is made for it
+    train(compose(*tracked(uri, "tracking.log_model=false", "recipe.epochs=1")), strict=True)
+    for text in ("first", "second"):
+        (folder / "index.html").write_text(text)
+        (folder / "table.md").write_text(f"# {text}")
+        assert publish_reports({"adhoc": folder, "not_tracked": folder}, uri) == ["adhoc"]
+    (report,) = runs_of(uri, "report")
+    assert report.info.status == "FINISHED"
+    client = MlflowClient(uri)
+    assert Path(client.download_artifacts(report.info.run_id, "index.html")).read_text() == "second"
+    assert client.get_experiment_by_name("adhoc").tags["mlflow.note.content"] == "# second"
 
 
 def test_a_second_training_of_a_variant_keeps_one_parent_with_one_curve(compose, uri):

@@ -108,25 +108,35 @@ def test_batch_norm_over_two_processes_is_that_of_one(tmp_path, prepared_digits,
 
 
 ONE_STEP_AN_EPOCH = (  # so that the history has the loss of every step
-    *("model=resnet_cifar", "model.depth=8", "model.width=8", "recipe.epochs=50", "trainer.limit_batches=1"),
-    *("recipe.evaluation_batch_size=1024", "tracking=none", "trainer.precision=64-true"),
+    *("recipe.epochs=50", "trainer.limit_batches=1", "recipe.evaluation_batch_size=1024", "tracking=none"),
+)
+RESNET_IN_FLOAT64 = ("model=resnet_cifar", "model.depth=8", "model.width=8", "trainer.precision=64-true")
+SMOOTH_IN_FLOAT32 = (
+    "model=timm",
+    "model._target_=smooth_net.SmoothNet",
+    "~model.model_name",
+    "recipe.optimizer.lr=0.1",
 )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_two_processes_have_the_loss_curve_of_one(launcher, tmp_path, prepared_digits, compose):
+@pytest.mark.parametrize(
+    ("launcher", "net"),
+    [("lightning", RESNET_IN_FLOAT64), ("torchrun", RESNET_IN_FLOAT64), ("lightning", SMOOTH_IN_FLOAT32)],
+)
+def test_two_processes_have_the_loss_curve_of_one(launcher, net, tmp_path, *, prepared_digits, compose, monkeypatch):
     """Fifty steps at the same batch over all processes, batch norm synchronised.
 
-    In float64: in float32, rounding alone tells two trainings of one process apart by 1e-4 after fifty steps, for
-    example with another number of threads.
+    With ReLU in float64: in float32, rounding switches single units, and from there even one process that takes the
+    images of a batch in another order parts from itself by 1e-3. A net without kinks shows the same in float32.
     """
-    folder = run_distributed(launcher, tmp_path, prepared_digits, *ONE_STEP_AN_EPOCH)
-    (alone,) = train(compose(*OPTIONS, *ONE_STEP_AN_EPOCH, folder="alone"), strict=True)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    folder = run_distributed(launcher, tmp_path, prepared_digits, *net, *ONE_STEP_AN_EPOCH)
+    (alone,) = train(compose(*OPTIONS, *net, *ONE_STEP_AN_EPOCH, folder="alone"), strict=True)
     one, two = (pd.read_csv(f / "history.csv")["train/loss"] for f in (alone, folder))
     assert len(one) == 50
-    assert one.iloc[-1] < one.iloc[0]
-    assert (one - two).abs().max() <= 1e-5
+    assert one.iloc[-1] < one.iloc[0] - 0.3
+    assert ((one - two).abs() / one).max() <= 1e-5
 
 
 def started(command: list[str], folder: Path) -> subprocess.Popen[str]:

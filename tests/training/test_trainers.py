@@ -132,6 +132,14 @@ def test_a_gpu_trains_in_half_precision_compiled_and_channels_last(compose, prec
     assert json.loads((folder / "metrics.json").read_text())["test"]["accuracy"] > 0.5
 
 
+def test_data_in_memory_train_to_the_bits_of_the_files(compose):
+    """Workers have nothing to do then; mixing and a batch in pieces are made of the same pixels."""
+    options = (*QUICK, "recipe.augmentation.mixup=0.2", "trainer.accumulate_grad_batches=2")
+    (mapped,) = train(compose(*options, folder="mapped"), strict=True)
+    (held,) = train(compose(*options, "trainer.resident=true", "trainer.workers=2", folder="held"), strict=True)
+    assert_same_bits(mapped, held)
+
+
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 FSDP = ("trainer=fsdp", "trainer.accelerator=cpu")
@@ -149,6 +157,10 @@ REFUSED = {
     ),
     "compiling and reversible": (("trainer.compile=default", "model=revnet_cifar"), "keep their activations"),
     "fp16 on the processor": (("trainer.precision=16-mixed",), "needs a GPU; take trainer.precision=bf16-mixed"),
+    "encoded images in memory": (
+        ("trainer.resident=true", "+data.storage=shards"),
+        r"decoded one by one on the processor; set trainer\.resident=auto",
+    ),
     "uneven pieces": (("trainer.accumulate_grad_batches=3",), "must be a multiple of 3"),
     "machines without a launcher": (("trainer=ddp", "trainer.num_nodes=2"), "with torchrun or, under SLURM, with srun"),
 }

@@ -29,11 +29,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from convatlas.data.augmentation import Augmenter, Changes
 from convatlas.data.prepared import Split
 from convatlas.data.reader import Batch, Indices, Reader
+from convatlas.data.resident import PixelArrays
 from convatlas.errors import UserError
 
 __all__ = ["Batch", "EpochSampler", "EvaluationBatches", "StatelessLoader", "TrainingBatches", "permutation"]
@@ -56,6 +58,7 @@ class TrainingBatches(Dataset[Batch]):
         canny: put the Canny edges behind the images' channels.
         rank: number of this process.
         world_size: number of processes.
+        arrays: where pixels are gathered and changed; None takes the mapped files.
 
     Raises:
         ValueError: `batch_size` is not a multiple of `world_size`.
@@ -73,13 +76,14 @@ class TrainingBatches(Dataset[Batch]):
         canny: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        arrays: PixelArrays | None = None,
     ) -> None:
         if batch_size % world_size:
             raise ValueError(
                 f"recipe.batch_size={batch_size} is the batch over all devices; it must be a multiple of {world_size}."
             )
         _refuse_more_processes_than_images(split, world_size)
-        self.reader = Reader(split, image_size, canny)
+        self.reader = Reader(split, image_size, canny, arrays)
         self.batch_size = batch_size if len(split) >= batch_size else len(split) // world_size * world_size
         self.augmenter = augmenter.for_images(self.reader.sample())
         self.seed = seed
@@ -106,7 +110,8 @@ class TrainingBatches(Dataset[Batch]):
         needed, places = np.unique(np.concatenate([own, mine.partner.numpy()]), return_inverse=True)
         read = self.reader.read(indices[needed], changes[torch.from_numpy(needed)])
         first, second = torch.from_numpy(places).chunk(2)
-        images, shares = mine.mixed(read["images"][first], read["images"][second])
+        pixels: Tensor = read["images"]
+        images, shares = mine.mixed(pixels[first.to(pixels.device)], pixels[second.to(pixels.device)])
         labels = {"labels": read["labels"][first], "partner_labels": read["labels"][second], "label_shares": shares}
         return {"images": images, "indices": read["indices"][first], **labels}
 
@@ -131,6 +136,7 @@ class EvaluationBatches(Dataset[Batch]):
         canny: put the Canny edges behind the images' channels.
         rank: number of this process.
         world_size: number of processes.
+        arrays: where pixels are gathered; None takes the mapped files.
 
     Raises:
         UserError: there are fewer images than processes.
@@ -145,9 +151,10 @@ class EvaluationBatches(Dataset[Batch]):
         canny: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        arrays: PixelArrays | None = None,
     ) -> None:
         _refuse_more_processes_than_images(split, world_size)
-        self.reader = Reader(split, image_size, canny)
+        self.reader = Reader(split, image_size, canny, arrays)
         smallest, largest = len(split) // world_size, math.ceil(len(split) / world_size)
         batches = min(math.ceil(largest / max(1, batch_size // world_size)), smallest)
         stretch = np.array_split(np.arange(len(split)), world_size)[rank]

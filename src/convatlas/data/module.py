@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 
 from convatlas.config import DataConfig, Recipe
 from convatlas.data.augmentation import Augmenter
 from convatlas.data.batches import Batch, EpochSampler, EvaluationBatches, StatelessLoader, TrainingBatches
 from convatlas.data.prepared import PreparedData
+from convatlas.data.resident import MappedArrays, PixelArrays, Resident, ResidentArrays, arrays_for
 
 __all__ = ["DataModule", "batches_done"]
 
@@ -26,9 +28,12 @@ class DataModule(pl.LightningDataModule):
         prepared: the data set.
         config: `conf/data`; it must agree with what was prepared.
         recipe: batch sizes and augmentation.
-        workers: processes that make the batches of a loader; 0 makes them in the training process.
+        workers: processes that make the batches of a loader; 0 makes them in the training process, and so does a data
+            set in a device's memory.
         limit_batches: stop each epoch of training, validation and test after so many batches.
         seed: decides order and augmentation.
+        resident: keep the pixels in the memory of the trainer's device and make batches there; "auto" does so for
+            small data sets on a GPU.
 
     Attributes:
         start_batch: to resume within an epoch, set it before `Trainer.fit`; `batches_done` reads it from a checkpoint.
@@ -48,6 +53,7 @@ class DataModule(pl.LightningDataModule):
         workers: int,
         limit_batches: int | None,
         seed: int,
+        resident: Resident = "auto",
     ) -> None:
         super().__init__()
         prepared.card.check(config)
@@ -59,7 +65,9 @@ class DataModule(pl.LightningDataModule):
         self.workers = workers
         self.limit_batches = limit_batches
         self.seed = seed
+        self.resident = resident
         self.start_batch = 0
+        self._arrays: PixelArrays | None = None
 
     @property
     def batches_per_epoch(self) -> int:
@@ -99,6 +107,7 @@ class DataModule(pl.LightningDataModule):
             canny=self.canny,
             rank=rank,
             world_size=world_size,
+            arrays=self._pixel_arrays(),
         )
 
     def _evaluation_loader(self, split: str) -> StatelessLoader:
@@ -110,12 +119,25 @@ class DataModule(pl.LightningDataModule):
             canny=self.canny,
             rank=rank,
             world_size=world_size,
+            arrays=self._pixel_arrays(),
         )
         return self._loader(batches, range(self._limited(len(batches))))
 
     def _loader(self, batches: TrainingBatches | EvaluationBatches, sampler: EpochSampler | range) -> StatelessLoader:
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return StatelessLoader(batches, sampler, self.workers, pin_memory=on_gpu)
+        if isinstance(batches.reader.arrays, ResidentArrays):
+            return StatelessLoader(batches, sampler, workers=0)
+        return StatelessLoader(batches, sampler, self.workers, pin_memory=self._device().type == "cuda")
+
+    def _pixel_arrays(self) -> PixelArrays:
+        """Return where batches are made: once for all loaders, so that nothing is copied to a device twice."""
+        device = self._device()
+        if self._arrays is None or self._arrays.device not in {device, MappedArrays.device}:
+            self._arrays = arrays_for(self.prepared, device, self.resident)
+        return self._arrays
+
+    def _device(self) -> torch.device:
+        """Return the net's device; without a trainer it is the processor."""
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
     def _limited(self, batches: int) -> int:
         return batches if self.limit_batches is None else min(batches, self.limit_batches)

@@ -66,6 +66,10 @@ def prepare_raw(config: DataConfig, raw: RawDataset) -> Card:
     _check_source(raw, config)
     used = raw.take(findings.kept)
     parts = split_items(used, config.split, config.name, findings.copies)
+    if config.split.train_per_class is not None:
+        unused = len(used) - sum(len(items) for items in parts.values())
+        few = f"{config.split.train_per_class} training images of each class were drawn; {unused} are not used."
+        used = replace(used, notes=[*used.notes, few])
     missing = empty_classes(used, parts, config.name)
     stored, encoder = _as_stored(used, config, findings)
     card = describe(config, stored, parts, findings, missing)

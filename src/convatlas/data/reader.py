@@ -15,6 +15,7 @@ from convatlas.data.augmentation import Changes
 from convatlas.data.card import remedy
 from convatlas.data.decoding import centre_square, read_crop, window_in
 from convatlas.data.prepared import Split
+from convatlas.data.resident import MappedArrays, PixelArrays
 from convatlas.data.shards import ShardedImages
 from convatlas.errors import UserError
 
@@ -31,15 +32,19 @@ class Reader:
         split: where the images are.
         image_size: side of the images a net gets.
         canny: put the Canny edges behind the images' channels.
+        arrays: where the pixels of batches are gathered and changed; None takes the mapped files. Encoded images are
+            decoded on the processor.
     """
 
-    def __init__(self, split: Split, image_size: int, canny: bool) -> None:
+    def __init__(self, split: Split, image_size: int, canny: bool, arrays: PixelArrays | None = None) -> None:
         self.split = split
         self.image_size = image_size
         self.canny = canny
-        self.mean = torch.tensor(split.card.mean).view(-1, 1, 1)
+        self.arrays = arrays or MappedArrays()
+        device = self.arrays.device
+        self.mean = torch.tensor(split.card.mean, device=device).view(-1, 1, 1)
         # A channel of one colour has no spread; it becomes zero.
-        self.std = torch.tensor([deviation or 1.0 for deviation in split.card.std]).view(-1, 1, 1)
+        self.std = torch.tensor([deviation or 1.0 for deviation in split.card.std], device=device).view(-1, 1, 1)
 
     def read(self, indices: Indices, changes: Changes | None = None) -> Batch:
         """Return the batch of these images, augmented where changes are given."""
@@ -47,7 +52,7 @@ class Reader:
         if isinstance(self.split.images, ShardedImages):
             images, changes = self._decoded(self.split.images, indices, changes, side)
         else:
-            images = torch.from_numpy(self.split.images[indices])
+            images = self.arrays.rows(self.split, "images", indices)
         images = resize(images.float().div_(255), side)
         canny = self._canny(indices, side)
         if changes is not None:
@@ -102,7 +107,7 @@ class Reader:
         if not self.canny:
             return None
         assert self.split.canny is not None, "only segmentation has Canny edges, and the configuration is checked"
-        return resize(torch.from_numpy(self.split.canny[indices])[:, None].float(), side)
+        return resize(self.arrays.rows(self.split, "canny", indices)[:, None].float(), side)
 
     def _annotations(self, indices: Indices, changes: Changes | None, side: int) -> Batch:
         split = self.split
@@ -119,8 +124,7 @@ class Reader:
         """Return the maps of segmentation, moved as the images are, each pixel from the nearest."""
         split = self.split
         assert split.masks is not None
-        assert split.edges is not None
-        maps = [resize_masks(torch.from_numpy(array[indices]), side) for array in (split.masks, split.edges)]
+        maps = [resize_masks(self.arrays.rows(split, array, indices), side) for array in ("masks", "edges")]
         masks, edges = maps if changes is None else [changes.masks(each) for each in maps]
         areas: Batch = {"masks": masks.long(), "edges": edges[:, None].float()}
         if split.spacing is not None and changes is None:  # augmented images may be zoomed

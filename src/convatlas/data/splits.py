@@ -36,7 +36,8 @@ def split_items(raw: RawDataset, config: SplitConfig, name: str, copies: Items |
         for each of `SPLITS` the positions of its items, ascending.
 
     Raises:
-        UserError: a fraction contradicts the source, a split would be empty, or the official splits share a group.
+        UserError: a fraction contradicts the source, a split would be empty, the official splits share a group, or a
+            class has fewer than `train_per_class` images.
     """
     _check_fractions(raw, config, name)
     units = units_of(raw, copies)
@@ -48,7 +49,8 @@ def split_items(raw: RawDataset, config: SplitConfig, name: str, copies: Items |
         in_test = _cut(raw, units, everything, config.test, _generator(config.seed, 0))
     rest = everything[~in_test]
     in_validation = _cut(raw, units, rest, config.validation, _generator(config.seed, 1))
-    parts = {"train": rest[~in_validation], "validation": rest[in_validation], "test": everything[in_test]}
+    train = _few(raw, rest[~in_validation], config, name)
+    parts = {"train": train, "validation": rest[in_validation], "test": everything[in_test]}
     for split, items in parts.items():
         if not len(items):
             raise UserError(
@@ -105,6 +107,25 @@ def _check_official(units: Items, in_test: NDArray[np.bool_], name: str) -> None
             f"{name}: images {train} and {test} belong to one group, but the official split puts them into train and "
             "test; correct groups or official_split in the source."
         )
+
+
+def _few(raw: RawDataset, items: Items, config: SplitConfig, name: str) -> Items:
+    """Draw `train_per_class` of the `items` of each class, ascending; all of them where it is null."""
+    if config.train_per_class is None:
+        return items
+    if raw.labels is None:
+        raise UserError(f"data.split.train_per_class: {name} has no class for each image; set it to null.")
+    rng = _generator(config.seed, 2)
+    drawn = []
+    for number, title in enumerate(raw.classes):
+        found = items[raw.labels[items] == number]
+        if len(found) < config.train_per_class:
+            raise UserError(
+                f"data.split.train_per_class={config.train_per_class}: {name} has {len(found)} training images of "
+                f"{title}; take at most so many."
+            )
+        drawn.append(rng.choice(found, config.train_per_class, replace=False))
+    return np.sort(np.concatenate(drawn))
 
 
 def _generator(seed: int, stream: int) -> np.random.Generator:

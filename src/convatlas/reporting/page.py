@@ -9,8 +9,11 @@ from functools import cache
 from pathlib import Path
 
 from convatlas.reporting.charts import HUES, REST, Chart, colours
+from convatlas.reporting.disagreements import Disagreements, disagreements
 from convatlas.reporting.gradients import gradient_chart
 from convatlas.reporting.learning_curves import inner_curves, learning_curves
+from convatlas.reporting.lecture_figures import lecture_figures
+from convatlas.reporting.paired import Drawn, Pair, compare, drawn_intervals, interval_text, reference_of, signed
 from convatlas.reporting.pictures import Plate, plates
 from convatlas.reporting.printed import printed_figures
 from convatlas.reporting.provenance import cautions, provenance, sampling_note
@@ -20,7 +23,7 @@ from convatlas.reporting.strips import Strip, strips
 from convatlas.reporting.tables import Table, further_table, leaders, main_table, tested
 from convatlas.reporting.trade_offs import trade_offs
 from convatlas.reporting.verdicts import judge, tally
-from convatlas.reporting.wording import Metric, count, listed
+from convatlas.reporting.wording import DASH, Metric, count, listed
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,19 @@ class Headline:
 
 
 @dataclass(frozen=True)
+class Paired:
+    """The comparison of each variant with the reference."""
+
+    reference: Variant
+    pairs: Sequence[Pair]
+    drawn: Sequence[Drawn]
+    ends: tuple[str, str]
+    metric: Metric
+    by_images: bool
+    note: str
+
+
+@dataclass(frozen=True)
 class Section:
     """What the page shows of one group."""
 
@@ -42,6 +58,8 @@ class Section:
     equals: str
     table: Table
     further: Table
+    paired: Paired | None
+    disagreements: Disagreements | None
     strips: Sequence[Strip]
     strip_ends: tuple[str, str]
     curves: Sequence[Chart]
@@ -76,12 +94,14 @@ def render_report(study: Study, runs: Path) -> str:
     all_plates = plates(study.groups, runs)
     pairs = zip(study.groups, all_plates, strict=True)
     sections = [_section(group, shown, number) for number, (group, shown) in enumerate(pairs, start=1)]
-    charts = any(section.curves or section.inner or section.trade_offs for section in sections)
+    figures = lecture_figures(study)
+    charts = any(section.curves or section.inner or section.trade_offs for section in sections) or bool(figures)
     return render(
         "report.html.j2",
         scripts=[*([_chart_library()] if charts else []), _own_script()],
         study=study,
         sections=sections,
+        figures=figures,
         cautions=cautions(study),
         printed=printed_figures(study),
         claims=judge(study),
@@ -89,6 +109,10 @@ def render_report(study: Study, runs: Path) -> str:
         net_deviations=_net_deviations(study),
         shared=_shared_overrides(study),
         hues=HUES,
+        failures_of=_failures,
+        signed=signed,
+        interval_text=interval_text,
+        images_text=_images_text,
     )
 
 
@@ -128,6 +152,8 @@ def _section(group: Group, shown: Sequence[Plate], number: int) -> Section:
         equals=_equals(group),
         table=main_table(group),
         further=further_table(group),
+        paired=_paired(group),
+        disagreements=disagreements(group),
         strips=found,
         strip_ends=ends,
         curves=learning_curves(group),
@@ -137,6 +163,48 @@ def _section(group: Group, shown: Sequence[Plate], number: int) -> Section:
         sampling=sampling_note(group),
         colours=colours(group),
     )
+
+
+def _paired(group: Group) -> Paired | None:
+    """Compare with the reference; None where there is nothing to compare."""
+    reference, pairs = reference_of(group), compare(group)
+    if reference is None or not any(pair.seeds for pair in pairs):
+        return None
+    metric = Metric(group.score)
+    drawn, (low, high) = drawn_intervals(pairs, metric)
+    with_images = [pair.only_variant is not None for pair in pairs if pair.seeds]
+    ends = (signed(low, metric), signed(high, metric))
+    return Paired(reference, pairs, drawn, ends, metric, any(with_images), _how_paired(with_images))
+
+
+def _how_paired(with_images: Sequence[bool]) -> str:
+    if any(with_images):
+        how = (
+            "The difference of the accuracies on the same seeds and the same test images. Its 95 % interval takes both "
+            "as samples: other seeds and other images from the same source would move it (analysis of variance, seeds "
+            "crossed with images, with Satterthwaite's degrees of freedom)."
+        )
+        if not all(with_images):
+            how += " Where a run left no predictions of these images, it is over the seeds alone (Student's t)."
+    else:
+        how = "The difference of the scores on the same seeds, with the 95 % interval over them (Student's t)."
+    return (
+        f"{how} A single seed has no interval. The vertical line is no difference. Of twenty such intervals about one "
+        "misses the truth by chance."
+    )
+
+
+def _images_text(images: float | None) -> str:
+    """Write a mean number of images."""
+    return DASH if images is None else f"{images:.1f}"
+
+
+def _failures(variant: Variant) -> list[tuple[str, str]]:
+    """List why seeds failed, each reason once, with its seeds: `seeds 0 and 2`."""
+    seeds: dict[str, list[str]] = {}
+    for seed, error in variant.failures.items():
+        seeds.setdefault(error, []).append(str(seed))
+    return [(error, f"seed{'s' * (len(found) > 1)} {listed(found)}") for error, found in seeds.items()]
 
 
 def _equals(group: Group) -> str:

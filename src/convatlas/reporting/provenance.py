@@ -48,12 +48,12 @@ def provenance(study: Study) -> Provenance:
 
 
 def cautions(study: Study) -> list[str]:
-    """List what a reader must know before comparing: missing runs, unclean code, mixed data or machines, single seeds.
+    """List what a reader must know before comparing: failed or missing runs, unclean code, mixed data or machines.
 
     Runs of several commits are no caution: `dvc repro` trains anew only what a change concerns.
     """
     runs = [run for group in study.groups for run in group.runs]
-    found = [_unfinished(study)]
+    found = [_failed(study), _unfinished(study)]
     if dirty := sum(bool(run.environment.get("dirty")) for run in runs):
         found.append(f"{count(dirty, 'run')} used code with changes that are in no commit.")
     for name, fingerprints in provenance(study).fingerprints:
@@ -87,15 +87,26 @@ def sampling_note(group: Group) -> str:
 
 
 def _unfinished(study: Study) -> str:
-    missing = [(variant.title, variant.missing) for variant in study.variants if variant.missing]
+    missing = [(variant.title, variant.not_run) for variant in study.variants if variant.not_run]
     if not missing:
         return ""
     total = sum(len(seeds) for _, seeds in missing)
     verb = "has" if total == 1 else "have"
-    named = [f"{title} (seed {listed([str(seed) for seed in seeds])})" for title, seeds in missing]
+    return f"{total} of {count(study.runs_planned, 'run')} {verb} no result: {_named(missing)}."
+
+
+def _failed(study: Study) -> str:
+    failed = [(variant.title, tuple(variant.failures)) for variant in study.variants if variant.failures]
+    if not failed:
+        return ""
+    return f"{study.runs_failed} of {count(study.runs_planned, 'run')} failed: {_named(failed)}."
+
+
+def _named(variants: list[tuple[str, tuple[int, ...]]]) -> str:
+    named = [f"{title} (seed {listed([str(seed) for seed in seeds])})" for title, seeds in variants]
     if len(named) > SHOWN_UNFINISHED:
         named = [*named[:SHOWN_UNFINISHED], f"{len(named) - SHOWN_UNFINISHED} more variants"]
-    return f"{total} of {count(study.runs_planned, 'run')} {verb} no result: {listed(named)}."
+    return listed(named)
 
 
 def _commit(run: SeedRun) -> str | None:

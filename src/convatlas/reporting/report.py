@@ -22,7 +22,7 @@ def write_report(study_file: Path, runs: Path, output: Path) -> None:
     Args:
         study_file: `plan/<study>.yaml`; the variants' resolved configs lie in the folder of its name beside it.
         runs: the folder that holds `<study>/<variant>/seed=<n>/`.
-        output: the folder to write to, `reports/<study>`.
+        output: the folder to write to, `reports/studies/<study>`.
 
     Raises:
         UserError: the plan, or a file that a run left, is not readable.

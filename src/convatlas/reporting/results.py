@@ -15,6 +15,7 @@ from typing import Any
 from convatlas.claims import Comparison, Quantity, read_claim
 from convatlas.errors import UserError
 from convatlas.files import read_json, read_yaml
+from convatlas.reporting.answers import Answers, read_answers
 
 PLAN_AGAIN = "run `dvc repro resolve`, which writes it."
 RUN_AGAIN = "delete the folder of that run and start `dvc repro` again."
@@ -93,9 +94,11 @@ class Variant:
         overrides: what sets it apart on Hydra's command line.
         task: what it is trained for.
         data: the name of its data set.
+        prepared: where its prepared data lie; None where the plan does not say.
         about: title, paper, year, origin and deviations of its net.
         seeds: the seeds that the plan asks for.
         runs: the finished ones, in the order of the seeds.
+        failures: by seed, why it has no result and would have none if it ran again.
     """
 
     key: str
@@ -104,15 +107,22 @@ class Variant:
     overrides: tuple[str, ...]
     task: str
     data: str
+    prepared: Path | None
     about: Mapping[str, Any]
     seeds: tuple[int, ...]
     runs: tuple[SeedRun, ...]
+    failures: Mapping[int, str]
 
     @property
     def missing(self) -> tuple[int, ...]:
         """The seeds without a result: failed, interrupted, or not yet run."""
         finished = {run.seed for run in self.runs}
         return tuple(seed for seed in self.seeds if seed not in finished)
+
+    @property
+    def not_run(self) -> tuple[int, ...]:
+        """The seeds without a result that did not fail."""
+        return tuple(seed for seed in self.missing if seed not in self.failures)
 
     def median_run(self, metric: str) -> SeedRun | None:
         """Return the run with the median test score, the lower of the two middle ones where their number is even."""
@@ -122,12 +132,33 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Grading:
+    """Points that a test metric earns, as a course gives them.
+
+    Attributes:
+        metric: the test metric.
+        points: `(least value, points)`, the highest first.
+    """
+
+    metric: str
+    points: tuple[tuple[float, float], ...]
+
+    def of(self, run: SeedRun) -> float | None:
+        """Return the points of a run, 0 below the last step; None where the metric was not measured."""
+        value = run.test(self.metric)
+        if value is None or math.isnan(value):
+            return None
+        return next((points for least, points in self.points if value >= least), 0.0)
+
+
+@dataclass(frozen=True)
 class Group:
     """The variants of a study that can be compared: those of one task on one data set."""
 
     task: str
     data: str
     variants: tuple[Variant, ...]
+    grading: Grading | None = None
 
     @cached_property
     def runs(self) -> tuple[SeedRun, ...]:
@@ -159,6 +190,15 @@ class Group:
         return [self.score, *names]
 
     @cached_property
+    def answers(self) -> Answers | None:
+        """What each run answered to each test image; None where the task is not to name a class.
+
+        Raises:
+            UserError: a run's predictions are not readable.
+        """
+        return read_answers(self.variants, RUN_AGAIN) if self.task == "classification" else None
+
+    @cached_property
     def test_images(self) -> int | None:
         """Number of test images, from the first run's predictions; None without that file."""
         import pyarrow.parquet as pq
@@ -180,6 +220,44 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A line of one of the lecture's figures.
+
+    Attributes:
+        title: what it shows.
+        entries: `(variant's key, part of its net or None, value on the horizontal axis)`; without that value it is the
+            figure of the runs that `LectureFigure.x` names.
+    """
+
+    title: str
+    entries: tuple[tuple[str, str | None, float | None], ...]
+
+
+@dataclass(frozen=True)
+class LectureFigure:
+    """A figure that the lecture draws, with what the plan says of it.
+
+    Attributes:
+        title: heading.
+        x: the figure of the runs on the horizontal axis, in the words of `convatlas.claims`; None where the plan gives
+            numbers.
+        x_title: title of that axis; None takes the figure's own.
+        y: the figure of the runs on the vertical axis.
+        log: which of the axes `x` and `y` are logarithmic.
+        curves: ours.
+        printed: those that the lecture prints: title and points, in its own units.
+    """
+
+    title: str
+    x: str | None
+    x_title: str | None
+    y: str
+    log: frozenset[str]
+    curves: tuple[Curve, ...]
+    printed: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
+
+
+@dataclass(frozen=True)
 class Study:
     """One comparison: its plan and its results."""
 
@@ -192,6 +270,8 @@ class Study:
     printed: Mapping[str, Any]
     claims: tuple[Claim, ...]
     deviations: tuple[str, ...]
+    figures: tuple[LectureFigure, ...]
+    grading: Grading | None
     variants: tuple[Variant, ...] = field(repr=False)
 
     @cached_property
@@ -200,7 +280,7 @@ class Study:
         pairs = list(dict.fromkeys((variant.task, variant.data) for variant in self.variants))
         ordered = sorted(self.variants, key=lambda variant: pairs.index((variant.task, variant.data)))
         grouped = groupby(ordered, key=lambda variant: (variant.task, variant.data))
-        return tuple(Group(task, data, tuple(variants)) for (task, data), variants in grouped)
+        return tuple(Group(task, data, tuple(variants), self.grading) for (task, data), variants in grouped)
 
     @property
     def runs_planned(self) -> int:
@@ -211,6 +291,11 @@ class Study:
     def runs_finished(self) -> int:
         """Number of those that have a result."""
         return sum(len(variant.runs) for variant in self.variants)
+
+    @property
+    def runs_failed(self) -> int:
+        """Number of those that failed."""
+        return sum(len(variant.failures) for variant in self.variants)
 
 
 def measured(name: str, value: Any) -> float | None:
@@ -239,7 +324,8 @@ def read_studies(plan: Path, runs: Path) -> list[Study]:
 def read_study(study_file: Path, runs: Path) -> Study:
     """Read the plan of a study and what its runs left in `runs/<study>/<variant>/seed=<n>/`.
 
-    A seed without `metrics.json` is one that has not finished; every other file may be missing, too.
+    A seed without `metrics.json` is one that has not finished, or that failed where it has `failure.json`; every other
+    file may be missing, too.
 
     Raises:
         UserError: the plan or a result is not readable.
@@ -258,6 +344,8 @@ def read_study(study_file: Path, runs: Path) -> Study:
         printed=plan.get("printed") or {},
         claims=tuple(_read_claim(claim, study_file) for claim in plan.get("claims") or ()),
         deviations=tuple(str(deviation) for deviation in plan.get("deviations") or ()),
+        figures=tuple(_read_figure(figure) for figure in plan.get("figures") or ()),
+        grading=_read_grading(plan.get("grading")),
         variants=_read_variants(plan, study_file.with_suffix(""), runs / name),
     )
 
@@ -270,7 +358,12 @@ def _read_variants(plan: Mapping[str, Any], resolved: Path, runs: Path) -> tuple
     def variant(key: str) -> Variant:
         entry, config = planned[key], read_yaml(resolved / f"{key}.yaml", PLAN_AGAIN)["config"]
         seeds = tuple(config.get("seeds") or plan.get("seeds") or ())
-        found = (_read_seed(seed, runs / key / f"seed={seed}") for seed in seeds)
+        folders = {seed: runs / key / f"seed={seed}" for seed in seeds}
+        found = (_read_seed(seed, folder) for seed, folder in folders.items())
+        finished = tuple(run for run in found if run is not None)
+        unfinished = set(seeds) - {run.seed for run in finished}
+        failures = {seed: error for seed in seeds if seed in unfinished and (error := _read_failure(folders[seed]))}
+        prepared = config["data"].get("prepared")
         return Variant(
             key=key,
             title=titles[key],
@@ -278,9 +371,11 @@ def _read_variants(plan: Mapping[str, Any], resolved: Path, runs: Path) -> tuple
             overrides=tuple(str(override) for override in entry.get("overrides") or ()),
             task=config["data"]["task"],
             data=config["data"]["name"],
+            prepared=Path(prepared) if prepared else None,
             about=config.get("model", {}).get("about") or {},
             seeds=seeds,
-            runs=tuple(run for run in found if run is not None),
+            runs=finished,
+            failures=failures,
         )
 
     return tuple(variant(key) for key in planned)
@@ -291,6 +386,31 @@ def _read_claim(entry: Any, study_file: Path) -> Claim:
         return Claim(str(entry), (), "")
     comparisons = tuple(read_claim(str(text), str(study_file)) for text in entry.get("holds") or ())
     return Claim(str(entry.get("says") or ""), comparisons, str(entry.get("note") or ""))
+
+
+def _read_figure(entry: Mapping[str, Any]) -> LectureFigure:
+    """Read a figure as `convatlas.planning` writes it to the plan."""
+    curves = (
+        Curve(title, tuple((point["variant"], point["part"], point["x"]) for point in points))
+        for title, points in entry["curves"].items()
+    )
+    printed = ((title, tuple((x, y) for x, y in points)) for title, points in entry["printed"].items())
+    return LectureFigure(
+        title=entry["title"],
+        x=entry["x"],
+        x_title=entry["x_title"],
+        y=entry["y"],
+        log=frozenset(entry["log"]),
+        curves=tuple(curves),
+        printed=tuple(printed),
+    )
+
+
+def _read_grading(entry: Mapping[str, Any] | None) -> Grading | None:
+    if not entry:
+        return None
+    points = sorted(((float(least), float(points)) for least, points in entry["points"].items()), reverse=True)
+    return Grading(entry["metric"], tuple(points))
 
 
 def _unique_titles(planned: Mapping[str, Any]) -> dict[str, str]:
@@ -307,6 +427,17 @@ def _read_seed(seed: int, folder: Path) -> SeedRun | None:
     found = {name: read_json(path, RUN_AGAIN) if path.is_file() else {} for name, path in files.items()}
     history = folder / "history.csv"
     return SeedRun(seed=seed, folder=folder, history=_read_history(history) if history.is_file() else {}, **found)
+
+
+def _read_failure(folder: Path) -> str:
+    """Return the sentence that a failed training left; nothing where there is none."""
+    path = folder / "failure.json"
+    if not path.is_file():
+        return ""
+    found = read_json(path, RUN_AGAIN)
+    if not isinstance(found, dict) or not found.get("error"):
+        raise UserError(f"{path} does not say what failed; {RUN_AGAIN}")
+    return str(found["error"])
 
 
 def _read_history(path: Path) -> dict[str, list[float]]:

@@ -1,13 +1,15 @@
 """`python -m convatlas.reporting.study_pages`: copies what was measured into the students' pages, `docs/studies/*.md`.
 
 A page is written by hand but for the part between its two marks. There stand the tables and verdicts of the study's
-report, under a line that says how many runs they rest on and where these come from.
+report, under a line that says how many runs they rest on and where these come from. The index counts the verdicts.
 """
 
 from __future__ import annotations
 
 import html
 import re
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from convatlas.cli import run
@@ -20,6 +22,10 @@ __all__ = ["BEGIN", "END", "update_pages"]
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 INDEX = "README.md"
 
+_VERDICT = re.compile(r"^- \*\*([^*]+)\*\*: ", re.MULTILINE)
+_ROW = re.compile(
+    r"^(\| \[[^\]]+\]\((\w+)\.md\) \|[^|]*\|)[^|\n]*\|$", re.MULTILINE
+)  # of the index: link, question, verdicts
 _SEEDS = re.compile(r"(?<!\\)\| (\d+) of (\d+) \|")  # the second cell of a variant's row; a title may hold `\|`
 _SCALE = re.compile(r"<span>scale ([^<]+)</span>")
 _COMMIT = re.compile(r"<dt>Commit</dt><dd><code>([^<]+)</code>")
@@ -31,7 +37,7 @@ def update_pages(pages: Path, reports: Path) -> list[Path]:
     All pages are read and checked before the first is written.
 
     Args:
-        pages: the folder of `<study>.md`; its index `README.md` is left alone.
+        pages: the folder of `<study>.md` and their index `README.md`, whose third column is filled.
         reports: the folder of `<study>/table.md` and `<study>/index.html`, as `python -m convatlas.report` writes them.
 
     Returns:
@@ -43,18 +49,37 @@ def update_pages(pages: Path, reports: Path) -> list[Path]:
     found = sorted(path for path in pages.glob("*.md") if path.name != INDEX)
     if not found:
         raise UserError(f"{pages} holds no page of a study; start this in the root of the repository.")
-    changed = {}
+    changed, texts = {}, {}
     for page in found:
-        text = page.read_text()
+        text = texts[page.stem] = page.read_text()
         before, after = _around_measured(page, text)
         report = reports / page.stem
         if (report / "table.md").is_file():
             filled = f"{before}{BEGIN}\n{_measured(report)}{END}{after}"
+            texts[page.stem] = filled
             if filled != text:
                 changed[page] = filled
+    index = pages / INDEX
+    filled = _with_verdicts(index.read_text(), texts)
+    if filled != index.read_text():
+        changed[index] = filled
     for page, filled in changed.items():
         write_text(page, filled)
     return list(changed)
+
+
+def _with_verdicts(index: str, pages: Mapping[str, str]) -> str:
+    """Fill the third column of the index: how many claims have which verdict on each page."""
+
+    def filled(row: re.Match[str]) -> str:
+        counts = Counter(verdict.lower() for verdict in _VERDICT.findall(_between_marks(pages.get(row[2], ""))))
+        return f"{row[1]} {', '.join(f'{number} {verdict}' for verdict, number in sorted(counts.items()))} |"
+
+    return _ROW.sub(filled, index)
+
+
+def _between_marks(text: str) -> str:
+    return text.partition(BEGIN)[2].partition(END)[0]
 
 
 def _around_measured(page: Path, text: str) -> tuple[str, str]:
@@ -101,7 +126,7 @@ def _short(commit: str) -> str:
 
 def main() -> None:
     """Fill the pages of this repository."""
-    changed = update_pages(Path("docs/studies"), Path("reports"))
+    changed = update_pages(Path("docs/studies"), Path("reports/studies"))
     print("\n".join(map(str, changed)) or "The pages already say what the reports say.")
 
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from convatlas.reporting.paired import Pair, compare, reference_of
 from convatlas.reporting.results import Group, SeedRun, Study, Variant, measured
 from convatlas.reporting.statistics import Spread, as_good, spread
 from convatlas.reporting.wording import DASH, Metric, duration, megabytes, with_prefix
 
 COSTS = ("parameters", "macs", "macs_inference", "weight_megabytes", "activation_bytes", "batch_size")
+_PAIR = ("against", "difference", "difference_low", "difference_high", "only_this_right", "only_reference_right")
 TIMES = ("train_seconds", "test_seconds", "latency_seconds")
 
 Written = Callable[[float | None], str]
@@ -98,7 +100,7 @@ def macs(variant: Variant) -> float | None:
 
 def main_table(group: Group) -> Table:
     """The comparison: test score, validation, costs and times."""
-    score = _test_columns(group, [group.score])
+    score = [*_test_columns(group, [group.score]), *_points_columns(group)]
     return Table((*score, *_validation_columns(group), *_cost_columns(group), *_time_columns(group)))
 
 
@@ -121,6 +123,27 @@ def _validation_columns(group: Group) -> list[Column]:
         columns.append(replace(column, section="Validation", title=title))
     epochs = (over_seeds(variant, lambda run: run.metrics.get("best_epoch")) for variant in group.variants)
     return [*columns, Column("Validation", "best epoch", "mean over the seeds", tuple(map(_epoch_cell, epochs)))]
+
+
+def _points_columns(group: Group) -> list[Column]:
+    """Return the points that a course gives for a metric, where the study names one that these runs have."""
+    grading = group.grading
+    if grading is None or grading.metric not in group.test_metrics:
+        return []
+    metric = Metric(grading.metric)
+    (least, most), (last, fewest) = grading.points[0], grading.points[-1]
+    meaning = (
+        f"{most:g} from {metric.text(least)}{metric.unit} {metric.title} on the test split, "
+        f"{fewest:g} from {metric.text(last)}{metric.unit}, none below"
+    )
+    found = [over_seeds(variant, grading.of) for variant in group.variants]
+    cells = (Cell(DASH) if each is None else _points_cell(each) for each in found)
+    return [Column("Test", f"points for {metric.title}", meaning, tuple(cells), lower_first=False)]
+
+
+def _points_cell(found: Spread) -> Cell:
+    deviation = "" if found.deviation is None else f"{found.deviation:.1f}"
+    return Cell(f"{found.mean:.1f}", deviation, found.mean)
 
 
 def _test_value(name: str) -> Callable[[SeedRun], float | None]:
@@ -207,7 +230,12 @@ def _time_columns(group: Group) -> list[Column]:
 
 def records(study: Study) -> list[dict[str, Any]]:
     """Return one record a variant with machine-readable names; a figure that is missing is None."""
-    return [_record(study, group, variant) for group in study.groups for variant in group.variants]
+    found = []
+    for group in study.groups:
+        pairs = {pair.variant.key: _pair_record(pair, reference_of(group)) for pair in compare(group)}
+        without = dict.fromkeys(_PAIR)
+        found += [_record(study, group, variant) | pairs.get(variant.key, without) for variant in group.variants]
+    return found
 
 
 def _record(study: Study, group: Group, variant: Variant) -> dict[str, Any]:
@@ -219,10 +247,13 @@ def _record(study: Study, group: Group, variant: Variant) -> dict[str, Any]:
         "data": variant.data,
         "seeds_planned": len(variant.seeds),
         "seeds_finished": len(variant.runs),
+        "seeds_failed": len(variant.failures),
         "score": group.score,
     }
     for metric in group.test_metrics:
         record |= _mean_and_std(f"test_{metric}", tested(variant, metric))
+    if group.grading is not None:
+        record |= _mean_and_std("points", over_seeds(variant, group.grading.of))
     for moment in ("best", "last"):
         found = over_seeds(variant, _validation_value(group, moment))
         record |= _mean_and_std(f"val_{group.score}_{moment}_epoch", found)
@@ -231,6 +262,12 @@ def _record(study: Study, group: Group, variant: Variant) -> dict[str, Any]:
     for name in TIMES:
         record |= _mean_and_std(name, timed(variant, name))
     return record
+
+
+def _pair_record(pair: Pair, reference: Variant | None) -> dict[str, Any]:
+    low, high = pair.interval or (None, None)
+    against = reference.key if reference is not None and pair.seeds else None
+    return dict(zip(_PAIR, (against, pair.difference, low, high, pair.only_variant, pair.only_reference), strict=True))
 
 
 def _mean_and_std(name: str, found: Spread | None) -> dict[str, float | None]:

@@ -53,15 +53,20 @@ def _training_seconds(variant: Variant) -> float | None:
     return found.mean if found else None
 
 
+def _bytes(value: float) -> str:
+    return f"{with_prefix(value)}B"
+
+
 PRICES = (
     Price("parameters", "parameters", lambda variant: cost(variant, "parameters"), with_prefix),
     Price("MACs", "MACs of one image at inference", macs, with_prefix),
     Price("training time", "seconds of one training", _training_seconds, duration),
+    Price("memory", "bytes saved for backward by one step", lambda variant: cost(variant, "activation_bytes"), _bytes),
 )
 
 
 def trade_offs(group: Group) -> list[Chart]:
-    """Draw the test score against parameters, multiply-adds and training time, each where two variants have both."""
+    """Draw the test score against parameters, multiply-adds, time and memory, each where two variants have both."""
     charts = (_trade_off(group, price) for price in PRICES)
     return [chart for chart in charts if chart is not None]
 

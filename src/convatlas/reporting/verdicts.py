@@ -60,7 +60,7 @@ def judge(study: Study) -> list[Judged]:
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % interval of the mean of independent values; everything where there is one value alone."""
-    from scipy.stats import t
+    from scipy.special import stdtrit  # half a second faster to import than scipy.stats
 
     found = spread(values)
     assert found is not None
@@ -68,7 +68,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
         return (found.low, found.high) if len(values) > 1 else (-math.inf, math.inf)
     if found.deviation is None or not math.isfinite(found.deviation):
         return -math.inf, math.inf
-    reach = float(t.ppf((1 + CONFIDENCE) / 2, found.n - 1)) * math.sqrt(found.squared_error)
+    reach = float(stdtrit(found.n - 1, (1 + CONFIDENCE) / 2)) * math.sqrt(found.squared_error)
     return found.mean - reach, found.mean + reach
 
 

@@ -1,33 +1,58 @@
-"""`python -m convatlas.search search=fbnet_dnas [data=digits] [seed=0]`: one architecture search, with its report."""
+"""`python -m convatlas.search search=fbnet_dnas [data=digits] [seed=0]`: one architecture search, with its report.
+
+`python -m convatlas.search --from-plan fbnet_dnas` searches exactly as `plan/searches/fbnet_dnas.yaml` says; that is
+what a stage of the pipeline runs.
+"""
 
 from __future__ import annotations
 
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from convatlas.cli import run_hydra
+from convatlas.cli import run, run_hydra
+from convatlas.errors import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from convatlas.search.config import SearchRun
+
 
 def main(config: DictConfig) -> None:
     """Search as the command line says, and print where the report lies."""
-    from omegaconf import OmegaConf
+    from convatlas.search.planned import search_run
 
+    _search(search_run(config), strict=True)
+
+
+def from_plan(name: str) -> None:
+    """Search as the plan says."""
+    from convatlas.files import read_yaml
     from convatlas.search.config import read_search
+    from convatlas.training.run import die_with_parent
 
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    plain.pop("hydra", None)
-    if plain["output_dir"] is None:
-        plain["output_dir"] = f"searches/{plain['search']['name']}"
-    run = read_search(plain)
+    die_with_parent()
+    planned = read_yaml(Path("plan") / "searches" / f"{name}.yaml", "run `dvc repro resolve`.")
+    _search(read_search(planned.get("config", {})), strict=False)
+
+
+def _search(checked: SearchRun, *, strict: bool) -> None:
     signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))  # an orderly end: KILLED in MLflow
     from convatlas.search.driver import run_search
 
-    print(run_search(run) / "report.html")
+    print(run_search(checked, strict=strict) / "report.html")
+
+
+def command() -> None:
+    """Run the command line."""
+    if "--from-plan" in sys.argv:
+        if len(sys.argv) != 3:
+            run(lambda: (_ for _ in ()).throw(UserError("--from-plan takes one search, for example fbnet_dnas.")))
+        run(lambda: from_plan(sys.argv[2]))
+    run_hydra(main, "search")
 
 
 if __name__ == "__main__":
-    run_hydra(main, "search")
+    command()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["EVALUATION", "INPUT_GRADIENTS", "TRAINING", "macs_of"]
+__all__ = ["EVALUATION", "INPUT_GRADIENTS", "TRAINING", "MacsCounter", "macs_of"]
 
 EVALUATION = 1
 """A forward pass, in multiply-adds of one."""
@@ -25,3 +27,27 @@ def macs_of(net: nn.Module, image: Tensor, *arguments: object) -> int:
         net.eval()(two_images, *arguments)
     net.train(was_training)
     return counter.get_total_flops() // 4
+
+
+class MacsCounter:
+    """Counts the multiply-adds of a net while it works, for nets of which every batch takes another part.
+
+    Attributes:
+        macs: of convolutions and linear layers in all forward passes so far, over all images.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.macs = 0
+        for module in net.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.register_forward_hook(self._count)
+
+    def _count(self, module: nn.Module, _: Any, output: Tensor) -> None:
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        self.macs += output.numel() * weight[0].numel()
+
+    def take(self) -> int:
+        """Return the multiply-adds since the last time."""
+        taken, self.macs = self.macs, 0
+        return taken

@@ -23,7 +23,7 @@ from convatlas.search.strategy import Context, Row, Strategy, seeded
 
 __all__ = ["DartsSearch", "MixedCell", "MixedNet", "strongest"]
 
-WEIGHTS, ARCHITECTURE, FINAL = 21, 22, 23  # streams of random numbers
+WEIGHTS, ARCHITECTURE = 21, 22  # streams of random numbers
 
 
 class MixedEdge(nn.Module):
@@ -177,7 +177,7 @@ class DartsSearch(Strategy):
         """Do an epoch, or train what was found."""
         decisions = strongest([self.net.alphas[name].detach().cpu() for name in CELL_NAMES], self.space.config.nodes)
         if step == self.config.epochs:
-            judged = self.context.judge(decisions, FINAL)
+            judged = self.context.judge(decisions)
             self.spent += judged.spent
             self.keep(self.context.reward(judged, decisions), decisions)
             return [{**self.context.row(decisions, judged), "entropy": self._entropy()}]

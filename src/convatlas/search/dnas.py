@@ -230,8 +230,7 @@ class DnasSearch(Strategy):
 
     def _compare(self, number: int) -> list[Row]:
         decisions = self.sampled(number)
-        seed = seeded(self.context.run.seed, SAMPLES)  # the same for all: they differ in their architecture alone
-        judged = self.context.judge(decisions, seed)
+        judged = self.context.judge(decisions)
         self.spent += judged.spent
         self.keep(self.context.reward(judged, decisions), decisions)
         return [{**self.context.row(decisions, judged), "entropy": self.net.entropy()}]

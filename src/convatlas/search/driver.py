@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +13,15 @@ import yaml
 from convatlas.composing import digest, hydra_ready
 from convatlas.config import RunConfig, read_config
 from convatlas.errors import UserError
-from convatlas.files import read_json, write_json, write_text, written_whole
+from convatlas.files import read_json, replace_folder, write_json, write_text, written_whole
 from convatlas.search.config import CompoundScaling, Darts, Enas, FBNetDnas, NasnetRl, SearchRun
 from convatlas.search.data import SearchData
 from convatlas.search.latency import LatencyTable, table_for
+from convatlas.search.planned import compared_nets, search_code
 from convatlas.search.random_search import RandomSearch
 from convatlas.search.spaces import FBNetSpace, Space, make_space
 from convatlas.search.strategy import Context, Row, Strategy
 from convatlas.search.tracking import SearchTracker, open_search_tracker
-from convatlas.source_code import PROJECT, SOURCE, files_imported_by, fingerprint
 from convatlas.training.processes import uses_gpu
 from convatlas.training.run import quieten_libraries, train
 from convatlas.training.work_folder import WorkFolder, difference
@@ -51,8 +50,13 @@ class Phase:
     step: int = 0
 
 
-def run_search(run: SearchRun) -> Path:
-    """Search, train what was found, and write the report; returns the folder of it all.
+def run_search(run: SearchRun, *, strict: bool = True) -> Path:
+    """Search, train what was found, and write the report; returns the folder of it all, which is whole or not there.
+
+    Args:
+        run: the search.
+        strict: refuse to touch what belongs to a search with other settings, instead of starting afresh as a stage of
+            the pipeline does.
 
     Raises:
         UserError: something that the person can mend; the sentence says how.
@@ -63,23 +67,25 @@ def run_search(run: SearchRun) -> Path:
     data = SearchData(run.data, run.recipe, run.search.weights_share, run.seed)
     device = torch.device("cuda" if uses_gpu(run.trainer.accelerator) else "cpu")
     space = make_space(run.search.space, run.data.image_size) if run.search.space else None
-    compared = _compared(run)
+    with hydra_ready():
+        compared = compared_nets(run)
     table = _table(run, space, device)
-    identity = search_identity(run, data, table)
+    identity = search_identity(run, data, table, compared)
     folder = run.output_dir
-    if _is_finished(folder, identity, run):
+    if _is_finished(folder, identity, run, strict=strict):
         return folder
-    work = WorkFolder(work_path(run), identity, strict=True)
+    work = WorkFolder(work_path(run), identity, strict)
     work.open(overwrite=run.overwrite)
     try:
         context = Context(run, data, device, space, table)
         with open_search_tracker(run, data.card, work.path) as tracker:
             phases = run_phases(context, work.path, tracker)
-            _write_found(phases, run, folder, table)
-            finals = _train_finals(run, phases, compared)
-            _write_end(run, context, phases, finals, folder)
-            write_json(folder / "identity.json", identity)
-            tracker.log_folder(folder)
+            _write_found(phases, run, work.results, table)
+            finals = _train_finals(run, phases, compared, work.results / "finals")
+            _write_end(run, context, phases, finals, work.results)
+            write_json(work.results / "identity.json", identity)
+            tracker.log_folder(work.results)
+            replace_folder(work.results, folder)
     finally:
         work.close()
     work.remove()
@@ -181,18 +187,16 @@ def _show(phase: Phase, strategy: Strategy, rows: list[Row], seconds: float) -> 
 # ---- what surrounds it ----------------------------------------------------------------------------------------------
 
 
-def search_identity(run: SearchRun, data: SearchData, table: LatencyTable | None) -> dict[str, Any]:
+def search_identity(
+    run: SearchRun, data: SearchData, table: LatencyTable | None, compared: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     """Return what decides the bits of a search's result."""
-    rooms = {SOURCE / "convatlas" / name for name in ("models", "tasks", "data", "training", "search")}
-    files = files_imported_by([SOURCE / "convatlas" / "search" / "__main__.py"])
-    deciding = [file for file in files if rooms.intersection(file.parents)]
-    shown = {"report.py", "drawing.py", "tracking.py"}
-    code = {f.relative_to(PROJECT).as_posix(): fingerprint(f) for f in deciding if f.name not in shown}
     return {
         "config": run.identity(),
+        "compared": compared,
         "data": data.card.fingerprint,
         "latency": None if table is None else digest(table.microseconds),
-        "code": digest(code),
+        "code": digest(search_code(compared)),
         "torch": torch.__version__,
     }
 
@@ -216,19 +220,23 @@ def _table(run: SearchRun, space: Space | None, device: torch.device) -> Latency
     )
 
 
-def _is_finished(folder: Path, identity: dict[str, Any], run: SearchRun) -> bool:
-    if run.overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
-    if not (folder / "identity.json").exists():
+def _is_finished(folder: Path, identity: dict[str, Any], run: SearchRun, *, strict: bool) -> bool:
+    if not folder.exists():
+        return False
+    if any(folder.iterdir()) and not all((folder / name).exists() for name in ("identity.json", "result.json")):
+        raise UserError(f"{folder} holds something else than a search, which would be lost; choose another output_dir.")
+    if run.overwrite or not any(folder.iterdir()):
         return False
     before = read_json(folder / "identity.json", "delete the folder and search again.")
     if before == identity:
         print(f"{folder} is finished already; pass overwrite=true to search again.")
         return True
-    raise UserError(
-        f"{folder} holds a finished search with other settings ({difference(before, identity)}). "
-        "Choose another output_dir, or pass overwrite=true."
-    )
+    if strict:
+        raise UserError(
+            f"{folder} holds a finished search with other settings ({difference(before, identity)}). "
+            "Choose another output_dir, or pass overwrite=true."
+        )
+    return False
 
 
 def _write_found(phases: list[Phase], run: SearchRun, folder: Path, table: LatencyTable | None) -> None:
@@ -242,12 +250,12 @@ def _write_found(phases: list[Phase], run: SearchRun, folder: Path, table: Laten
                 "seed": run.seed,
                 **architecture.get("found", {}),
             }
-            file = folder / f"{name}.yaml"
+            place = (run.output_dir / f"{name}.yaml").as_posix()
             value = {"family": architecture["family"], "found": found, "net": architecture["net"]}
             write_text(
-                file,
+                folder / f"{name}.yaml",
                 f"# Found by `python -m convatlas.search search={run.search.name}`. Train it:\n"
-                f"# `python -m convatlas.train model=searched model.architecture={file.as_posix()}`\n"
+                f"# `python -m convatlas.train model=searched model.architecture={place}`\n"
                 + yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=120),
             )
         _write_rows(phase, folder)
@@ -268,20 +276,10 @@ def _write_rows(phase: Phase, folder: Path) -> None:
 # ---- trainings at the end -------------------------------------------------------------------------------------------
 
 
-def _compared(run: SearchRun) -> dict[str, dict[str, Any]]:
-    """Compose the nets made by hand, before anything is searched: a wrong name is told at once."""
-    from hydra import compose
-    from omegaconf import OmegaConf
-
-    models: dict[str, dict[str, Any]] = {}
-    with hydra_ready():
-        for name, overrides in run.search.finals.compared.items():
-            models[name] = OmegaConf.to_container(compose("profile", overrides).model, resolve=True)  # type: ignore[assignment]
-    return models
-
-
-def _train_finals(run: SearchRun, phases: list[Phase], compared: dict[str, dict[str, Any]]) -> dict[str, list[Path]]:
-    """Train every net from scratch as an ordinary run; return the folders of the seeds by name."""
+def _train_finals(
+    run: SearchRun, phases: list[Phase], compared: dict[str, dict[str, Any]], folder: Path
+) -> dict[str, list[Path]]:
+    """Train every net from scratch as an ordinary run below `folder`; return the folders of the seeds by name."""
     if not run.search.finals.seeds:
         return {}
     from hydra import compose
@@ -296,12 +294,12 @@ def _train_finals(run: SearchRun, phases: list[Phase], compared: dict[str, dict[
             models[name] = {**searched, "architecture": inline}, architecture.get("image_size")
     models |= {name: (model, None) for name, model in compared.items()}
     return {
-        name: train(_final_run(run, name, model, image_size), strict=False)
+        name: train(_final_run(run, name, model, image_size, folder / name), strict=False)
         for name, (model, image_size) in models.items()
     }
 
 
-def _final_run(run: SearchRun, name: str, model: dict[str, Any], image_size: int | None) -> RunConfig:
+def _final_run(run: SearchRun, name: str, model: dict[str, Any], image_size: int | None, folder: Path) -> RunConfig:
     plain = run.model_dump(mode="json")
     data = plain["data"] | ({} if image_size is None else {"image_size": image_size})
     model = model | {"num_classes": run.data.num_classes, "in_channels": run.data.in_channels}
@@ -310,7 +308,7 @@ def _final_run(run: SearchRun, name: str, model: dict[str, Any], image_size: int
             "study": f"search_{run.search.name}",
             "variant": name,
             "seeds": plain["search"]["finals"]["seeds"],
-            "output_dir": str(run.output_dir / "finals" / name),
+            "output_dir": str(folder),
             "work_dir": str(work_path(run) / "finals" / name),
             "overwrite": False,
             "data": data,

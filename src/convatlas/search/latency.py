@@ -102,7 +102,10 @@ def table_for(
         UserError: the file belongs to another machine or another space, or is damaged; it says how to measure again.
     """
     machine, fingerprint = this_machine(device), space_digest(space, in_channels, num_classes)
-    remedy = "pass search.latency.remeasure=true to measure again, or name another file with search.latency.table."
+    remedy = (
+        "pass search.latency.remeasure=true or delete it to measure again, or name another file with "
+        "search.latency.table."
+    )
     if remeasure or not file.exists():
         times = measure_table(
             space, in_channels=in_channels, num_classes=num_classes, image_size=image_size, device=device, rounds=rounds

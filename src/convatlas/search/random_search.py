@@ -52,7 +52,7 @@ class RandomSearch(Strategy):
     def advance(self, step: int) -> list[Row]:
         """Try one net."""
         decisions = self._draw(step)
-        judged = self.context.judge(decisions, mixed_seed(STREAM, step) % 2**32)
+        judged = self.context.judge(decisions)
         self.spent += judged.spent
         self.keep(self.context.reward(judged, decisions), decisions)
         return [self.context.row(decisions, judged)]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from convatlas.search.budget import EVALUATION, TRAINING, macs_of
+from convatlas.search.budget import EVALUATION, TRAINING, MacsCounter
 from convatlas.search.config import Controller, Enas, NasnetRl
 from convatlas.search.controller import Learner, LstmController, Written
 from convatlas.search.judging import cosine, right_answers, sgd
@@ -57,42 +57,46 @@ class ControllerSearch(Strategy):
 
     def judged(self, decisions: Decisions, entropy: float) -> Row:
         """Give a net a proxy training, keep it if it is the best, and return its row."""
-        judged = self.context.judge(decisions, CHILD)
+        judged = self.context.judge(decisions)
         self.spent += judged.spent
         self.keep(self.context.reward(judged, decisions), decisions)
         return {**self.context.row(decisions, judged), "entropy": entropy}
 
-    def state(self) -> dict[str, Any]:
-        """Return the controller's state."""
-        return self.learner.state()
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from it."""
-        self.learner.load_state(state)
-
 
 class NasnetSearch(ControllerSearch):
-    """Each drawn net is trained for a while, and its held-out accuracy is the reward. A step is one minibatch."""
+    """Each drawn net is trained for a while, and its held-out accuracy is the reward. A step is one net."""
 
     def __init__(self, context: Context) -> None:
         config = context.run.search.strategy
         assert isinstance(config, NasnetRl)
         super().__init__(context, config.controller)
-        self.config = config
+        self.updates, self.minibatch = config.updates, config.controller.minibatch
+        self.rewards: list[float] = []
 
     @property
     def steps(self) -> int:
-        """Updates of the controller."""
-        return self.config.updates
+        """All nets of all minibatches."""
+        return self.updates * self.minibatch
 
     def advance(self, step: int) -> list[Row]:
-        """Draw a minibatch, train its nets, and learn from their rewards."""
-        written = self.draw(self.config.controller.minibatch, step)
-        entropies = written.entropies.sum(1).tolist()
-        nets = zip(written.architectures(), entropies, strict=True)
-        rows = [self.judged(decisions, entropy) for decisions, entropy in nets]
-        self.learner.learn(written.decisions, [row["reward"] for row in rows])
-        return rows
+        """Train one net of a minibatch, and after the last learn from the rewards of all."""
+        update, place = divmod(step, self.minibatch)
+        written = self.draw(self.minibatch, update)  # the same for each of its nets: the controller rests in between
+        row = self.judged(written.architectures()[place], float(written.entropies[place].sum()))
+        self.rewards.append(row["reward"])
+        if place == self.minibatch - 1:
+            self.learner.learn(written.decisions, self.rewards)
+            self.rewards = []
+        return [row]
+
+    def state(self) -> dict[str, Any]:
+        """Return the controller, and the rewards that it has not learned from yet."""
+        return {"learner": self.learner.state(), "rewards": self.rewards}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from them."""
+        self.learner.load_state(state["learner"])
+        self.rewards = state["rewards"]
 
 
 class EnasSearch(ControllerSearch):
@@ -108,6 +112,7 @@ class EnasSearch(ControllerSearch):
         self.config = config
         seed = seeded(context.run.seed, CHILD)
         self.net = SharedNet(self.space.config, *context.shape).to(context.device)
+        self.counter = MacsCounter(self.net)
         self.optimizer = sgd(list(self.net.parameters()), config.weights)
         self.weight_batches = context.data.training_batches(config.batch_size, seed)
         self.reward_batches = context.data.training_batches(config.batch_size, seed, part="held_out")
@@ -115,8 +120,8 @@ class EnasSearch(ControllerSearch):
 
     @property
     def steps(self) -> int:
-        """Epochs, then finalists."""
-        return self.config.epochs + self.config.finalists
+        """Epochs, then finalists; a controller that is sure draws fewer of them."""
+        return self.config.epochs + (len(self.finalists) or self.config.finalists)
 
     def advance(self, step: int) -> list[Row]:
         """Do an epoch, or train a finalist."""
@@ -146,7 +151,7 @@ class EnasSearch(ControllerSearch):
                 torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.clip_norm)
             self.optimizer.step()
             losses.append(loss.detach())
-            self._spend(cells, len(labels) * TRAINING)
+            self.spent += TRAINING * self.counter.take()
         return {"weight_loss": float(torch.stack(losses).mean())}
 
     def _train_controller(self, epoch: int) -> Row:
@@ -167,7 +172,7 @@ class EnasSearch(ControllerSearch):
         images, labels = (batch[key].to(self.context.device) for key in ("images", "labels"))
         with torch.no_grad():
             right = right_answers(self.net(images, cells), labels)
-        self._spend(cells, len(labels) * EVALUATION)
+        self.spent += EVALUATION * self.counter.take()
         return right / len(labels)
 
     def _finalists(self) -> list[Decisions]:
@@ -176,11 +181,7 @@ class EnasSearch(ControllerSearch):
         batches = self.context.data.held_out_batches()
         scores = [sum(self._shared_accuracy(decisions, batches[n]) for n in range(len(batches))) for decisions in drawn]
         ranked = sorted(range(len(drawn)), key=lambda n: -scores[n])
-        best = [drawn[n] for n in ranked[: self.config.finalists]]
-        return best + best[:1] * (self.config.finalists - len(best))  # a controller that is sure draws one net only
-
-    def _spend(self, cells: dict[str, Any], images: int) -> None:
-        self.spent += images * macs_of(self.net, self.context.data.one_image().to(self.context.device), cells)
+        return [drawn[n] for n in ranked[: self.config.finalists]]
 
     def state(self) -> dict[str, Any]:
         """Return controller, shared weights and finalists."""

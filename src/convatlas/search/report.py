@@ -44,16 +44,21 @@ def result_of(run: SearchRun, context: Context, phases: list[Phase], finals: dic
 
 
 def _net(folders: list[Path]) -> dict[str, Any]:
-    """Sum up the seeds of one net: the accuracy on the test split, and its costs."""
-    metrics = [read_json(folder / "metrics.json", REMEDY) for folder in folders]
-    found = spread([each["test"]["accuracy"] for each in metrics])
-    assert found is not None
-    costs = metrics[0]["costs"]
+    """Sum up the seeds of one net: the accuracy on the test split, and its costs.
+
+    A seed that diverged has no accuracy, and then there is no mean: the seeds that are left would flatter the net.
+    """
+    ended = [folder for folder in folders if (folder / "metrics.json").exists()]
+    metrics = [read_json(folder / "metrics.json", REMEDY) for folder in ended]
+    accuracies = [each["test"]["accuracy"] for each in metrics]
+    found = spread(accuracies) if len(ended) == len(folders) else None
+    costs = metrics[0]["costs"] if metrics else {}
     return {
-        "accuracies": [each["test"]["accuracy"] for each in metrics],
-        "accuracy": asdict(found),
-        "parameters": costs["parameters"],
-        "macs": costs["macs"],
+        "accuracies": accuracies,
+        "diverged": len(folders) - len(ended),
+        "accuracy": None if found is None else asdict(found),
+        "parameters": costs.get("parameters"),
+        "macs": costs.get("macs"),
     }
 
 
@@ -63,13 +68,14 @@ def _verdicts(phases: list[Phase], nets: dict[str, dict[str, Any]]) -> list[str]
     if ours not in nets:
         return []
     rivals = sorted((name for name in nets if name != ours), key=lambda name: name != "random")
-    return [
-        verdict(ours, Spread(**nets[ours]["accuracy"]), rival, Spread(**nets[rival]["accuracy"])) for rival in rivals
-    ]
+    spreads = {name: None if net["accuracy"] is None else Spread(**net["accuracy"]) for name, net in nets.items()}
+    return [verdict(ours, spreads[ours], rival, spreads[rival]) for rival in rivals]
 
 
-def verdict(name: str, ours: Spread, rival: str, other: Spread) -> str:
+def verdict(name: str, ours: Spread | None, rival: str, other: Spread | None) -> str:
     """Compare two nets by their test accuracy over seeds, at two standard errors of the difference."""
+    if ours is None or other is None:
+        return f"{name} and {rival}: a training of {name if ours is None else rival} diverged, so neither is better."
     points = 100 * (ours.mean - other.mean)
     figures = f"{100 * ours.mean:.2f} % against {100 * other.mean:.2f} %, {count(ours.n, 'seed')}"
     if ours.deviation is None or other.deviation is None:

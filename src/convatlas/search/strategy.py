@@ -19,6 +19,8 @@ from convatlas.tasks.base import mixed_seed
 
 __all__ = ["Context", "Row", "Strategy", "seeded"]
 
+PROXY = 41  # the stream of random numbers of proxy trainings
+
 Row = dict[str, Any]
 """One line of the record: numbers, and `architecture` in words where one was sampled."""
 
@@ -58,9 +60,13 @@ class Context:
         assert self.space is not None
         return self.space.build(decisions, *self.shape)
 
-    def judge(self, decisions: Decisions, seed: int) -> Judged:
-        """Train a net of the space for a while, and test it on the held-out part."""
-        seeded(self.run.seed, seed)
+    def judge(self, decisions: Decisions) -> Judged:
+        """Train a net of the space for a while, and test it on the held-out part.
+
+        All nets of a run, those of random search too, are drawn and trained with one seed: they differ in their
+        architecture alone.
+        """
+        seed = seeded(self.run.seed, PROXY)
         return train_proxy(self.build(decisions), self.data, self.run.search.proxy, seed=seed, device=self.device)
 
     def latency(self, decisions: Decisions) -> float | None:

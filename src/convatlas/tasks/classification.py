@@ -103,6 +103,10 @@ class ClassificationTask(Task):
             images = batch["images"]
             figures["reconstruction"] = reconstruction_figure(self.net, images[:8])
             figures["interpolation"] = interpolation_figure(self.net, images[0], images[-1])
+        if self.config.recipe.activation_maps:
+            from convatlas.tasks.activation_maps import activation_map_figure
+
+            figures["class_activation_maps"] = activation_map_figure(self.net, batch["images"], self.classes)
         return figures
 
 

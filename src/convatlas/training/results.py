@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+WRITTEN_BY_PIPELINE = (":!dvc.lock", ":!params.yaml")  # in git's notation: all but these
 PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "mlflow", "dvc", "numpy")
 
 
@@ -110,6 +111,16 @@ def write_results(results: Results, config: RunConfig, work: WorkFolder, folder:
     replace_folder(partial, folder)
 
 
+def write_failure(folder: Path, error: str) -> Path:
+    """Write, as the folder of a seed, why it has no result, and return the folder."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write_json(partial / "failure.json", {"error": error})
+    replace_folder(partial, folder)
+    return folder
+
+
 def environment(config: RunConfig) -> dict[str, Any]:
     """Describe the machine and the code, without names of people or paths."""
     return {
@@ -130,15 +141,7 @@ def git_state() -> dict[str, Any]:
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
         changes = subprocess.run(
-            [
-                "git",
-                "status",
-                "--porcelain",
-                "--untracked-files=no",
-                "--",
-                ".",
-                ":!dvc.lock",
-            ],  # DVC rewrites that itself
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", *WRITTEN_BY_PIPELINE],
             capture_output=True,
             text=True,
             check=True,

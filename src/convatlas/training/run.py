@@ -27,6 +27,7 @@ from convatlas.models.build import build_model
 from convatlas.models.interfaces import HasParts
 from convatlas.source_code import run_code
 from convatlas.tasks import new_task
+from convatlas.tasks.activation_maps import class_activation_maps
 from convatlas.tasks.base import DivergedError, Task
 from convatlas.tracking.tracker import SeedTracker, VariantTracker, end_status, open_tracker
 from convatlas.training.accumulation import InPieces
@@ -35,7 +36,7 @@ from convatlas.training.machine import refuse_unsupported, with_scaled_rate
 from convatlas.training.net_callbacks import FollowsNet, GradientNorms, InvertsImages
 from convatlas.training.processes import rank, rank_zero_first
 from convatlas.training.recorder import Recorder
-from convatlas.training.results import collect_results, write_results
+from convatlas.training.results import collect_results, write_failure, write_results
 from convatlas.training.strategies import ChannelsLast, build_plugins, build_strategy, prepare_net
 from convatlas.training.transfer import begin_from, refuse_unfit_weights, weights_digest
 from convatlas.training.views import with_views
@@ -47,7 +48,9 @@ def train(config: RunConfig, *, strict: bool) -> list[Path]:
 
     Args:
         config: the run.
-        strict: refuse to touch a folder that holds a training with other settings, instead of starting it afresh.
+        strict: refuse to touch a folder that holds a training with other settings, instead of starting it afresh, and
+            raise where a seed diverges. In the pipeline that is the seed's result, as it would diverge every time: its
+            folder says so, and the other seeds go on.
 
     Raises:
         UserError: something that the person can mend; nothing half-written is left.
@@ -62,7 +65,17 @@ def train(config: RunConfig, *, strict: bool) -> list[Path]:
     try_out(net, config)
     refuse_unfit_weights(config)
     with open_tracker(config, prepared.card) as tracker:
-        return [train_seed(config, prepared, seed, tracker, strict=strict) for seed in config.seeds]
+        folders = []
+        for seed in config.seeds:
+            try:
+                folders.append(train_seed(config, prepared, seed, tracker, strict=strict))
+            except DivergedError as error:
+                if strict:
+                    raise
+                if rank() == 0:
+                    folders.append(write_failure(config.output_dir / f"seed={seed}", str(error)))
+                    print(f"{config.variant} seed {seed} failed: {error}")
+        return folders
 
 
 def train_seed(config: RunConfig, prepared: PreparedData, seed: int, tracker: VariantTracker, *, strict: bool) -> Path:
@@ -156,6 +169,7 @@ def _build_data(config: RunConfig, prepared: PreparedData, seed: int) -> DataMod
         workers=machine.workers,
         limit_batches=machine.limit_batches,
         seed=seed,
+        resident=machine.resident,
         pieces=machine.accumulate_grad_batches,
     )
 
@@ -179,6 +193,9 @@ def try_out(net: nn.Module, config: RunConfig) -> None:
             try_out_size(net, config, size)
     for view in config.recipe.test_views:
         with_views(net, view, config, f"recipe.test_views={view}")
+    if config.recipe.activation_maps:
+        size = config.data.image_size
+        class_activation_maps(net, torch.zeros(1, config.data.in_channels, size, size))
 
 
 def show(net: nn.Module, channels: int, size: int) -> None:

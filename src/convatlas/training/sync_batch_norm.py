@@ -1,39 +1,69 @@
-"""Batch normalisation over all processes, on the processor as well: `torch.nn.SyncBatchNorm` works on GPUs alone."""
+"""Batch normalisation over all processes, on the processor as well: `torch.nn.SyncBatchNorm` works on GPUs alone.
+
+Sums over a batch are taken in float64, as torch's own batch normalisation takes them on the processor, and only their
+results are rounded to float32. So several processes normalise by the very statistics of one.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from pytorch_lightning.plugins.layer_sync import LayerSync, TorchSyncBatchNorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from convatlas.errors import UserError
 
 __all__ = ["SyncBatchNormAnywhere"]
 
 
 class SyncBatchNormAnywhere(LayerSync):
-    """Lets Lightning synchronise batch normalisation: torch's own on GPUs, `ProcessorSyncBatchNorm` elsewhere."""
+    """Lets Lightning synchronise batch normalisation: torch's own on GPUs, `ProcessorSyncBatchNorm` elsewhere.
+
+    In timm's nets a normalisation and the activation behind it are one layer (`BatchNormAct2d`). torch's converter
+    takes it for a normalisation and leaves the activation out; here it stays.
+    """
 
     def __init__(self, *, on_gpu: bool) -> None:
         self.on_gpu = on_gpu
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Replace every batch normalisation of the model."""
-        return TorchSyncBatchNorm().apply(model) if self.on_gpu else _replaced(model)
+        """Replace every batch normalisation of the model.
+
+        Raises:
+            UserError: a layer normalises in a way of its own.
+        """
+        layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        activated = {layer for layer in layers if _is_activated(layer)}
+        if not self.on_gpu:
+            for layer in layers:  # change the class, and nothing else: what refers to a layer goes on referring to it
+                layer.__class__ = ProcessorSyncBatchNormAct if layer in activated else ProcessorSyncBatchNorm
+            return model
+        if activated:
+            from timm.layers.norm_act import convert_sync_batchnorm
+
+            return cast("nn.Module", convert_sync_batchnorm(model))
+        return TorchSyncBatchNorm().apply(model)
 
     def revert(self, model: nn.Module) -> nn.Module:
         """Leave it as it is: alone, the layers do what they replaced, under the same names."""
         return model
 
 
-def _replaced(module: nn.Module) -> nn.Module:
-    """Change the class of the layers, and nothing else: what refers to them goes on referring to them."""
-    for layer in module.modules():
-        if isinstance(layer, _BatchNorm):
-            layer.__class__ = ProcessorSyncBatchNorm
-    return module
+def _is_activated(layer: _BatchNorm) -> bool:
+    if type(layer).forward is _BatchNorm.forward or isinstance(layer, ProcessorSyncBatchNorm | nn.SyncBatchNorm):
+        return isinstance(layer, ProcessorSyncBatchNormAct)
+    from timm.layers.norm_act import BatchNormAct2d
+
+    if type(layer).forward is not BatchNormAct2d.forward:
+        raise UserError(
+            f"trainer.sync_batchnorm: {type(layer).__name__} is a batch normalisation of its own kind, which cannot be "
+            "taken over several processes; set trainer.sync_batchnorm=false."
+        )
+    return True
 
 
 class ProcessorSyncBatchNorm(_BatchNorm):
@@ -46,18 +76,9 @@ class ProcessorSyncBatchNorm(_BatchNorm):
         """Normalise by the mean and the variance over all processes; in evaluation by the running ones."""
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(input)
-        channels = input.shape[1]
-        shape = (1, channels, *[1] * (input.ndim - 2))
-        wide = torch.promote_types(input.dtype, torch.float32)
-        by_channel = input.transpose(0, 1).reshape(channels, -1).to(wide)
-        count = _sum_over_processes(torch.tensor([float(by_channel.shape[1])], device=input.device))
-        mean = _sum_over_processes(by_channel.sum(1)) / count
-        variance = _sum_over_processes((by_channel - mean[:, None]).square().sum(1)) / count
-        self._update(mean.detach(), (variance * count / (count - 1).clamp(min=1)).detach())
-        out = (input - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
-        if self.affine:
-            out = out * self.weight.view(shape) + self.bias.view(shape)
-        return out.to(input.dtype)
+        normalised, mean, variance, count = _NormaliseOverProcesses.apply(input, self.weight, self.bias, self.eps)
+        self._update(mean, variance * count / (count - 1).clamp(min=1))
+        return cast("Tensor", normalised)
 
     @torch.no_grad()
     def _update(self, mean: Tensor, variance: Tensor) -> None:
@@ -66,26 +87,73 @@ class ProcessorSyncBatchNorm(_BatchNorm):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         share = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance, share)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
 
-class _SumOverProcesses(torch.autograd.Function):
-    """The sum over all processes; the gradient of a process's part is the sum of theirs."""
+class ProcessorSyncBatchNormAct(ProcessorSyncBatchNorm):
+    """The same for timm's `BatchNormAct2d`: dropped units and an activation follow the normalisation."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        """Normalise, drop, activate."""
+        activated: Tensor = self.act(self.drop(super().forward(input)))
+        return activated
+
+
+class _NormaliseOverProcesses(torch.autograd.Function):
+    """Algorithm 1 of Ioffe and Szegedy, "Batch Normalization" (2015), over the batches of all processes.
+
+    Also returns mean, variance (both `(C,)`, not rounded) and the number of values of a channel.
+    """
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor) -> Tensor:  # noqa: ARG004
-        total = part.contiguous().clone()
-        dist.all_reduce(total)
-        return total
+    def forward(ctx: Any, images: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+        mean, variance, count = _statistics(images)
+        narrow = torch.promote_types(images.dtype, torch.float32)
+        normalised = F.batch_norm(images, mean.to(narrow), variance.to(narrow), weight, bias, training=False, eps=eps)
+        ctx.save_for_backward(images, weight, mean, torch.rsqrt(variance + eps), count)
+        ctx.mark_non_differentiable(mean, variance, count)
+        return normalised, mean, variance, count
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
-        total = gradient.contiguous().clone()
+    def backward(ctx: Any, gradient: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        images, weight, mean, scale, count = ctx.saved_tensors
+        others = _all_but_channels(images)
+        shape = [-1, *[1] * (images.ndim - 2)]
+        narrow = torch.promote_types(images.dtype, torch.float32)
+        centred, gradient = images - mean.to(narrow).view(shape), gradient.to(narrow)
+        of_bias, of_weight = gradient.double().sum(others), (gradient.double() * centred).sum(others) * scale
+        # These two are of this process's images, and DDP puts them together; the images' gradient needs everyone's.
+        total = torch.stack([of_bias, of_weight])
         dist.all_reduce(total)
-        return total
+        level, slope = (total[0] / count).to(narrow), (total[1] / count * scale).to(narrow)
+        factor = scale.to(narrow) if weight is None else scale.to(narrow) * weight
+        of_images = (gradient - level.view(shape) - centred * slope.view(shape)) * factor.view(shape)
+        if weight is None:
+            return of_images.to(images.dtype), None, None, None
+        return of_images.to(images.dtype), of_weight.to(weight.dtype), of_bias.to(weight.dtype), None
 
 
-def _sum_over_processes(part: Tensor) -> Tensor:
-    summed: Tensor = _SumOverProcesses.apply(part)
-    return summed
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean and variance `(C,)` of each channel and the number of its values, over all processes, in float64."""
+    others = _all_but_channels(images)
+    wide = images.double()
+    mean = wide.mean(others, keepdim=True)
+    squares = (wide - mean).square_().sum(others)
+    mine = torch.cat([mean.flatten(), squares, mean.new_tensor([images.numel() // images.shape[1]])])
+    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, mine)
+    # Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances" (1979).
+    channels = images.shape[1]
+    means, squares, counts = torch.stack(everyone).split([channels, channels, 1], dim=1)
+    count = counts.sum()
+    mean = (counts * means).sum(0) / count
+    variance = (squares + counts * (means - mean).square()).sum(0) / count
+    return mean, variance, count
+
+
+def _all_but_channels(images: Tensor) -> list[int]:
+    return [axis for axis in range(images.ndim) if axis != 1]

@@ -1,8 +1,9 @@
 """Augmentation of whole batches, each image with its own draw.
 
 First the random numbers of a batch are drawn (`Augmenter.draw`), then they are applied (`Changes`). So each of several
-processes can draw for the whole batch and apply the numbers of its own share. All of it is torch operations without a
-loop over images, on the device where the images lie.
+processes can draw for the whole batch and apply the numbers of its own share. Numbers are drawn on the processor, so
+that they are the same for every device; they are applied in torch operations without a loop over images, on the device
+where the images lie.
 
 Order: resize (multi-scale training), pad and crop, mirror, zoom out and Inception crop, rotate and zoom, brightness,
 contrast, saturation, colour noise, RandAugment, then (after normalisation) cutout, and last mixup and CutMix. What

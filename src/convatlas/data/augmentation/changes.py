@@ -154,6 +154,9 @@ class Augmenter:
 class Changes:
     """What happens to each of B images. Indexing takes the changes of some of them.
 
+    The numbers stay on the processor, which decides by them without asking a GPU; those that pixels are computed with
+    are sent where the images lie.
+
     Attributes:
         config: which changes there are.
         side: the images' side in this batch, in pixels.
@@ -197,11 +200,6 @@ class Changes:
     def __getitem__(self, which: slice | Tensor) -> Changes:
         return self._each(lambda numbers: numbers[which])
 
-    def to(self, device: torch.device) -> Changes:
-        """Move the numbers to the images' device."""
-        colours = None if self.colours is None else self.colours.to(device)
-        return replace(self._each(lambda numbers: numbers.to(device)), colours=colours)
-
     @property
     def mixes(self) -> bool:
         """Whether images are mixed with others."""
@@ -209,16 +207,16 @@ class Changes:
 
     def images(self, images: Tensor) -> Tensor:
         """Change `(B, C, S, S)` float images in [0, 1], before normalisation."""
-        config = self.config
+        config, here = self.config, images.device
         images = self._move(images, mode="bilinear")
         if config.brightness:
-            images = (images * self.brightness[:, None, None, None]).clamp_(0, 1)
+            images = (images * self.brightness.to(here)[:, None, None, None]).clamp_(0, 1)
         if config.contrast:
-            images = change_contrast(images, self.contrast)
+            images = change_contrast(images, self.contrast.to(here))
         if config.saturation:
-            images = change_saturation(images, self.saturation)
+            images = change_saturation(images, self.saturation.to(here))
         if self.colours is not None:
-            images = (images + (self.noise @ self.colours.T)[:, :, None, None]).clamp_(0, 1)
+            images = (images + (self.noise @ self.colours.T).to(here)[:, :, None, None]).clamp_(0, 1)
         if config.rand_augment:
             some = slice(config.rand_augment)
             strength = config.rand_augment_magnitude
@@ -231,14 +229,14 @@ class Changes:
 
     def normalised(self, images: Tensor) -> Tensor:
         """Cut squares out of normalised `(B, C, S, S)` images; 0 is the mean there."""
-        return cut_out(images, self.hole, self.config.cutout) if self.config.cutout else images
+        return cut_out(images, self.hole.to(images.device), self.config.cutout) if self.config.cutout else images
 
     def mixed(self, images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         """Mix `(B, C, S, S)` images with their partners; returns them and the share `(B,)` of their own labels."""
-        config = self.config
+        config, here = self.config, images.device
         cut, blended = (beta(self.blend, alpha or 1.0) for alpha in (config.cutmix, config.mixup))  # 1 if not used
         shares = torch.where(self.cut, cut, blended)
-        pixels, labels = own_shares(shares, self.centre, self.cut, self.side)
+        pixels, labels = own_shares(shares.to(here), self.centre.to(here), self.cut.to(here), self.side)
         return mix(images, others, pixels), labels
 
     def masks(self, masks: Tensor) -> Tensor:
@@ -251,7 +249,7 @@ class Changes:
         if not self._has_windows:
             return boxes, labels
         least = self.config.least_box_area
-        rows = zip(boxes, labels, self.window.to(boxes[0].device), strict=True)
+        rows = zip(boxes, labels, self.window, strict=True)
         seen = [boxes_in_window(b, n, window, self.side, least) for b, n, window in rows]
         return [b for b, _ in seen], [n for _, n in seen]
 
@@ -262,9 +260,9 @@ class Changes:
     def _move(self, images: Tensor, mode: str) -> Tensor:
         config = self.config
         if config.crop_padding:
-            images = pad_and_crop(images, self.shift, config.crop_padding)
+            images = pad_and_crop(images, self.shift.to(images.device), config.crop_padding)
         if config.horizontal_flip:
-            images = flip(images, self.mirrored)
+            images = flip(images, self.mirrored.to(images.device))
         if self._has_windows:
             samples = math.ceil(config.zoom_out) if mode == "bilinear" else 1
             images = see_through(images, self.window, mode, samples)

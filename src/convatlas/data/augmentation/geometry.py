@@ -56,8 +56,8 @@ def rotate_and_zoom(images: Tensor, degrees: Tensor, zoom: Tensor, mode: str) ->
 
     Args:
         images: `(B, C, H, W)` float.
-        degrees: `(B,)`, counter-clockwise as one looks at the image.
-        zoom: `(B,)`, above 1 enlarges.
+        degrees: `(B,)`, counter-clockwise as one looks at the image; may lie on another device than the images.
+        zoom: `(B,)`, above 1 enlarges; beside `degrees`.
         mode: "bilinear" or "nearest".
     """
     height, width = images.shape[2:]
@@ -69,7 +69,7 @@ def rotate_and_zoom(images: Tensor, degrees: Tensor, zoom: Tensor, mode: str) ->
         torch.stack([cos, -sin * height / width, zero], dim=1),
         torch.stack([sin * width / height, cos, zero], dim=1),
     ]
-    grid = F.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
+    grid = F.affine_grid(torch.stack(rows, dim=1).to(images.device), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
 
@@ -122,7 +122,7 @@ def see_through(images: Tensor, windows: Tensor, mode: str, samples: int = 1) ->
 
     Args:
         images: `(B, C, H, W)` float.
-        windows: `(B, 4)`.
+        windows: `(B, 4)`, on the processor, wherever the images lie.
         mode: "bilinear" or "nearest".
         samples: where a window is larger than the image, the points a side whose mean makes a pixel, so that what
             shrinks is smoothed.
@@ -130,8 +130,10 @@ def see_through(images: Tensor, windows: Tensor, mode: str, samples: int = 1) ->
     shrinks = (windows[:, 2:] > 1).any(dim=1)
     seen = torch.empty_like(images)
     for which, points in ((~shrinks, 1), (shrinks, samples)):
-        if which.any():
-            seen[which] = _resampled(images[which], windows[which], mode, points)
+        rows = torch.nonzero(which).flatten()
+        if len(rows):
+            there = rows.to(images.device)
+            seen[there] = _resampled(images[there], windows[rows], mode, points)
     return seen
 
 
@@ -145,7 +147,7 @@ def _resampled(images: Tensor, windows: Tensor, mode: str, samples: int) -> Tens
         torch.stack([zero, high, 2 * top + high - 1], dim=1),
     ]
     size = [batch, channels, height * samples, width * samples]
-    grid = F.affine_grid(torch.stack(rows, dim=1), size, align_corners=False)
+    grid = F.affine_grid(torch.stack(rows, dim=1).to(images.device), size, align_corners=False)
     # The border is repeated and what lies outside cleared afterwards: zeros would darken the outermost half pixel.
     seen = F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
     seen = seen * (grid.abs() <= 1).all(dim=3)[:, None]

@@ -76,8 +76,8 @@ def rand_augment(images: Tensor, drawn: Tensor, downwards: Tensor, magnitude: in
 
     Args:
         images: `(B, C, S, S)` float in [0, 1], of 1 or 3 channels.
-        drawn: `(B, n)` int64, numbers of operations in the order above.
-        downwards: `(B, n)` bool, the direction of those that have one.
+        drawn: `(B, n)` int64, numbers of operations in the order above; on the processor, wherever the images lie.
+        downwards: `(B, n)` bool, the direction of those that have one; beside `drawn`.
         magnitude: from 0 to `STRENGTHS`.
     """
     known = list(operations().values())
@@ -87,5 +87,6 @@ def rand_augment(images: Tensor, drawn: Tensor, downwards: Tensor, magnitude: in
             for sign in (1, -1):
                 rows = torch.nonzero((number == which) & (down == (sign < 0))).flatten()
                 if len(rows):
-                    images[rows] = operation(images[rows], sign * magnitude / STRENGTHS)
+                    there = rows.to(images.device)
+                    images[there] = operation(images[there], sign * magnitude / STRENGTHS)
     return images

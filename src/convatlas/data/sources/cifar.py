@@ -14,8 +14,8 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -70,16 +70,20 @@ class _Form:
         return [*self.train, *self.test, *dict.fromkeys(self.names.values())]
 
 
-def load_cifar10(root: Path, *, download: bool = True, verify: bool = True) -> RawDataset:
+def load_cifar10(
+    root: Path, *, classes: Sequence[str] | None = None, download: bool = True, verify: bool = True
+) -> RawDataset:
     """Read CIFAR-10 in whichever form is there, and download it where none is.
 
     Args:
         root: see the head of this file.
+        classes: names, in the order in which their numbers shall rise; images of other classes are left out.
         download: fetch `cifar-10-python.tar.gz` (163 MiB) if nothing is there.
         verify: compare the files with the official checksums.
 
     Raises:
-        UserError: a file is missing and cannot be had, is not the official one, is refused, or is damaged.
+        UserError: a file is missing and cannot be had, is not the official one, is refused, or is damaged; `classes`
+            are not two or more of the ten.
     """
     from torchvision.datasets import CIFAR10
 
@@ -110,7 +114,8 @@ def load_cifar10(root: Path, *, download: bool = True, verify: bool = True) -> R
         read_batch=lambda content, where: _read_binary(content, where, ("labels",)),
         read_names=_read_text_names,
     )
-    return _load(root, (pickled, binary), "labels", "CIFAR-10", download=download, verify=verify)
+    whole = _load(root, (pickled, binary), "labels", "CIFAR-10", download=download, verify=verify)
+    return whole if classes is None else _with_classes(whole, list(classes))
 
 
 def load_cifar100(
@@ -185,6 +190,18 @@ def _load(root: Path, forms: tuple[_Form, _Form], kind: str, title: str, *, down
         ),
         notes=NOTES,
     )
+
+
+def _with_classes(whole: RawDataset, classes: list[str]) -> RawDataset:
+    """Keep the images of some classes, which are numbered in the order given."""
+    if len(classes) < 2 or len(set(classes)) < len(classes) or not set(classes) <= set(whole.classes):
+        raise UserError(f"data.source.classes={classes} must be two or more of {', '.join(whole.classes)}, each once.")
+    assert whole.labels is not None
+    numbers = np.full(len(whole.classes), -1, dtype=np.int64)
+    numbers[[whole.classes.index(name) for name in classes]] = np.arange(len(classes))
+    labels = numbers[whole.labels]
+    kept = whole.take(np.flatnonzero(labels >= 0))
+    return replace(kept, classes=classes, labels=labels[labels >= 0])
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

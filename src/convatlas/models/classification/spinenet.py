@@ -41,6 +41,7 @@ __all__ = [
     "extra_edges",
     "level_strides",
     "make_stem",
+    "zero_last_norms",
 ]
 
 
@@ -338,6 +339,19 @@ def block_group(
     return nn.Sequential(*(block(number) for number in range(repeats)))
 
 
+def zero_last_norms(net: nn.Module) -> None:
+    """Let every residual block of a net begin as its shortcut: the last scale of its branch becomes 0.
+
+    Goyal et al., "Accurate, Large Minibatch SGD" (2017), section 5.1. Normalised branches of unit scale add their
+    variance block by block, and gradients grow with the depth; of scale 0, the depth at the start is that of the
+    resamplings, whatever the number of repetitions.
+    """
+    for module in net.modules():
+        if isinstance(module, ResidualBlock):
+            norm = module.branch[-1][1]  # type: ignore[index]
+            nn.init.zeros_(norm.weight)
+
+
 def make_stem(kind: str, in_channels: int, width: int, activation: str) -> nn.Sequential:
     """Build what comes before the first block.
 
@@ -401,6 +415,7 @@ class SpineNetBackbone(nn.Module):
         activation: `relu`, or `swish` as in the paper's longest trainings.
         drop_connect_rate: probability that an image's branch is left out of the last permuted block in training; it
             rises linearly from the first. The paper takes 0.2 with swish, 0.16 for 143.
+        zero_init_last: residual blocks begin as their shortcuts, see `zero_last_norms`; the authors' do not.
         in_channels: channels of the images.
 
     Attributes:
@@ -422,6 +437,7 @@ class SpineNetBackbone(nn.Module):
         stem: str = "imagenet",
         activation: str = "relu",
         drop_connect_rate: float = 0.0,
+        zero_init_last: bool = False,
         in_channels: int = 3,
     ) -> None:
         super().__init__()
@@ -493,6 +509,8 @@ class SpineNetBackbone(nn.Module):
             }
         )
         self._initialise()
+        if zero_init_last:
+            zero_last_norms(self)
 
     def _initialise(self) -> None:
         """Draw convolutions from a truncated normal distribution of variance 1 / fan-in, as the authors' code does."""
@@ -548,6 +566,7 @@ class SpineNet(nn.Module):
         stem: `imagenet` or, for small images, `half` or `full`, see `make_stem`.
         activation: `relu` or `swish`.
         drop_connect_rate: see `SpineNetBackbone`.
+        zero_init_last: see `SpineNetBackbone`.
         num_classes: classes.
         in_channels: channels of the images.
 
@@ -564,6 +583,7 @@ class SpineNet(nn.Module):
         stem: str = "imagenet",
         activation: str = "relu",
         drop_connect_rate: float = 0.0,
+        zero_init_last: bool = False,
         num_classes: int = 1000,
         in_channels: int = 3,
     ) -> None:
@@ -575,6 +595,7 @@ class SpineNet(nn.Module):
             stem=stem,
             activation=activation,
             drop_connect_rate=drop_connect_rate,
+            zero_init_last=zero_init_last,
             in_channels=in_channels,
         )
         self.classifier = nn.Linear(self.backbone.out_channels, num_classes)

@@ -26,6 +26,7 @@ from convatlas.models.classification.spinenet import (
     block_group,
     level_strides,
     make_stem,
+    zero_last_norms,
 )
 from convatlas.models.layers.retinanet_head import LevelNormRetinaNet
 
@@ -41,6 +42,7 @@ class ResNetPyramid(nn.Module):
         width: factor on all channels; 1 is the paper's width.
         stem: `imagenet`, `half` or `full`, see `spinenet.make_stem`.
         activation: `relu` or `swish`, of the blocks.
+        zero_init_last: residual blocks begin as their shortcuts, see `spinenet.zero_last_norms`.
         in_channels: channels of the images.
 
     Attributes:
@@ -52,7 +54,13 @@ class ResNetPyramid(nn.Module):
     """
 
     def __init__(
-        self, *, width: float = 1.0, stem: str = "imagenet", activation: str = "relu", in_channels: int = 3
+        self,
+        *,
+        width: float = 1.0,
+        stem: str = "imagenet",
+        activation: str = "relu",
+        zero_init_last: bool = False,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         require_width(width)
@@ -77,6 +85,8 @@ class ResNetPyramid(nn.Module):
         self.norms = nn.ModuleDict(
             {f"P{level}": nn.BatchNorm2d(self.out_channels, eps=1e-3) for level in OUTPUT_LEVELS}
         )
+        if zero_init_last:
+            zero_last_norms(self)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return the maps `P3` to `P7`, `(B, out_channels, H/stride, W/stride)`, rounded up."""
@@ -101,6 +111,7 @@ def spinenet_retinanet(
     stem: str = "imagenet",
     activation: str = "relu",
     drop_connect_rate: float = 0.0,
+    zero_init_last: bool = False,
     anchor_scale: float = 3.0,
     focal_alpha: float = 0.25,
     focal_gamma: float = 1.5,
@@ -128,6 +139,8 @@ def spinenet_retinanet(
         stem: `imagenet` or, for small images, `half` or `full`, see `spinenet.make_stem`.
         activation: `relu`, or `swish` as in the paper's longest trainings.
         drop_connect_rate: stochastic depth of the last block, 0.2 (0.16 for 143) in the paper's longest trainings.
+        zero_init_last: residual blocks begin as their shortcuts, so that gradients at the start do not grow with the
+            repetitions; the authors' do not. See `spinenet.zero_last_norms`.
         anchor_scale: side of a level's smallest square anchor, in strides of the level: 3, for 143 and 190 it is 4.
         focal_alpha: weight of the objects in the focal loss.
         focal_gamma: exponent of the focal loss.
@@ -154,6 +167,7 @@ def spinenet_retinanet(
             stem=stem,
             activation=activation,
             drop_connect_rate=drop_connect_rate,
+            zero_init_last=zero_init_last,
             in_channels=in_channels,
         ),
         head_width=int(size.head_width * width) if head_width is None else head_width,
@@ -178,6 +192,7 @@ def resnet50_fpn_retinanet(
     head_convs: int = 4,
     stem: str = "imagenet",
     activation: str = "relu",
+    zero_init_last: bool = False,
     anchor_scale: float = 3.0,
     focal_alpha: float = 0.25,
     focal_gamma: float = 1.5,
@@ -193,7 +208,9 @@ def resnet50_fpn_retinanet(
     Raises:
         ValueError: an argument that does not fit.
     """
-    backbone = ResNetPyramid(width=width, stem=stem, activation=activation, in_channels=in_channels)
+    backbone = ResNetPyramid(
+        width=width, stem=stem, activation=activation, zero_init_last=zero_init_last, in_channels=in_channels
+    )
     return LevelNormRetinaNet(
         backbone,
         head_width=backbone.out_channels if head_width is None else head_width,

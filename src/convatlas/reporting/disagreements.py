@@ -1,0 +1,189 @@
+"""The test images on which the variants of a classification disagree most, and who says what.
+
+A variant's answer to an image is that of most of its seeds. The more evenly the answers of all variants fall on
+several classes, the more they disagree: the entropy of the answers.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convatlas.data.card import CARD_FILE
+from convatlas.data.decoding import BadImageError, decode
+from convatlas.data.prepared import PreparedData, Split
+from convatlas.data.shards import ShardedImages
+from convatlas.errors import UserError
+from convatlas.reporting.answers import Answers
+from convatlas.reporting.results import Group
+from convatlas.reporting.wording import listed
+
+__all__ = ["Answer", "Disagreements", "Disputed", "disagreements", "entropies", "majorities"]
+
+MOST_IMAGES = 12
+MOST_NAMES = 4
+"""Variants named behind an answer; more are counted."""
+SIDE = 96
+"""Of a picture on the page, in pixels."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A class that some variants name, with who they are; `right` if it is the image's."""
+
+    title: str
+    right: bool
+    variants: int
+    names: str
+
+
+@dataclass(frozen=True)
+class Disputed:
+    """One test image.
+
+    Attributes:
+        position: in the test split, from 0.
+        title: its class.
+        answers: what the variants say, the most frequent first.
+        address: the picture as a `data:` address; empty without one.
+        width, height: of the picture, in pixels.
+    """
+
+    position: int
+    title: str
+    answers: tuple[Answer, ...]
+    address: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Disagreements:
+    """The images that variants disagree on.
+
+    Attributes:
+        images: those with the most disagreement, the most first.
+        disputed: how many test images do not get one and the same answer of all variants.
+        total: how many test images there are.
+        variants: how many variants answered.
+        without_pictures: why there are no pictures; nothing where there are.
+    """
+
+    images: tuple[Disputed, ...]
+    disputed: int
+    total: int
+    variants: int
+    without_pictures: str
+
+
+def disagreements(group: Group) -> Disagreements | None:
+    """Find the images that the variants of a group disagree on; None where no two variants named classes.
+
+    Raises:
+        UserError: a run's predictions are not readable.
+    """
+    answers = group.answers
+    if answers is None or len(answers.predicted) < 2:
+        return None
+    majority, votes = majorities(answers)
+    doubt = entropies(majority)
+    among_runs = entropies(votes)  # tells apart what is equal among the majorities
+    order = np.lexsort((answers.index, -among_runs.round(9), -doubt.round(9)))
+    chosen = [int(place) for place in order[:MOST_IMAGES] if doubt[place] > 0]
+    split, reason = _test_split(group) if chosen else (None, "")
+    if split is not None and not _same_images(split, answers):
+        split, reason = None, f"The data prepared for {group.data} are not those of these runs."
+    titles = {variant.key: variant.title for variant in group.variants}
+    names = [titles[key] for key in answers.predicted]
+    images = tuple(_disputed(answers, place, majority[:, place], names, split) for place in chosen)
+    return Disagreements(images, int((doubt > 0).sum()), len(doubt), len(names), reason)
+
+
+def majorities(answers: Answers) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return `(V, N)` the class that most seeds of each variant name, and `(R, N)` the classes that all runs name.
+
+    Of classes that as many seeds name, the one that the first of these seeds names counts.
+    """
+    votes = [np.stack(list(by_seed.values())) for by_seed in answers.predicted.values()]
+    majority = []
+    for of_seeds in votes:
+        support = (of_seeds[:, None, :] == of_seeds[None, :, :]).sum(axis=1)
+        majority.append(np.take_along_axis(of_seeds, support.argmax(axis=0)[None], axis=0)[0])
+    return np.stack(majority), np.concatenate(votes)
+
+
+def entropies(answers: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Return the entropy, in nats, of each column's answers: `(A, N)` to `(N,)`; 0 where all are the same."""
+    rows, columns = answers.shape
+    classes = int(answers.max(initial=0)) + 1
+    cells, counts = np.unique(answers + classes * np.arange(columns, dtype=np.int64), return_counts=True)
+    share = counts / rows
+    return np.bincount(cells // classes, -share * np.log(share), minlength=columns).astype(np.float64)
+
+
+def _disputed(
+    answers: Answers, place: int, said: NDArray[np.int32], names: Sequence[str], split: Split | None
+) -> Disputed:
+    label, position = int(answers.labels[place]), int(answers.index[place])
+    classes: Mapping[int, str] = dict(enumerate(split.card.classes)) if split is not None else {}
+
+    def title(number: int) -> str:
+        return classes.get(number, f"class {number}")
+
+    found = []
+    for number in dict.fromkeys(said.tolist()):
+        who = [name for name, answer in zip(names, said.tolist(), strict=True) if answer == number]
+        shown = who if len(who) <= MOST_NAMES else [*who[: MOST_NAMES - 1], f"{len(who) - MOST_NAMES + 1} others"]
+        found.append(Answer(title(number), number == label, len(who), listed(shown)))
+    found.sort(key=lambda answer: -answer.variants)
+    picture = ("", 0, 0) if split is None else _picture(split, position)
+    return Disputed(position, title(label), tuple(found), *picture)
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+
+
+def _test_split(group: Group) -> tuple[Split | None, str]:
+    """Open the test split that a group was tested on, or say why there is none."""
+    folder = next((variant.prepared for variant in group.variants if variant.prepared is not None), None)
+    if folder is None or not (folder / CARD_FILE).is_file():
+        return None, (
+            f"Without the prepared data there are no pictures here; `python -m convatlas.prepare data={group.data}` "
+            "writes them."
+        )
+    try:
+        return PreparedData.open(folder).split("test"), ""
+    except (UserError, KeyError) as error:
+        return None, f"There are no pictures: {error}"
+
+
+def _same_images(split: Split, answers: Answers) -> bool:
+    """Say whether the labels of a split are those that the runs were tested on."""
+    if split.labels is None or not len(answers.index) or int(answers.index.max()) >= len(split):
+        return False
+    return bool(np.array_equal(split.labels[answers.index], answers.labels))
+
+
+def _picture(split: Split, position: int) -> tuple[str, int, int]:
+    """Return an image as a `data:` address with its width and height; small ones are enlarged without smoothing."""
+    if isinstance(split.images, ShardedImages):
+        try:
+            pixels = decode(split.images.read(position).to_pybytes(), split.card.image_shape[0]).pixels
+        except BadImageError:
+            return "", 0, 0
+    else:
+        pixels = split.images[position]
+    shown = pixels if len(pixels) == 3 else pixels[:1].repeat(3, axis=0)
+    picture = Image.fromarray(np.ascontiguousarray(shown.transpose(1, 2, 0)))
+    scale = SIDE / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    picture = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR)
+    encoded = io.BytesIO()
+    picture.save(encoded, "webp", quality=80, method=2)
+    return f"data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode()}", *picture.size

@@ -1,0 +1,59 @@
+"""A search as a plan holds it: its whole configuration, and the fingerprints of the code that decides its result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convatlas.search.config import SearchRun, read_search
+from convatlas.source_code import PROJECT, SOURCE, files_imported_by, fingerprint
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+__all__ = ["compared_nets", "compose_search", "planned_search", "search_code", "search_run"]
+
+
+def search_run(config: DictConfig) -> SearchRun:
+    """Check what Hydra composed from `conf/search.yaml`, and give the search a folder where it has none."""
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    plain.pop("hydra", None)
+    if plain["output_dir"] is None:
+        plain["output_dir"] = f"searches/{plain['search']['name']}"
+    return read_search(plain)
+
+
+def compose_search(name: str) -> SearchRun:
+    """Compose the search of `conf/search/<name>.yaml` inside `hydra_ready`."""
+    from hydra import compose
+
+    return search_run(compose("search", [f"search={name}"]))
+
+
+def planned_search(run: SearchRun) -> dict[str, Any]:
+    """Return what `plan/searches/<name>.yaml` holds, inside `hydra_ready`: a change of it runs the search again."""
+    compared = compared_nets(run)
+    return {"config": run.model_dump(mode="json"), "compared": compared, "code": search_code(compared)}
+
+
+def compared_nets(run: SearchRun) -> dict[str, dict[str, Any]]:
+    """Compose the nets that are trained beside what is found, by name, inside `hydra_ready`; a wrong name is told."""
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    models: dict[str, Any] = {}
+    for name, overrides in run.search.finals.compared.items():
+        models[name] = OmegaConf.to_container(compose("profile", overrides).model, resolve=True)
+    return models
+
+
+def search_code(compared: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return the files that decide the result of a search, with their fingerprints; what only shows it is left out."""
+    rooms = {SOURCE / "convatlas" / name for name in ("models", "tasks", "data", "training", "search")}
+    nets = [SOURCE.joinpath(*net["_target_"].split(".")[:-1]).with_suffix(".py") for net in compared.values()]
+    files = files_imported_by([SOURCE / "convatlas" / "search" / "__main__.py", *nets])
+    shown = {Path(SOURCE, "convatlas", "search", name) for name in ("report.py", "drawing.py", "tracking.py")}
+    deciding = [file for file in files if rooms.intersection(file.parents) and file not in shown]
+    return {file.relative_to(PROJECT).as_posix(): fingerprint(file)[:16] for file in deciding}
