@@ -21,10 +21,10 @@ from convatlas.data.prepare_dataset import prepare
 from convatlas.training.run import train
 
 COMMON = ("data=cifar10", "model=resnet_cifar", "model.depth=20", "trainer.channels_last=true", "tracking=none")
-LONG = ("recipe=cifar", "recipe/schedule=cosine", "recipe.schedule.warmup_epochs=1", "recipe.epochs=14")
+LONG = ("recipe=cifar", "recipe/schedule=cosine", "recipe.schedule.warmup_epochs=1", "recipe.epochs=8")
 FIRST = (
     *("data.source.classes=[airplane,automobile,bird,cat,deer]", "data.num_classes=5"),
-    *(*LONG, "recipe.epochs=10"),
+    *LONG,
 )
 FEW = (
     *("data.source.classes=[dog,frog,horse,ship,truck]", "data.num_classes=5"),
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--part", choices=["long", "few", "both"], default="both")
     options = parser.parse_args()
     if options.part != "few":
-        print(table({"ResNet-20, 14 epochs": trained(composed(options, "long", LONG))}))
+        print(table({"ResNet-20, 8 epochs": trained(composed(options, "long", LONG))}))
     if options.part != "long":
         found = {"the first five classes": trained(composed(options, "first", FIRST))}
         begin = f"model.weights={found['the first five classes'][0]}"
