@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from convatlas import cli
 from convatlas.composing import compose_run, hydra_ready
 from convatlas.data.module import DataModule
 from convatlas.data.prepare_dataset import prepare
@@ -109,4 +110,4 @@ def found(row: dict[Any, Any], classes: tuple[str, ...]) -> tuple[Any, list[str]
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from pipeline import on_device, random_pixels
 from torch import Tensor, nn
 
+from convatlas import cli
 from convatlas.composing import compose_run, hydra_ready
 from convatlas.config import RunConfig
 from convatlas.data.prepare_dataset import prepare_raw
@@ -271,4 +272,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -1,12 +1,13 @@
 """Images per second: prepared data against ImageFolder, PIL and DataLoader, on the same images and cores in one run.
 
-    python benchmarks/loading.py [--cifar10 FOLDER] [--workers 0 1 2]
+    python benchmarks/loading.py [--cifar10 FOLDER] [--cores 1 2]
 
 Small images are CIFAR-10's (`--cifar10` names the folder with `cifar-10-batches-py`; without it, random pixels of the
 same shape) with pad-crop-flip; large ones are 500 x 375 JPEG, made here, with Inception crops to 224. Each way gives
-normalised float batches of 128. Ways take turns, and the best of three epochs counts. Without workers the processor's
-time is told as well, which other work on the machine hardly changes. Then the memory of a loader is measured over
-epochs. Aim: ten times for small images. `--quick` takes a few images once.
+normalised float batches of 128. One core is the process itself; more are used by each way as it uses them best: by
+workers for files, by threads of the process for arrays. Ways take turns, and the best of three epochs counts. On one
+core the processor's time is told as well, which other work on the machine hardly changes. Then the memory of a loader
+is measured over epochs. Aim: ten times for small images. `--quick` takes a few images once.
 """
 
 from __future__ import annotations
@@ -50,15 +51,14 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", type=Path, help="folder of cifar-10-batches-py")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="processes that make batches")
+    parser.add_argument("--cores", type=int, nargs="+", default=[1, 2], help="workers or threads that make batches")
     parser.add_argument("--small", type=int, default=10_000, help="small images")
     parser.add_argument("--large", type=int, default=700, help="large images")
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each way")
-    parser.add_argument("--quick", action="store_true", help="600 small and 300 large images, once")
+    parser.add_argument("--quick", action="store_true", help="600 small and 300 large images, once, one core")
     options = parser.parse_args()
     if options.quick:
-        options.small, options.large, options.rounds, options.workers = 600, 300, 1, [0]
-    torch.set_num_threads(1)
+        options.small, options.large, options.rounds, options.cores = 600, 300, 1, [1]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ways = {"32 x 32, pad, crop and flip": small_ways(folder / "small", small_images(options))}
@@ -145,7 +145,8 @@ def prepared_way(raw: RawDataset, folder: Path, data: dict[str, Any], changes: d
     augmenter = Augmenter(Augmentation(**(NOTHING | changes)), "classification", config.image_size)
     loaders: dict[int, StatelessLoader] = {}
 
-    def loader(workers: int, epoch: int) -> StatelessLoader:
+    def loader(cores: int, epoch: int) -> StatelessLoader:
+        workers = 0 if cores == 1 or config.storage == "arrays" else cores
         if workers not in loaders:
             batches = TrainingBatches(
                 split, image_size=config.image_size, batch_size=BATCH, augmenter=augmenter, seed=0
@@ -164,7 +165,8 @@ def folder_way(folder: Path, augmentation: list[Any]) -> Way:
     data = ImageFolder(str(folder), chain)
     loaders: dict[int, DataLoader] = {}
 
-    def loader(workers: int, _: int) -> DataLoader:
+    def loader(cores: int, _: int) -> DataLoader:
+        workers = 0 if cores == 1 else cores
         if workers not in loaders:
             loaders[workers] = DataLoader(
                 data, BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0
@@ -179,24 +181,28 @@ def folder_way(folder: Path, augmentation: list[Any]) -> Way:
 
 def table(title: str, ours: Way, theirs: Way, options: argparse.Namespace) -> None:
     """Print images per second of both ways, which take turns."""
-    columns = f"{'workers':>8} {'ImageFolder':>12} {'convatlas':>12} {'factor':>8}"
+    columns = f"{'cores':>8} {'ImageFolder':>12} {'convatlas':>12} {'factor':>8}"
     print(f"\n{title}, images per second\n{columns}{'of the processor':>32}{'factor':>9}")
-    for number in options.workers:
+    for number in options.cores:
+        torch.set_num_threads(number)
         rates: dict[Way, list[tuple[float, float]]] = {theirs: [], ours: []}
         for epoch in range(options.rounds):
             for way, found in rates.items():
                 found.append(images_per_second(way, number, epoch))
         (one, one_processor), (other, other_processor) = (map(max, zip(*rates[w], strict=True)) for w in (theirs, ours))
         processor = f"{one_processor:>19,.0f} {other_processor:>12,.0f} {other_processor / one_processor:>8.1f}"
-        print(f"{number:>8} {one:>12,.0f} {other:>12,.0f} {other / one:>8.1f}{'' if number else processor}", flush=True)
+        print(
+            f"{number:>8} {one:>12,.0f} {other:>12,.0f} {other / one:>8.1f}{processor if number == 1 else ''}",
+            flush=True,
+        )
 
 
-def images_per_second(way: Way, workers: int, epoch: int) -> tuple[float, float]:
+def images_per_second(way: Way, cores: int, epoch: int) -> tuple[float, float]:
     """Run one epoch; returns images a second on the clock, and of this process's processor time.
 
     The clock starts at the first batch, when the workers are there.
     """
-    batches = iter(way(workers, epoch))
+    batches = iter(way(cores, epoch))
     next(batches)
     start, processor = time.perf_counter(), time.process_time()
     images = sum(len(batch[0] if isinstance(batch, list) else batch["images"]) for batch in batches)

@@ -27,7 +27,7 @@ RESULTS = HERE / "results.md"
 BENCHMARKS = {
     "start": ["start.py"],
     "pipeline": ["pipeline.py"],
-    "loading": ["loading.py", "--workers", "0", "2"],
+    "loading": ["loading.py"],
     "evaluation": ["evaluation.py"],
     "ddp": ["ddp.py"],
     "repro": ["repro.py"],

@@ -22,7 +22,9 @@ runpy.run_module("convatlas.prepare", run_name="__main__", alter_sys=True)
 """
 FIRST_STEP = """
 import os, runpy, sys
-from convatlas.tasks.base import Task
+from convatlas.imports import quick_imports
+with quick_imports():  # as the training itself does
+    from convatlas.tasks.base import Task
 Task.on_train_batch_start = lambda *_: os._exit(0)
 sys.argv = ["train", "model=lenet5", "data.prepared={folder}/digits", "output_dir={folder}/run",
             "tracking.uri=sqlite:///{folder}/mlflow.db"]

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from convatlas import cli
 from convatlas.composing import compose_run, hydra_ready
 from convatlas.config import RunConfig
 from convatlas.data.batches import Batch
@@ -102,4 +103,4 @@ def middle_slice(config: RunConfig, prepared: PreparedData) -> Batch:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

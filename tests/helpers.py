@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,22 @@ def source_options(prepared: Path) -> list[str]:
     """Return the overrides that name the source's options as a prepared data set was made with them."""
     source = json.loads((prepared / "dataset.json").read_text())["source"]
     return [f"data.source.{key}={json.dumps(value)}" for key, value in source.items() if key != "_target_"]
+
+
+def train_outside(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a training in processes of its own, from a folder that sees the configuration; fails where it fails."""
+    (folder / "conf").symlink_to(ROOT / "conf")
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def test_sections_of_an_earlier_page_are_kept_in_order() -> None:
     text = page(dict(reversed(made.items())))
     assert read(text) == made
     assert text.index("## start") < text.index("## pipeline") < text.index("## repro")
-    assert "`python benchmarks/loading.py --workers 0 2`" in text
+    assert "`python benchmarks/reversible.py --units 3 9 --repeats 3 --plot" in text
     assert RUN_ALL["processor"]() in text
 
 

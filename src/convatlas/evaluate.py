@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from convatlas.cli import read_options, run
 from convatlas.config import Section
 from convatlas.files import write_json
+from convatlas.imports import quick_imports
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,12 +57,13 @@ def evaluate(options: Options) -> dict[str, Any]:
         The metrics by name. With test-time augmentation those of the single view and of the views, and what each costs:
         `{"single_view": {...}, "<tta>": {...}, "cost": {...}}`, see `costs_of_views`.
     """
-    import torch
+    with quick_imports():
+        import torch
 
-    from convatlas.models.build import part_of
-    from convatlas.training.run import quieten_libraries
-    from convatlas.training.trained import load_run
-    from convatlas.training.views import with_views
+        from convatlas.models.build import part_of
+        from convatlas.training.run import quieten_libraries
+        from convatlas.training.trained import load_run
+        from convatlas.training.views import with_views
 
     quieten_libraries()
     trained = load_run(options.run, options.checkpoint)

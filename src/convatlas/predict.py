@@ -18,6 +18,7 @@ from convatlas.cli import read_options, run
 from convatlas.config import Section
 from convatlas.errors import UserError
 from convatlas.files import replace_folder, write_json, write_text
+from convatlas.imports import quick_imports
 
 if TYPE_CHECKING:
     import torch
@@ -69,10 +70,11 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 
 def predict(options: Options, files: list[Path]) -> list[dict[str, Any]]:
     """Run the net over the files and write its answers; returns a row of plain values for each image."""
-    import torch
+    with quick_imports():
+        import torch
 
-    from convatlas.tasks.predicting import describe_prediction, draw_prediction
-    from convatlas.training.trained import load_run
+        from convatlas.tasks.predicting import describe_prediction, draw_prediction
+        from convatlas.training.trained import load_run
 
     trained = load_run(options.run, options.checkpoint)
     data = trained.config.data

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convatlas.cli import run_hydra
+from convatlas.imports import quick_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -17,9 +18,11 @@ def main(config: DictConfig) -> None:
     from pydantic import ValidationError
 
     from convatlas.config import DataConfig, describe
-    from convatlas.data.prepare_dataset import prepare
     from convatlas.errors import UserError
-    from convatlas.reporting.data_page import write_data_page
+
+    with quick_imports():
+        from convatlas.data.prepare_dataset import prepare
+        from convatlas.reporting.data_page import write_data_page
 
     plain: Any = OmegaConf.to_container(config.data, resolve=True)
     try:

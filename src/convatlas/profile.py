@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from convatlas.cli import run_hydra
 from convatlas.errors import UserError
+from convatlas.imports import quick_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -30,8 +31,9 @@ def profile(
     model: dict[str, Any], input_size: list[int], batch_size: int, *, latency: bool, part: str | None = None
 ) -> dict[str, Any]:
     """Return the costs of a net, or of a part of it, as plain values; see `convatlas.models.costs` for conventions."""
-    from convatlas.models.build import build_model, part_of
-    from convatlas.models.costs import costs_of, measure_latency
+    with quick_imports():
+        from convatlas.models.build import build_model, part_of
+        from convatlas.models.costs import costs_of, measure_latency
 
     costs = costs_of(lambda: part_of(build_model(model), part), input_size, batch_size)
     figures = {"model": model["about"]["title"], "input_size": input_size, **asdict(costs)}

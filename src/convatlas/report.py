@@ -13,6 +13,7 @@ from pathlib import Path
 from convatlas.cli import run
 from convatlas.errors import UserError, near_matches
 from convatlas.files import read_yaml
+from convatlas.imports import quick_imports
 
 PLAN, RUNS, REPORTS = Path("plan"), Path("runs"), Path("reports")
 
@@ -26,7 +27,8 @@ def main() -> None:
     for word in words:
         if word not in known:
             raise UserError(f"{word}: the plan has no such study. {near_matches(word, known)}")
-    from convatlas.reporting.report import write_index, write_report, write_summary
+    with quick_imports():
+        from convatlas.reporting.report import write_index, write_report, write_summary
 
     folders = {study: REPORTS / "studies" / study for study in words or known}
     for study, folder in folders.items():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from convatlas.cli import run, run_hydra
 from convatlas.errors import UserError
+from convatlas.imports import quick_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -25,8 +26,9 @@ def main(config: DictConfig) -> None:
     from convatlas.composing import run_config
 
     checked = with_architecture(run_config(config, HydraConfig.get().runtime.choices["model"]))
-    from convatlas.training.processes import rank
-    from convatlas.training.run import train
+    with quick_imports():
+        from convatlas.training.processes import rank
+        from convatlas.training.run import train
 
     folders = train(checked, strict=True)
     if rank() == 0:
@@ -38,7 +40,9 @@ def from_plan(key: str) -> None:
     from convatlas.architectures import with_architecture
     from convatlas.config import read_config
     from convatlas.files import read_yaml
-    from convatlas.training.run import die_with_parent, train
+
+    with quick_imports():
+        from convatlas.training.run import die_with_parent, train
 
     die_with_parent()
     file = Path("plan") / f"{key}.yaml"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 
 from convatlas.cli import run
+from convatlas.imports import quick_imports
 
 
 def main() -> None:
@@ -24,7 +25,8 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return
-    from convatlas.training.tuning import read_search, search
+    with quick_imports():
+        from convatlas.training.tuning import read_search, search
 
     best = search(read_search(sys.argv[1:]))
     print(f"python -m convatlas.train {best}")

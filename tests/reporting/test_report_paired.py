@@ -134,6 +134,23 @@ def test_intervals_share_a_scale_with_zero_on_it(tmp_path):
     assert drawn.zero == empty.zero
 
 
+def test_an_interval_far_wider_than_the_others_is_cut_at_the_scales_end(tmp_path):
+    """Seeds that disagree about one variant must not press all others into a point."""
+
+    def dice(*values):
+        test = {seed: {"dice": value} for seed, value in enumerate(values)}
+        return MadeVariant(test=test, task="segmentation", monitor="val/dice")
+
+    variants = {"a": dice(0.8, 0.81), "b": dice(0.9, 0.92), "c": dice(0.85, 0.88), "wild": dice(0.1, 0.9)}
+    pairs = compare(group(tmp_path, variants))
+    drawn, (low, high) = drawn_intervals(pairs, Metric("dice"))
+    widths = [pair.interval[1] - pair.interval[0] for pair in pairs]
+    assert [each.cut for each in drawn] == [(), (), ("low", "high")]
+    assert pairs[2].interval[0] < low < pairs[2].difference < 0 < high < pairs[2].interval[1]
+    assert high - low < widths[2] / 3
+    assert (drawn[2].low, drawn[2].high) == (6, 126)
+
+
 @pytest.mark.parametrize(
     ("metric", "value", "text"),
     [("accuracy", 0.0123, "+1.23"), ("loss", -0.5, "−0.5000"), ("accuracy", -1e-9, "0.00"), ("accuracy", None, "–")],

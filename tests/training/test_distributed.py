@@ -17,7 +17,7 @@ from test_determinism import assert_same_bits
 
 from convatlas.data.prepared import PreparedData
 from convatlas.training.run import train
-from helpers import ROOT
+from helpers import ROOT, train_outside
 
 OPTIONS = ("model=lenet5_modern", "recipe.epochs=2", "recipe.batch_size=128", "trainer.threads=1")
 LAUNCHERS = {
@@ -43,17 +43,7 @@ def command_of(launcher: str, prepared: Path, *more: str) -> list[str]:
 
 def run_distributed(launcher: str, tmp_path: Path, prepared: Path, *more: str) -> Path:
     """Train with two processes in an empty folder and return the run's folder."""
-    (tmp_path / "conf").symlink_to(ROOT / "conf")
-    done = subprocess.run(
-        command_of(launcher, prepared, *more),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    train_outside(command_of(launcher, prepared, *more), tmp_path)
     return tmp_path / "run" / "seed=0"
 
 

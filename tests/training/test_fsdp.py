@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 
 import pandas as pd
@@ -11,7 +9,7 @@ import pytest
 import torch
 
 from convatlas.training.run import train
-from helpers import ROOT
+from helpers import train_outside
 
 NET = ("model=resnet_cifar", "model.depth=8", "model.width=4", "trainer.threads=1", "tracking=none")
 EXACT = ("recipe.optimizer.lr=0.005", "recipe.decay_norms_and_biases=false", "recipe.gradient_clip_norm=1.0")
@@ -19,18 +17,8 @@ EXACT = ("recipe.optimizer.lr=0.005", "recipe.decay_norms_and_biases=false", "re
 
 def trained_by_two(tmp_path, prepared, *more: str):
     """Train with two processes that Lightning starts; returns the run's folder."""
-    (tmp_path / "conf").symlink_to(ROOT / "conf")
     command = [sys.executable, "-m", "convatlas.train", "trainer=fsdp", "trainer.accelerator=cpu", *NET, *more]
-    done = subprocess.run(
-        [*command, f"data.prepared={prepared}", "output_dir=run"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    train_outside([*command, f"data.prepared={prepared}", "output_dir=run"], tmp_path)
     return tmp_path / "run" / "seed=0"
 
 
@@ -68,19 +56,10 @@ def count(self, *_):
 Task.on_train_batch_end = count
 import runpy; runpy.run_module("convatlas.train", run_name="__main__", alter_sys=True)
 """
-    (tmp_path / "conf").symlink_to(ROOT / "conf")
     (tmp_path / "counting.py").write_text(script)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "counting.py"]
     options = [*NET, "trainer=fsdp", "trainer.accelerator=cpu", "recipe.epochs=1", "trainer.limit_batches=1"]
-    done = subprocess.run(
-        [*torchrun, *options, f"data.prepared={prepared_digits}", "output_dir=run"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=400,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = train_outside([*torchrun, *options, f"data.prepared={prepared_digits}", "output_dir=run"], tmp_path)
     counts = [line.split()[1::2] for line in done.stdout.splitlines() if line.startswith("held")]
     held, whole = [int(count[0]) for count in counts], int(counts[0][1])
     assert len(held) == 2

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ __all__ = ["Drawn", "Pair", "compare", "crossed_interval", "drawn_intervals", "r
 
 WIDTH, MARGIN = 132, 6
 """Pixels of a drawn interval, and of the room for half a dot at its ends; the template has the same."""
+REACH = 3
 
 Range = tuple[float, float]
 
@@ -66,7 +68,8 @@ class Drawn:
     Attributes:
         zero: where no difference lies.
         mean: where the difference lies.
-        low, high: the ends of the interval.
+        low, high: the ends of the interval, or of the scale where the interval goes on beyond it.
+        cut: which ends go on, of "low" and "high".
         label: the same in words.
     """
 
@@ -74,6 +77,7 @@ class Drawn:
     mean: float | None
     low: float | None
     high: float | None
+    cut: tuple[str, ...]
     label: str
 
 
@@ -146,19 +150,29 @@ def crossed_interval(differences: NDArray[np.int8]) -> Range:
 
 
 def drawn_intervals(pairs: Sequence[Pair], metric: Metric) -> tuple[list[Drawn], Range]:
-    """Place every pair on one scale that has zero on it; return them with the ends of the scale."""
-    values = [0.0, *(pair.difference for pair in pairs if pair.difference is not None)]
-    values += [end for pair in pairs if pair.interval for end in pair.interval]
-    low, high = min(values), max(values)
+    """Place every pair on one scale that has zero on it; return them with the ends of the scale.
+
+    The scale ends at most `REACH` typical half intervals beyond the differences: one variant whose seeds disagree would
+    else press all others into a point.
+    """
+    differences = [0.0, *(pair.difference for pair in pairs if pair.difference is not None)]
+    intervals = [pair.interval for pair in pairs if pair.interval]
+    room = REACH * median((high - low) / 2 for low, high in intervals) if intervals else 0.0
+    low = max(min(differences) - room, min([*differences, *(interval[0] for interval in intervals)]))
+    high = min(max(differences) + room, max([*differences, *(interval[1] for interval in intervals)]))
 
     def place(value: float) -> float:
-        share = (value - low) / (high - low) if high > low else 0.5
+        share = (min(max(value, low), high) - low) / (high - low) if high > low else 0.5
         return round(MARGIN + share * (WIDTH - 2 * MARGIN), 1)
 
     def drawn(pair: Pair) -> Drawn:
         mean = None if pair.difference is None else place(pair.difference)
-        start, end = map(place, pair.interval) if pair.interval else (None, None)
-        return Drawn(place(0.0), mean, start, end, in_words(pair, metric))
+        if pair.interval is None:
+            return Drawn(place(0.0), mean, None, None, (), in_words(pair, metric))
+        beyond = {"low": pair.interval[0] < low, "high": pair.interval[1] > high}
+        cut = tuple(end for end, is_cut in beyond.items() if is_cut)
+        start, end = pair.interval
+        return Drawn(place(0.0), mean, place(start), place(end), cut, in_words(pair, metric))
 
     return [drawn(pair) for pair in pairs], (low, high)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from convatlas.cli import run, run_hydra
 from convatlas.errors import UserError
+from convatlas.imports import quick_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 def main(config: DictConfig) -> None:
     """Search as the command line says, and print where the report lies."""
-    from convatlas.search.planned import search_run
+    with quick_imports():
+        from convatlas.search.planned import search_run
 
     _search(search_run(config), strict=True)
 
@@ -30,8 +32,10 @@ def main(config: DictConfig) -> None:
 def from_plan(name: str) -> None:
     """Search as the plan says."""
     from convatlas.files import read_yaml
-    from convatlas.search.config import read_search
-    from convatlas.training.run import die_with_parent
+
+    with quick_imports():
+        from convatlas.search.config import read_search
+        from convatlas.training.run import die_with_parent
 
     die_with_parent()
     planned = read_yaml(Path("plan") / "searches" / f"{name}.yaml", "run `dvc repro resolve`.")

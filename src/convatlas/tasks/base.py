@@ -150,11 +150,12 @@ class Task(pl.LightningModule, ABC):
         """Log the mean of each loss term over the epoch.
 
         Raises:
-            DivergedError: the loss is not finite.
+            DivergedError: the loss is not finite, in any process.
         """
-        if not torch.isfinite(self._loss_sums["loss"]):
+        loss = self.trainer.strategy.reduce(self._loss_sums["loss"].clone(), reduce_op="sum")
+        if not torch.isfinite(loss):
             raise DivergedError(
-                f"The loss became {float(self._loss_sums['loss'])} in epoch {self.current_epoch + 1}. "
+                f"The loss became {float(loss)} in epoch {self.current_epoch + 1}. "
                 "Lower recipe.optimizer.lr, or set recipe.gradient_clip_norm."
             )
         for name, total in self._loss_sums.items():

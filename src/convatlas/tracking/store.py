@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from convatlas.errors import UserError
+from convatlas.imports import quick_imports
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,10 +45,11 @@ def connect(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from mlflow import MlflowClient, set_tracking_uri
+    with quick_imports():
+        from mlflow import MlflowClient, set_tracking_uri
 
     try:
-        with store_lock(uri):
+        with quick_imports(), store_lock(uri):  # the client imports what its store needs
             set_tracking_uri(uri)
             client = MlflowClient(tracking_uri=uri)
             client.search_experiments(max_results=1)
