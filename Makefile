@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 UV := uv==0.9.30
 PORT ?= 5000
-JOBS ?= 1
+JOBS ?= $(if $(shell grep -x 'scale: laptop' params.yaml),2,1)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
@@ -24,7 +24,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-repro: setup  ## run the pipeline: prepare, resolve, train, report (JOBS=4 trains four runs side by side)
+repro: setup  ## run the pipeline: prepare, resolve, train, report (JOBS=4 trains four runs side by side; 2 at laptop scale, else 1)
 ifneq ($(JOBS),1)
 	dvc repro prepare resolve
 	-dvc stage list --name-only train | xargs -P $(JOBS) -I @ sh -c 'dvc --wait-for-lock repro --single-item @ || exit 1'

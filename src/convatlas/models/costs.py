@@ -139,10 +139,11 @@ def activation_bytes(net: nn.Module, images: Tensor) -> int:
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
+        detached = tensor.detach()  # a tensor that its own gradient function held as it is would never be freed
         storage = tensor.untyped_storage()._cdata
         if storage not in weights:
-            kept[storage] = tensor  # holding the tensor keeps its storage's address from being used again
-        return tensor
+            kept[storage] = detached  # holding the tensor keeps its storage's address from being used again
+        return detached
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _batch_norm_left_alone(net):
         output = _forward(net, images)

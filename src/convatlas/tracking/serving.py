@@ -63,5 +63,6 @@ def log_served_model(run_id: str, config: RunConfig, card: Card, folder: Path) -
             signature=infer_signature(example, answer),
             input_example=example,
             pip_requirements=[f"torch=={packages['torch'].split('+')[0]}", f"numpy=={packages['numpy']}"],
+            validate_serving_input=False,  # it would load the net again, a second or more; tests/tracking serves one
         )
     return str(logged.model_uri)
