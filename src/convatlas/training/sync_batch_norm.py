@@ -1,7 +1,7 @@
 """Batch normalisation over all processes, on the processor as well: `torch.nn.SyncBatchNorm` works on GPUs alone.
 
-Sums over a batch are taken in float64, as torch's own batch normalisation takes them on the processor, and only their
-results are rounded to float32. So several processes normalise by the very statistics of one.
+Each image is summed by itself, and the sums of images are added up in float64; only the results are rounded to float32.
+So several processes normalise by the statistics of one, however the images are divided among them.
 """
 
 from __future__ import annotations
@@ -121,29 +121,27 @@ class _NormaliseOverProcesses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         images, weight, mean, scale, count = ctx.saved_tensors
-        others = _all_but_channels(images)
-        shape = [-1, *[1] * (images.ndim - 2)]
         narrow = torch.promote_types(images.dtype, torch.float32)
-        centred, gradient = images - mean.to(narrow).view(shape), gradient.to(narrow)
-        of_bias, of_weight = gradient.double().sum(others), (gradient.double() * centred).sum(others) * scale
+        centred, gradient = images - _by_channel(mean, images), gradient.to(narrow)
+        of_bias, of_weight = _sum(gradient), _sum(gradient * centred) * scale
         # These two are of this process's images, and DDP puts them together; the images' gradient needs everyone's.
         total = torch.stack([of_bias, of_weight])
         dist.all_reduce(total)
-        level, slope = (total[0] / count).to(narrow), (total[1] / count * scale).to(narrow)
-        factor = scale.to(narrow) if weight is None else scale.to(narrow) * weight
-        of_images = (gradient - level.view(shape) - centred * slope.view(shape)) * factor.view(shape)
+        level, slope = total[0] / count, total[1] / count * scale
+        factor = scale if weight is None else scale * weight
+        of_images = centred.mul_(_by_channel(-slope, images)).add_(gradient).sub_(_by_channel(level, images))
+        of_images = of_images.mul_(_by_channel(factor, images)).to(images.dtype)
         if weight is None:
-            return of_images.to(images.dtype), None, None, None
-        return of_images.to(images.dtype), of_weight.to(weight.dtype), of_bias.to(weight.dtype), None
+            return of_images, None, None, None
+        return of_images, of_weight.to(weight.dtype), of_bias.to(weight.dtype), None
 
 
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean and variance `(C,)` of each channel and the number of its values, over all processes, in float64."""
-    others = _all_but_channels(images)
-    wide = images.double()
-    mean = wide.mean(others, keepdim=True)
-    squares = (wide - mean).square_().sum(others)
-    mine = torch.cat([mean.flatten(), squares, mean.new_tensor([images.numel() // images.shape[1]])])
+    number = images.numel() // images.shape[1]
+    mean = _sum(images) / number
+    squares = _sum((images - _by_channel(mean, images)).square_())
+    mine = torch.cat([mean, squares, mean.new_tensor([number])])
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, mine)
     # Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances" (1979).
@@ -155,5 +153,14 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, variance, count
 
 
-def _all_but_channels(images: Tensor) -> list[int]:
-    return [axis for axis in range(images.ndim) if axis != 1]
+def _sum(values: Tensor) -> Tensor:
+    """Sum `(B, C, ...)` to `(C,)`, float64: each image in its own precision, float32 at least, then over the images."""
+    if values.ndim > 2:
+        values = values.sum(list(range(2, values.ndim)), dtype=torch.promote_types(values.dtype, torch.float32))
+    return values.double().sum(0)
+
+
+def _by_channel(values: Tensor, images: Tensor) -> Tensor:
+    """Shape `(C,)` so that it meets the channels of images, in their precision, float32 at least."""
+    narrow = torch.promote_types(images.dtype, torch.float32)
+    return values.to(narrow).view(-1, *[1] * (images.ndim - 2))
