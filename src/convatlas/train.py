@@ -6,6 +6,8 @@ seeds; that is what a stage of the pipeline runs.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,8 +30,10 @@ def main(config: DictConfig) -> None:
     checked = with_architecture(run_config(config, HydraConfig.get().runtime.choices["model"]))
     with quick_imports():
         from convatlas.training.processes import rank
-        from convatlas.training.run import train
+        from convatlas.training.run import die_with_parent, train
 
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun, when it is killed, leaves its processes behind
+        die_with_parent(signal.SIGKILL)
     folders = train(checked, strict=True)
     if rank() == 0:
         print("\n".join(str(folder) for folder in folders))

@@ -164,6 +164,8 @@ def test_two_processes_killed_and_resumed_end_in_the_same_bits(strategy, launche
     assert process.poll() is None, "it ended before it could be killed"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    time.sleep(2)  # torchrun's processes are in groups of their own, and end by themselves when it is gone
+    assert not (folder / "run" / "seed=0").exists()
     done = started(command_of(launcher, prepared_digits, *more), folder)
     output, _ = done.communicate(timeout=400)
     assert done.returncode == 0, output

@@ -347,12 +347,16 @@ def stop(signum: int, _frame: Any) -> None:
     raise SystemExit(128 + signum)
 
 
-def die_with_parent() -> None:
-    """Ask Linux to end this process with the one that started it, so that a killed DVC leaves no trainer behind."""
+def die_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
+    """Ask Linux to end this process with the one that started it, so that a killed DVC leaves no trainer behind.
+
+    Args:
+        by: SIGKILL where the process may be waiting for others, which an orderly end would wait for, too.
+    """
     if sys.platform == "linux":
         import ctypes
 
         parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
-        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(parent_death_signal, by)
         if os.getppid() == 1:
             sys.exit(128 + signal.SIGTERM)
