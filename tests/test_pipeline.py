@@ -213,8 +213,17 @@ def test_a_second_repro_does_nothing(project):
 
 
 @pytest.mark.slow
-def test_editing_a_net_trains_that_net_alone(project):
-    project.edit("src/convatlas/models/classification/resnet_cifar.py", "depth: int = 20", "depth: int = 14")
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [
+        ("src/convatlas/models/classification/resnet_cifar.py", "depth: int = 20", "depth: int = 14"),
+        ("conf/model/resnet_cifar.yaml", "width: 16", "width: 8"),
+        ("conf/study/overview.yaml", "model.depth=8]", "model.depth=8, recipe.optimizer.lr=0.02]"),
+    ],
+    ids=["net", "configuration of a net", "variant of a study"],
+)
+def test_an_edit_trains_what_it_touches_alone(project, file, before, after):
+    project.edit(file, before, after)
     assert project.repro() == {"resolve", "train@overview/resnet", "report"}
 
 
@@ -222,18 +231,6 @@ def test_editing_a_net_trains_that_net_alone(project):
 def test_editing_a_docstring_trains_nothing(project):
     project.edit("src/convatlas/training/run.py", '"""One run', '"""Edited. One run')
     assert project.repro() == {"resolve"}
-
-
-@pytest.mark.slow
-def test_editing_the_configuration_of_a_net_trains_that_net_alone(project):
-    project.edit("conf/model/resnet_cifar.yaml", "width: 16", "width: 8")
-    assert project.repro() == {"resolve", "train@overview/resnet", "report"}
-
-
-@pytest.mark.slow
-def test_editing_a_variant_of_a_study_trains_that_variant_alone(project):
-    project.edit("conf/study/overview.yaml", "model.depth=8]", "model.depth=8, recipe.optimizer.lr=0.02]")
-    assert project.repro() == {"resolve", "train@overview/resnet", "report"}
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -59,6 +60,25 @@ def run(main: Callable[[], None], config_name: str = "train") -> NoReturn:
         traceback.print_exc()
         leave("This is a bug in convatlas, not your mistake; the lines above say where.", 1)
     sys.exit(0)
+
+
+def die_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
+    """Ask Linux to end this process with the one that started it, so that a killed DVC or torchrun leaves none behind.
+
+    To be called first: a parent that died before is not noticed. Its number does not tell, since a container's first
+    process, which may well be DVC or torchrun, has that of the process which takes orphans in.
+
+    Args:
+        by: SIGKILL where the process may be waiting for others, which an orderly end would wait for, too.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(parent_death_signal, by)
+        if os.getppid() != parent:
+            sys.exit(128 + by)
 
 
 OptionsT = TypeVar("OptionsT", bound=Section)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convatlas.cli import run, run_hydra
+from convatlas.cli import die_with_parent, run, run_hydra
 from convatlas.errors import UserError
 from convatlas.imports import quick_imports
 
@@ -30,10 +30,8 @@ def main(config: DictConfig) -> None:
     checked = with_architecture(run_config(config, HydraConfig.get().runtime.choices["model"]))
     with quick_imports():
         from convatlas.training.processes import rank
-        from convatlas.training.run import die_with_parent, train
+        from convatlas.training.run import train
 
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun, when it is killed, leaves its processes behind
-        die_with_parent(signal.SIGKILL)
     folders = train(checked, strict=True)
     if rank() == 0:
         print("\n".join(str(folder) for folder in folders))
@@ -41,14 +39,14 @@ def main(config: DictConfig) -> None:
 
 def from_plan(key: str) -> None:
     """Train one run of the plan."""
+    die_with_parent()
     from convatlas.architectures import with_architecture
     from convatlas.config import read_config
     from convatlas.files import read_yaml
 
     with quick_imports():
-        from convatlas.training.run import die_with_parent, train
+        from convatlas.training.run import train
 
-    die_with_parent()
     file = Path("plan") / f"{key}.yaml"
     planned = read_yaml(file, "run `dvc repro resolve`.")
     train(with_architecture(read_config(planned.get("config", {}), where=str(file))), strict=False)
@@ -56,6 +54,8 @@ def from_plan(key: str) -> None:
 
 def command() -> None:
     """Run the command line, as `python -m convatlas.train` or `convatlas-train`, whose words a shell completes."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun, when it is killed, leaves its processes behind
+        die_with_parent(signal.SIGKILL)
     if "--from-plan" in sys.argv:
         if len(sys.argv) != 3:
             run(lambda: (_ for _ in ()).throw(UserError("--from-plan takes one key, for example overview/lenet5.")))

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convatlas.cli import run, run_hydra
+from convatlas.cli import die_with_parent, run, run_hydra
 from convatlas.errors import UserError
 from convatlas.imports import quick_imports
 
@@ -31,13 +31,10 @@ def main(config: DictConfig) -> None:
 
 def from_plan(name: str) -> None:
     """Search as the plan says."""
-    from convatlas.files import read_yaml
-
-    with quick_imports():
-        from convatlas.search.config import read_search
-        from convatlas.training.run import die_with_parent
-
     die_with_parent()
+    from convatlas.files import read_yaml
+    from convatlas.search.config import read_search
+
     planned = read_yaml(Path("plan") / "searches" / f"{name}.yaml", "run `dvc repro resolve`.")
     _search(read_search(planned.get("config", {})), strict=False)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import time
@@ -345,18 +344,3 @@ def quieten_libraries() -> None:
 def stop(signum: int, _frame: Any) -> None:
     """End in an orderly way when asked to: the run is marked KILLED and can be resumed."""
     raise SystemExit(128 + signum)
-
-
-def die_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
-    """Ask Linux to end this process with the one that started it, so that a killed DVC leaves no trainer behind.
-
-    Args:
-        by: SIGKILL where the process may be waiting for others, which an orderly end would wait for, too.
-    """
-    if sys.platform == "linux":
-        import ctypes
-
-        parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
-        ctypes.CDLL(None).prctl(parent_death_signal, by)
-        if os.getppid() == 1:
-            sys.exit(128 + signal.SIGTERM)
