@@ -1,0 +1,73 @@
+"""How a process starts: its imports, and its end with the process that started it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from convatlas.imports import quick_imports
+
+CALL = "from convatlas.cli import die_with_parent; die_with_parent()"
+linux = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+
+
+def test_what_is_imported_already_sets_nothing_aside():
+    before = gc.get_freeze_count()
+    with quick_imports():
+        assert not gc.isenabled()
+        import json  # noqa: F401
+    assert gc.isenabled()
+    assert gc.get_freeze_count() <= before
+
+
+def test_what_imports_make_is_not_looked_through_again(tmp_path, monkeypatch):
+    (tmp_path / "made_for_this_test.py").write_text("things = [[] for _ in range(1000)]")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = gc.get_freeze_count()
+    try:
+        with quick_imports():
+            import made_for_this_test  # noqa: F401
+        assert gc.isenabled()
+        assert gc.get_freeze_count() >= before + 1000
+    finally:
+        gc.unfreeze()
+
+
+@linux
+def test_a_process_ends_with_the_one_that_started_it(tmp_path):
+    child = f"{CALL}; import time; print(1, flush=True); time.sleep(60)"
+    file = tmp_path / "pid"
+    parent = (
+        "import pathlib, subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
+        f"pathlib.Path({str(file)!r}).write_text(str(child.pid))\n"
+        "print(1, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    number = int(Path(file).read_text())
+    assert psutil.pid_exists(number)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    until = time.monotonic() + 20
+    while time.monotonic() < until and psutil.pid_exists(number) and psutil.Process(number).status() != "zombie":
+        time.sleep(0.05)
+    assert not psutil.pid_exists(number) or psutil.Process(number).status() == "zombie"
+
+
+@linux
+def test_a_child_of_a_containers_first_process_is_no_orphan():
+    code = f"import os; os.getppid = lambda: 1; {CALL}; print('goes on')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "goes on\n")
