@@ -21,7 +21,7 @@ from convatlas.config import RunConfig
 from convatlas.data.prepare_dataset import prepare
 from convatlas.training.run import train
 
-COMMON = ("data=cifar10", "model=resnet_cifar", "model.depth=20", "trainer.channels_last=true", "tracking=none")
+COMMON = ("data=cifar10", "model=resnet_cifar", "model.depth=20", "tracking=none")
 RECIPE = ("recipe=cifar", "recipe/schedule=cosine", "recipe.schedule.warmup_epochs=1")
 LONG = (*RECIPE, "recipe.epochs=18")
 FIRST = (

@@ -123,7 +123,7 @@ def composed(options: argparse.Namespace, folder: Path, seed: int) -> RunConfig:
         "recipe.loss.label_smoothing=0.2",
         *("recipe.augmentation.crop_padding=2", "recipe.ema_decay=0.98", "recipe.test_views=[flip]"),
         *(f"trainer={'gpu' if on_gpu else 'cpu'}", f"trainer.limit_batches={options.limit or 'null'}"),
-        *(["trainer.channels_last=true", "trainer.deterministic=false"] if on_gpu else ["trainer.threads=1"]),
+        *(["trainer.deterministic=false"] if on_gpu else ["trainer.threads=1"]),
         *("tracking=none", "overwrite=true"),
     ]
     with hydra_ready():

@@ -21,7 +21,7 @@ MODEL = ("model=resnet_cifar", "model.depth=8", "model.width=4", "recipe.epochs=
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     saved = torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]
-    return {key.removeprefix("net."): value for key, value in saved.items() if key.startswith("net.")}
+    return {key.removeprefix("net."): value.contiguous() for key, value in saved.items() if key.startswith("net.")}
 
 
 @pytest.fixture(scope="module")

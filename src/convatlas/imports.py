@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import sys
 from collections.abc import Iterator
@@ -29,4 +30,5 @@ def quick_imports() -> Iterator[None]:
     finally:
         if len(sys.modules) > before:
             gc.freeze()
+            atexit.register(gc.unfreeze)  # C++ libraries complain of what is not freed in the end
         gc.enable()

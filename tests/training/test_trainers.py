@@ -102,9 +102,9 @@ def test_channels_last_reaches_net_and_images_and_keeps_the_result(compose, monk
         return losses(self, batch)
 
     net = ("model=resnet_cifar", "model.depth=8", "model.width=4", "recipe.optimizer.lr=0.001")
-    (plain,) = train(compose(*QUICK, *net, folder="plain"), strict=True)
+    (plain,) = train(compose(*QUICK, *net, "trainer.channels_last=false", folder="plain"), strict=True)
     monkeypatch.setattr(ClassificationTask, "losses", look)
-    (last,) = train(compose(*QUICK, *net, "trainer.channels_last=true", folder="last"), strict=True)
+    (last,) = train(compose(*QUICK, *net, folder="last"), strict=True)
     assert seen == [True] * 4
     assert_close(plain, last, 1e-4)
 
@@ -126,7 +126,7 @@ def test_bfloat16_trains_with_weights_in_float32(compose):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_a_gpu_trains_in_half_precision_compiled_and_channels_last(compose, precision):
-    options = ("trainer=gpu", f"trainer.precision={precision}", "trainer.compile=default", "trainer.channels_last=true")
+    options = ("trainer=gpu", f"trainer.precision={precision}", "trainer.compile=default")
     net = ("model=resnet_cifar", "model.depth=8", "recipe.epochs=4")
     (folder,) = train(compose(*options, *net), strict=True)
     assert json.loads((folder / "metrics.json").read_text())["test"]["accuracy"] > 0.5
