@@ -6,6 +6,7 @@ from there they part by far more than rounding; so do the ties of a max pooling.
 
 from __future__ import annotations
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -25,3 +26,12 @@ class SmoothNet(nn.Module):
         """Return logits `(B, classes)` of images `(B, C, H, W)`."""
         logits: Tensor = self.classifier(self.features(images).mean(dim=(2, 3)))
         return logits
+
+
+class DivergesInOneProcess(SmoothNet):
+    """The same; in training, the second of several processes answers with NaN."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits `(B, classes)` of images `(B, C, H, W)`."""
+        logits = super().forward(images)
+        return logits * float("nan") if self.training and dist.is_initialized() and dist.get_rank() == 1 else logits

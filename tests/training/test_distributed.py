@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -149,6 +150,24 @@ def started(command: list[str], folder: Path) -> subprocess.Popen[str]:
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+
+
+def test_a_loss_that_becomes_nan_in_one_process_stops_all(tmp_path, prepared_digits, monkeypatch):
+    """The other, which has a finite loss, would wait for its gradients without end."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    net = ("model=timm", "model._target_=smooth_net.DivergesInOneProcess", "~model.model_name", "tracking=none")
+    net = (*net, "recipe.epochs=1", "trainer.limit_batches=1")  # a second step would spread it over the weights of both
+    process = started(command_of("lightning", prepared_digits, *net), tmp_path)
+    try:
+        said, _ = process.communicate(timeout=120)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 2, said
+    assert "convatlas: The loss became" in said
+    assert "Traceback" not in said
+    assert not list((tmp_path / "run").rglob("metrics.json"))
 
 
 @pytest.mark.slow

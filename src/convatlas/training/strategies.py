@@ -50,7 +50,7 @@ def build_plugins(machine: TrainerConfig) -> list[Any]:
 
 def prepare_net(net: nn.Module, machine: TrainerConfig) -> nn.Module:
     """Return the net for this machine; names and values of its weights stay."""
-    if machine.channels_last:
+    if machine.channels_last and machine.strategy != "fsdp":  # FSDP divides contiguous kernels alone
         net = net.to(memory_format=torch.channels_last)
     if machine.strategy == "fsdp" and machine.sync_batchnorm:  # Lightning does it in its other strategies
         net = SyncBatchNormAnywhere(on_gpu=uses_gpu(machine.accelerator)).apply(net)
