@@ -153,7 +153,7 @@ def started(command: list[str], folder: Path) -> subprocess.Popen[str]:
 
 
 def test_a_loss_that_becomes_nan_in_one_process_stops_all(tmp_path, prepared_digits, monkeypatch):
-    """The other, which has a finite loss, would wait for its gradients without end."""
+    """The other, which has a finite loss, would go on alone, into a wait or a traceback."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     (tmp_path / "conf").symlink_to(ROOT / "conf")
     net = ("model=timm", "model._target_=smooth_net.DivergesInOneProcess", "~model.model_name", "tracking=none")
