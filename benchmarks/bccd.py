@@ -16,8 +16,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from convatlas import cli
-from convatlas.composing import compose_run, hydra_ready
+from convatlas.core import cli
+from convatlas.core.composing import compose_run, hydra_ready
 from convatlas.data.module import DataModule
 from convatlas.data.prepare_dataset import prepare
 from convatlas.tasks.detection import SHOWN_SCORE, as_boxes, average_precision, gather_hits

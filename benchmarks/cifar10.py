@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from convatlas import cli
-from convatlas.composing import compose_run, hydra_ready
-from convatlas.config import RunConfig
+from convatlas.core import cli
+from convatlas.core.composing import compose_run, hydra_ready
+from convatlas.core.config import RunConfig
 from convatlas.data.prepare_dataset import prepare
 from convatlas.training.run import train
 

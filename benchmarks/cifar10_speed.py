@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from pipeline import on_device, random_pixels
 from torch import Tensor, nn
 
-from convatlas import cli
-from convatlas.composing import compose_run, hydra_ready
-from convatlas.config import RunConfig
+from convatlas.core import cli
+from convatlas.core.composing import compose_run, hydra_ready
+from convatlas.core.config import RunConfig
 from convatlas.data.prepare_dataset import prepare_raw
 from convatlas.data.prepared import PreparedData
 from convatlas.data.sources.cifar import load_cifar10

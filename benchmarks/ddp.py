@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from convatlas.composing import compose_run, hydra_ready
+from convatlas.core.composing import compose_run, hydra_ready
 from convatlas.data.prepare_dataset import prepare
 
 NET = (

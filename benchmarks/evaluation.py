@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.models.detection import RetinaNet
 
-from convatlas.composing import compose_run, hydra_ready
+from convatlas.core.composing import compose_run, hydra_ready
 from convatlas.data.module import DataModule
 from convatlas.data.prepare_dataset import prepare
 from convatlas.data.prepared import PreparedData

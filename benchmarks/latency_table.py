@@ -16,7 +16,7 @@ from hydra import compose
 from omegaconf import OmegaConf
 from scipy.stats import pearsonr, spearmanr
 
-from convatlas.composing import hydra_ready
+from convatlas.core.composing import hydra_ready
 from convatlas.search.config import FBNetSpaceConfig
 from convatlas.search.latency import fastest, table_for
 from convatlas.search.spaces import FBNetSpace

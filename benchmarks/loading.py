@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from convatlas.config import Augmentation, DataConfig, SplitConfig
+from convatlas.core.config import Augmentation, DataConfig, SplitConfig
 from convatlas.data.augmentation import Augmenter
 from convatlas.data.batches import EpochSampler, StatelessLoader, TrainingBatches
 from convatlas.data.image_files import ImageFiles

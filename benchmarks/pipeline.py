@@ -29,8 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.composing import compose_run, hydra_ready
-from convatlas.config import RunConfig
+from convatlas.core.composing import compose_run, hydra_ready
+from convatlas.core.config import RunConfig
 from convatlas.data.prepare_dataset import prepare_raw
 from convatlas.data.prepared import PreparedData, Split
 from convatlas.data.sources import RawDataset

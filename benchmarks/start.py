@@ -22,7 +22,7 @@ runpy.run_module("convatlas.prepare", run_name="__main__", alter_sys=True)
 """
 FIRST_STEP = """
 import os, runpy, sys
-from convatlas.imports import quick_imports
+from convatlas.core.imports import quick_imports
 with quick_imports():  # as the training itself does
     from convatlas.tasks.base import Task
 Task.on_train_batch_start = lambda *_: os._exit(0)

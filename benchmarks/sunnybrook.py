@@ -16,9 +16,9 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from convatlas import cli
-from convatlas.composing import compose_run, hydra_ready
-from convatlas.config import RunConfig
+from convatlas.core import cli
+from convatlas.core.composing import compose_run, hydra_ready
+from convatlas.core.config import RunConfig
 from convatlas.data.batches import Batch
 from convatlas.data.module import DataModule
 from convatlas.data.prepare_dataset import prepare

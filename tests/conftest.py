@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from convatlas.composing import compose_run, hydra_ready
-from convatlas.config import RunConfig
+from convatlas.core.composing import compose_run, hydra_ready
+from convatlas.core.config import RunConfig
 from helpers import ROOT, TASKS_DATA, Entered, prepare_data
 
 Compose = Callable[..., RunConfig]

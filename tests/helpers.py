@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convatlas.composing import hydra_ready
-from convatlas.config import DataConfig
+from convatlas.core.composing import hydra_ready
+from convatlas.core.config import DataConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS_DATA = {"classification": "digits", "detection": "digit_scenes", "segmentation": "heart_phantom"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from convatlas.architectures import with_architecture
-from convatlas.composing import compose_run, hydra_ready
-from convatlas.errors import UserError
+from convatlas.core.composing import compose_run, hydra_ready
+from convatlas.core.errors import UserError
+from convatlas.studies.architectures import with_architecture
 
 NET = {"blocks": [["k3_e1"]], "stem_channels": 8, "stage_channels": [8], "head_channels": 16, "strides": [2, 1]}
 

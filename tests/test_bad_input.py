@@ -145,7 +145,7 @@ def test_a_finished_run_is_not_trained_again_and_not_overwritten(compose, enter,
 
 
 def test_resuming_with_a_changed_configuration(compose, monkeypatch):
-    from convatlas.errors import UserError
+    from convatlas.core.errors import UserError
     from convatlas.tasks.classification import ClassificationTask
 
     losses = ClassificationTask.losses
@@ -175,14 +175,14 @@ def test_no_space_left_leaves_the_checkpoint_before_and_nothing_half_written(
             raise OSError(errno.ENOSPC, "No space left on device", "last.ckpt")
         fsync(descriptor)
 
-    monkeypatch.setattr("convatlas.files.os.fsync", disk_fills_up)
+    monkeypatch.setattr("convatlas.core.files.os.fsync", disk_fills_up)
     arguments = ["model=lenet5_modern", "recipe.epochs=6", "trainer.threads=1", "tracking=none"]
     arguments += [f"data.prepared={prepared_digits}", f"output_dir={tmp_path / 'run'}"]
     assert_one_sentence(enter("train", *arguments), "No space is left", "last.ckpt")
     left = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert "last.ckpt" in left
     assert not [name for name in left if name.endswith(".tmp")]
-    monkeypatch.setattr("convatlas.files.os.fsync", fsync)
+    monkeypatch.setattr("convatlas.core.files.os.fsync", fsync)
     assert enter("train", *arguments).status == 0
     assert (tmp_path / "run" / "seed=0" / "metrics.json").exists()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from convatlas.claims import Quantity, read_claim
-from convatlas.errors import UserError
+from convatlas.core.errors import UserError
+from convatlas.studies.claims import Quantity, read_claim
 
 
 def test_quantities_are_read_once_each_from_left_to_right():

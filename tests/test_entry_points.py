@@ -15,15 +15,15 @@ import pytest
 import torch
 import yaml
 
-from convatlas.composing import hydra_ready
-from convatlas.config import RunConfig
+from convatlas.core.composing import hydra_ready
+from convatlas.core.config import RunConfig
+from convatlas.core.errors import UserError
 from convatlas.data.augmentation import Augmenter
-from convatlas.errors import UserError
 from convatlas.models.build import build_model
 from convatlas.models.costs import on_meta_device
 from convatlas.models.freezing import freeze
 from convatlas.models.weights import take_weights
-from convatlas.planning import load_study, planned_runs
+from convatlas.studies.planning import load_study, planned_runs
 from convatlas.training.run import try_out
 from helpers import ROOT, TASKS_DATA, source_options
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from convatlas.composing import hydra_ready
-from convatlas.errors import UserError
-from convatlas.plan import Options
-from convatlas.planning import Scale, Study, make_plan, planned_runs, searches_for, source_file, template_values
-from convatlas.source_code import files_imported_by
+from convatlas.core.composing import hydra_ready
+from convatlas.core.errors import UserError
+from convatlas.core.source_code import files_imported_by
+from convatlas.plan import Options, make_plan
+from convatlas.search.planned import searches_for
+from convatlas.studies.planning import Scale, Study, planned_runs, source_file, template_values
 from helpers import ROOT
 
 SOURCE = ROOT / "src"
@@ -117,8 +118,8 @@ def test_the_other_stages_name_every_module_they_import(name, entry):
 
 def test_a_missing_dependency_would_be_found():
     files = files_imported_by([SOURCE / "convatlas" / "report.py"])
-    deps = [dep for dep in stage("report") if dep != "src/convatlas/files.py"]
-    assert missing(files, deps) == ["src/convatlas/files.py"]
+    deps = [dep for dep in stage("report") if dep != "src/convatlas/core/files.py"]
+    assert missing(files, deps) == ["src/convatlas/core/files.py"]
 
 
 def test_every_source_that_a_stage_names_exists():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from convatlas.composing import compose_run, hydra_ready
-from convatlas.source_code import files_imported_by, fingerprint, run_code
+from convatlas.core.composing import compose_run, hydra_ready
+from convatlas.core.source_code import files_imported_by, fingerprint, run_code
 
 
 def code(*overrides: str) -> set[str]:
@@ -67,9 +67,9 @@ def test_imports_within_functions_count_and_those_for_types_do_not(tmp_path):
     file = tmp_path / "entry.py"
     file.write_text(
         "from typing import TYPE_CHECKING\n"
-        "if TYPE_CHECKING:\n    import convatlas.planning\n"
+        "if TYPE_CHECKING:\n    import convatlas.studies.planning\n"
         "else:\n    import convatlas.ui\n"
-        "def f():\n    from convatlas.files import read_yaml\n"
+        "def f():\n    from convatlas.core.files import read_yaml\n"
     )
     found = {path.name for path in files_imported_by([file])}
     assert {"entry.py", "files.py", "errors.py", "ui.py"} <= found

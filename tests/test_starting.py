@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from convatlas.imports import quick_imports
+from convatlas.core.imports import quick_imports
 from helpers import ROOT
 
-CALL = "from convatlas.cli import die_with_parent; die_with_parent()"
+CALL = "from convatlas.core.cli import die_with_parent; die_with_parent()"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
 
 
@@ -48,14 +48,14 @@ def test_a_mistake_leaves_one_line_and_imports_leave_none(tmp_path):
     mistaken = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert mistaken.returncode == 2
     assert [line.split(":")[0] for line in mistaken.stderr.splitlines()] == ["convatlas"]
-    code = "from convatlas.imports import quick_imports\nwith quick_imports():\n    import torch._dynamo"
+    code = "from convatlas.core.imports import quick_imports\nwith quick_imports():\n    import torch._dynamo"
     imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert imported.stderr == ""
 
 
 def test_the_end_runs_what_was_registered_for_it_and_keeps_the_status():
     for status in (0, 3):
-        code = f"import atexit, convatlas.cli as cli; atexit.register(print, 'last'); cli._end_at_once({status})"
+        code = f"import atexit, convatlas.core.cli as cli; atexit.register(print, 'last'); cli._end_at_once({status})"
         ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert (ended.returncode, ended.stdout) == (status, "last\n")
 

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from convatlas.composing import hydra_ready
-from convatlas.errors import UserError
-from convatlas.planning import load_study, planned_runs, study_file, study_names
-from convatlas.study_figures import StudyFigure, check_figures, planned_figures
+from convatlas.core.composing import hydra_ready
+from convatlas.core.errors import UserError
+from convatlas.studies.figures import StudyFigure, check_figures, planned_figures
+from convatlas.studies.planning import load_study, planned_runs, study_file, study_names
 
 PRINTED = {
     "test_error": {"cifar10": {"thin": 6.0, "wide": 5.0, "other": 4.0}},

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from convatlas.models.layers.test_time import Flip, MultiScale, TenCrop
+from convatlas.tasks.views import Flip, MultiScale, TenCrop
 from convatlas.training.run import train
 from helpers import TASKS_DATA, assert_one_sentence, source_options
 
@@ -58,7 +58,7 @@ def test_evaluating_a_run_again_gives_its_own_figures(trained, enter, task):
 
 
 def test_an_augmentation_that_would_harm_boxes_is_refused_before_anything_is_written(compose, prepared):
-    from convatlas.errors import UserError
+    from convatlas.core.errors import UserError
 
     options = source_options(prepared["digit_scenes"])
     data = ("data=digit_scenes", f"data.prepared={prepared['digit_scenes']}", "model=retinanet_small", "recipe=laptop")

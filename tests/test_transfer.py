@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from convatlas.config import RunConfig
-from convatlas.errors import UserError
+from convatlas.core.config import RunConfig
+from convatlas.core.errors import UserError
+from convatlas.tasks.views import with_views
 from convatlas.training.run import train
 from convatlas.training.transfer import read_weights, weights_digest
-from convatlas.training.views import with_views
 from helpers import source_options
 
 MODEL = ("model=resnet_cifar", "model.depth=8", "model.width=4", "recipe.epochs=1", "trainer.limit_batches=2")

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from convatlas.cli import read_options, run
-from convatlas.config import Section
-from convatlas.files import write_json
-from convatlas.imports import quick_imports
+from convatlas.core.cli import read_options, run
+from convatlas.core.config import Section
+from convatlas.core.files import write_json
+from convatlas.core.imports import quick_imports
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,9 +61,9 @@ def evaluate(options: Options) -> dict[str, Any]:
         import torch
 
         from convatlas.models.build import part_of
+        from convatlas.tasks.views import with_views
         from convatlas.training.run import quieten_libraries
         from convatlas.training.trained import load_run
-        from convatlas.training.views import with_views
 
     quieten_libraries()
     trained = load_run(options.run, options.checkpoint)

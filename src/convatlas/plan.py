@@ -7,15 +7,18 @@ Seeds and scale in it may be edited by hand, and `overrides` apply to every run.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from convatlas.cli import read_options, run
-from convatlas.config import Section
-from convatlas.files import write_yaml
-from convatlas.planning import make_plan, study_names
+from convatlas.core.cli import read_options, run
+from convatlas.core.composing import hydra_ready
+from convatlas.core.config import Section
+from convatlas.core.files import write_yaml
+from convatlas.search.planned import searches_for
+from convatlas.studies.planning import data_values, load_study, planned_runs, study_names, template_values
 
 HEADER = """Written by `python -m convatlas.plan`; `python -m convatlas.plan study=... scale=...` writes another plan.
 Seeds, scale and overrides may be edited here; `dvc repro` then trains what that changes, and nothing else."""
@@ -32,6 +35,39 @@ class Options(Section):
     overrides: Annotated[list[str], AsList] = Field(default=[])
     search: Annotated[list[str], AsList] = Field(default=[])
     """Architecture searches, each a stage; those whose findings a study trains are there by themselves."""
+
+
+def make_plan(
+    studies: Sequence[str],
+    scale_name: str,
+    seeds: Sequence[int] | None,
+    overrides: Sequence[str],
+    searches: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return what params.yaml holds: what to run, and per run no more than dvc.yaml's templates need."""
+    runs: dict[str, dict[str, str]] = {}
+    models: list[dict[str, Any]] = []
+    data: dict[str, dict[str, str]] = {}
+    with hydra_ready():
+        for name in studies:
+            study, scale = load_study(name, scale_name)
+            seeds = list(seeds if seeds is not None else scale.seeds)
+            for planned in planned_runs(study, scale, seeds, overrides):
+                runs[planned.key] = template_values(planned.config)
+                models.append(planned.config.model)
+                data |= data_values(planned.config.data)
+        found = searches_for(searches, models)
+    for search in found.values():
+        data |= data_values(search.data)
+    return {
+        "scale": scale_name,
+        "seeds": list(seeds or []),
+        "overrides": list(overrides),
+        "studies": list(studies),
+        "data": dict(sorted(data.items())),
+        "searches": {name: {"data": search.data.name} for name, search in found.items()},
+        "runs": runs,
+    }
 
 
 def main() -> None:

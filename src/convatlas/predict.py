@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convatlas.cli import read_options, run
-from convatlas.config import Section
-from convatlas.errors import UserError
-from convatlas.files import replace_folder, write_json, write_text
-from convatlas.imports import quick_imports
+from convatlas.core.cli import read_options, run
+from convatlas.core.config import Section
+from convatlas.core.errors import UserError
+from convatlas.core.files import replace_folder, write_json, write_text
+from convatlas.core.imports import quick_imports
 
 if TYPE_CHECKING:
     import torch

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convatlas.cli import run_hydra
-from convatlas.imports import quick_imports
+from convatlas.core.cli import run_hydra
+from convatlas.core.imports import quick_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -17,8 +17,8 @@ def main(config: DictConfig) -> None:
     from omegaconf import OmegaConf
     from pydantic import ValidationError
 
-    from convatlas.config import DataConfig, describe
-    from convatlas.errors import UserError
+    from convatlas.core.config import DataConfig, describe
+    from convatlas.core.errors import UserError
 
     with quick_imports():
         from convatlas.data.prepare_dataset import prepare

@@ -6,9 +6,9 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from convatlas.cli import run_hydra
-from convatlas.errors import UserError
-from convatlas.imports import quick_imports
+from convatlas.core.cli import run_hydra
+from convatlas.core.errors import UserError
+from convatlas.core.imports import quick_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

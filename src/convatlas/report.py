@@ -10,10 +10,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from convatlas.cli import run
-from convatlas.errors import UserError, near_matches
-from convatlas.files import read_yaml
-from convatlas.imports import quick_imports
+from convatlas.core.cli import run
+from convatlas.core.errors import UserError, near_matches
+from convatlas.core.files import read_yaml
+from convatlas.core.imports import quick_imports
 
 PLAN, RUNS, REPORTS = Path("plan"), Path("runs"), Path("reports")
 

@@ -11,13 +11,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from convatlas.cli import run
-from convatlas.composing import hydra_ready
-from convatlas.errors import UserError
-from convatlas.files import read_yaml, replace_folder, write_yaml
-from convatlas.planning import load_study, planned_runs, searches_for, study_file, template_values
-from convatlas.search.planned import planned_search
-from convatlas.source_code import run_code
+from convatlas.core.cli import run
+from convatlas.core.composing import hydra_ready
+from convatlas.core.errors import UserError
+from convatlas.core.files import read_yaml, replace_folder, write_yaml
+from convatlas.core.source_code import run_code
+from convatlas.search.planned import planned_search, searches_for
+from convatlas.studies.planning import load_study, planned_runs, study_file, template_values
 
 REMEDY = "run `python -m convatlas.plan`, which writes params.yaml anew."
 

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convatlas.cli import die_with_parent, run, run_hydra
-from convatlas.errors import UserError
-from convatlas.imports import quick_imports
+from convatlas.core.cli import run, run_hydra
+from convatlas.core.errors import UserError
+from convatlas.core.imports import quick_imports
+from convatlas.core.processes import die_with_parent
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -24,12 +25,12 @@ def main(config: DictConfig) -> None:
     """Train what the command line composed."""
     from hydra.core.hydra_config import HydraConfig
 
-    from convatlas.architectures import with_architecture
-    from convatlas.composing import run_config
+    from convatlas.core.composing import run_config
+    from convatlas.studies.architectures import with_architecture
 
     checked = with_architecture(run_config(config, HydraConfig.get().runtime.choices["model"]))
     with quick_imports():
-        from convatlas.training.processes import rank
+        from convatlas.core.processes import rank
         from convatlas.training.run import train
 
     folders = train(checked, strict=True)
@@ -40,9 +41,9 @@ def main(config: DictConfig) -> None:
 def from_plan(key: str) -> None:
     """Train one run of the plan."""
     die_with_parent()
-    from convatlas.architectures import with_architecture
-    from convatlas.config import read_config
-    from convatlas.files import read_yaml
+    from convatlas.core.config import read_config
+    from convatlas.core.files import read_yaml
+    from convatlas.studies.architectures import with_architecture
 
     with quick_imports():
         from convatlas.training.run import train

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import sys
 
-from convatlas.cli import run
-from convatlas.imports import quick_imports
+from convatlas.core.cli import run
+from convatlas.core.imports import quick_imports
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from convatlas.cli import read_options, run
-from convatlas.config import Section
-from convatlas.errors import UserError
+from convatlas.core.cli import read_options, run
+from convatlas.core.config import Section
+from convatlas.core.errors import UserError
 from convatlas.tracking.store import connect, tracking_uri
 
 

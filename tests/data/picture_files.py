@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from small_sets import raw_classification
 
-from convatlas.config import DataConfig, SplitConfig
+from convatlas.core.config import DataConfig, SplitConfig
 from convatlas.data.image_files import ImageFiles
 from convatlas.data.sources import RawDataset
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from convatlas.config import Augmentation, DataConfig, SplitConfig
+from convatlas.core.config import Augmentation, DataConfig, SplitConfig
 from convatlas.data.sources import RawDataset
 
 SOURCE = "small_sets.not_called"

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from small_sets import augmentation
 from torch import Tensor
 
+from convatlas.core.errors import UserError
 from convatlas.data.augmentation import (
     Augmenter,
     Changes,
@@ -20,7 +21,6 @@ from convatlas.data.augmentation import (
 )
 from convatlas.data.augmentation.geometry import TRIALS, boxes_in_window, inception_windows, see_through, zoomed_out
 from convatlas.data.augmentation.pixels import change_contrast, change_saturation, principal_colours
-from convatlas.errors import UserError
 
 EVERYTHING: dict[str, Any] = {
     "crop_padding": 2,

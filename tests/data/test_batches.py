@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_sets import augmentation, raw_classification, raw_detection, raw_images, raw_segmentation
 
+from convatlas.core.errors import UserError
 from convatlas.data.augmentation import Augmenter
 from convatlas.data.batches import (
     Batch,
@@ -20,7 +21,6 @@ from convatlas.data.batches import (
 )
 from convatlas.data.prepared import PreparedData, Split
 from convatlas.data.sources import RawDataset
-from convatlas.errors import UserError
 
 Preparer = Callable[..., PreparedData]
 

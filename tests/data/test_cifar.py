@@ -22,9 +22,9 @@ from raw_files import (
     write_cifar100_binary,
 )
 
+from convatlas.core.errors import UserError
 from convatlas.data.prepared import PreparedData
 from convatlas.data.sources.cifar import load_cifar10, load_cifar100
-from convatlas.errors import UserError
 from helpers import ROOT, prepare_data
 
 REAL = ROOT.parent / "shared" / "data" / "unpack"

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convatlas.core.errors import UserError
 from convatlas.data.sources import RawDataset
 from convatlas.data.sources.coco import load
 from convatlas.data.sources.pascal_voc import load as load_voc
 from convatlas.data.verification import verify
-from convatlas.errors import UserError
 from helpers import ROOT
 
 UNPACK = ROOT.parent / "shared" / "data" / "unpack"

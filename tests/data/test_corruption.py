@@ -41,11 +41,11 @@ from raw_files import (
     write_tar,
 )
 
-from convatlas.config import DataConfig
+from convatlas.core.config import DataConfig
+from convatlas.core.errors import UserError
 from convatlas.data import archives
 from convatlas.data.card import Card
 from convatlas.data.prepare_dataset import prepare
-from convatlas.errors import UserError
 
 Patch = pytest.MonkeyPatch
 Do = Callable[[Path], object]

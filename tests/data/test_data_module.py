@@ -12,10 +12,10 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from small_sets import augmentation, data_config, raw_classification, raw_detection, raw_segmentation
 
-from convatlas.config import SGD, Loss, Recipe, Schedule
+from convatlas.core.config import SGD, Loss, Recipe, Schedule
+from convatlas.core.errors import UserError
 from convatlas.data.module import DataModule, batches_done
 from convatlas.data.prepared import PreparedData
-from convatlas.errors import UserError
 
 Preparer = Callable[..., PreparedData]
 

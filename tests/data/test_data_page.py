@@ -15,10 +15,10 @@ from picture_files import encoded, files_config, good_files, photograph, raw_fil
 from PIL import Image
 from small_sets import data_config, raw_classification, raw_detection, raw_segmentation
 
+from convatlas.core.errors import UserError
 from convatlas.data.prepare_dataset import prepare_raw
 from convatlas.data.prepared import PreparedData
 from convatlas.data.sources import RawDataset
-from convatlas.errors import UserError
 from convatlas.reporting.data_page import render_data_page, write_data_page
 
 

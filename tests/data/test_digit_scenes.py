@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from convatlas.core.errors import UserError
 from convatlas.data.sources.digit_scenes import LEVELS, deal_into_pools, draw_scene, enlarge, load, overlap
-from convatlas.errors import UserError
 
 NOWHERE = Path("nowhere")
 SIDE = 64

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from convatlas.core.errors import UserError
 from convatlas.data.sources import digits
-from convatlas.errors import UserError
 
 
 def test_all_of_the_digits_with_exact_scaling() -> None:

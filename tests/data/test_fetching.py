@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from raw_files import pixels, write_mnist
 
+from convatlas.core.errors import UserError
 from convatlas.data.fetching import OfficialFile, check, fetch
-from convatlas.errors import UserError
 
 CONTENT = pixels(300_000).tobytes()
 MD5 = hashlib.md5(CONTENT).hexdigest()

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from convatlas.config import SplitConfig
+from convatlas.core.config import SplitConfig
+from convatlas.core.errors import UserError
 from convatlas.data.edges import edge_targets
 from convatlas.data.sources import RawDataset
 from convatlas.data.sources.heart_phantom import BACKGROUND, CAVITY, MUSCLE, RIGHT_VENTRICLE, load
 from convatlas.data.splits import split_items
-from convatlas.errors import UserError
 
 NOWHERE = Path("nowhere")
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)

@@ -12,11 +12,11 @@ from hydra import compose
 from omegaconf import OmegaConf
 from raw_files import pixels, save, tree, write_class_folders, write_simpsons
 
-from convatlas.composing import hydra_ready
-from convatlas.config import DataConfig
+from convatlas.core.composing import hydra_ready
+from convatlas.core.config import DataConfig
+from convatlas.core.errors import UserError
 from convatlas.data.image_files import ImageFiles
 from convatlas.data.sources.image_folder import load
-from convatlas.errors import UserError
 
 COUNTS = {"cat": 3, "dog": 4}
 

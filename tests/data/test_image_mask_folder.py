@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from convatlas.core.errors import UserError
 from convatlas.data.sources.image_mask_folder import load
-from convatlas.errors import UserError
 
 NAMES = ["p1_a", "p1_b", "p2_a"]
 

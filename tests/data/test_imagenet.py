@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from raw_files import DEVKIT, KINDS, tree, write_imagenet
 
+from convatlas.core.errors import UserError
 from convatlas.data.image_files import ImageFiles
 from convatlas.data.sources.imagenet import load
-from convatlas.errors import UserError
 
 
 @pytest.mark.parametrize(

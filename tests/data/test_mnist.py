@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from raw_files import pixels, tree, write_mnist
 
+from convatlas.core.errors import UserError
 from convatlas.data.sources.mnist import load_fashion_mnist, load_mnist
-from convatlas.errors import UserError
 
 
 def dotted(root: Path) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from convatlas.config import SplitConfig
+from convatlas.core.config import SplitConfig
+from convatlas.core.errors import UserError
 from convatlas.data.sources.nifti import load_acdc, load_decathlon
 from convatlas.data.splits import split_items
-from convatlas.errors import UserError
 
 SIZE = (24, 30, 3)  # along a row, down a column, slices
 

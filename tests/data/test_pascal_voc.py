@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convatlas.config import DataConfig, SplitConfig
+from convatlas.core.config import DataConfig, SplitConfig
+from convatlas.core.errors import UserError
 from convatlas.data.prepare_dataset import prepare
 from convatlas.data.prepared import PreparedData
 from convatlas.data.sources import RawDataset
 from convatlas.data.sources.pascal_voc import load
 from convatlas.data.verification import verify
-from convatlas.errors import UserError
 from helpers import ROOT
 
 UNPACK = ROOT.parent / "shared" / "data" / "unpack"

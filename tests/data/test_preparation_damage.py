@@ -16,12 +16,12 @@ from picture_files import encoded, files_config, files_in, good_files, photograp
 from PIL import Image
 from small_sets import raw_classification, raw_segmentation
 
+from convatlas.core.errors import UserError
 from convatlas.data import examination, prepare_dataset
 from convatlas.data.batches import EvaluationBatches
 from convatlas.data.image_files import ImageFiles
 from convatlas.data.prepare_dataset import prepare, prepare_raw
 from convatlas.data.prepared import PreparedData
-from convatlas.errors import UserError
 
 
 def tree(folder: Path) -> dict[str, str]:

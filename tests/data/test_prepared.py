@@ -14,14 +14,14 @@ import pytest
 import yaml
 from small_sets import SOURCE, data_config, raw_classification, raw_detection, raw_segmentation
 
-from convatlas.config import DataConfig
+from convatlas.core.config import DataConfig
+from convatlas.core.errors import UserError
 from convatlas.data import prepare_dataset
 from convatlas.data.card import fingerprint
 from convatlas.data.edges import canny_edges, edge_targets
 from convatlas.data.prepare_dataset import channel_statistics, prepare
 from convatlas.data.prepared import PreparedData, hash_file
 from convatlas.data.sources import RawDataset
-from convatlas.errors import UserError
 
 Preparer = Callable[..., PreparedData]
 

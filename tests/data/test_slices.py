@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from convatlas.data.slices import SliceCollector, sampled, to_8_bits
+from convatlas.core.errors import UserError
 from convatlas.data.sources import RawDataset
-from convatlas.errors import UserError
+from convatlas.data.sources.slices import SliceCollector, sampled, to_8_bits
 
 CLASSES = ["background", "cavity"]
 TEXTS = {"title": "made", "origin": "a test", "licence": "none", "notes": []}

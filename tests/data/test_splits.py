@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from small_sets import raw_classification, raw_images, raw_segmentation
 
-from convatlas.config import SplitConfig
+from convatlas.core.config import SplitConfig
+from convatlas.core.errors import UserError
 from convatlas.data.splits import split_items, units_of
-from convatlas.errors import UserError
 
 
 def config(validation: float = 0.15, test: float = 0.2, seed: int = 0) -> SplitConfig:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from convatlas.config import DataConfig, SplitConfig
+from convatlas.core.config import DataConfig, SplitConfig
+from convatlas.core.errors import UserError
 from convatlas.data.prepare_dataset import prepare
 from convatlas.data.prepared import PreparedData
 from convatlas.data.sources.sunnybrook import load, outline_mask
 from convatlas.data.splits import split_items
 from convatlas.data.verification import verify
-from convatlas.errors import UserError
 from helpers import ROOT
 
 REAL = ROOT / "data" / "raw" / "sunnybrook"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from raw_files import pixels, tree, write_svhn
 
+from convatlas.core.errors import UserError
 from convatlas.data.sources.svhn import load
-from convatlas.errors import UserError
 
 
 def test_digits_are_read_and_label_ten_is_zero(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from small_sets import raw_classification, raw_detection, raw_images, raw_segmentation
 
+from convatlas.core.errors import UserError
 from convatlas.data.verification import count_classes, empty_classes, verify
-from convatlas.errors import UserError
 
 
 def test_nothing_is_rejected_from_good_data() -> None:

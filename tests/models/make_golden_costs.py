@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from convatlas.composing import conf_dir
-from convatlas.models.__main__ import describe_model
+from convatlas.catalogue import describe_model
+from convatlas.core.composing import conf_dir
 
 if __name__ == "__main__":
     names = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))

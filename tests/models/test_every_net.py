@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from convatlas.composing import hydra_ready
+from convatlas.core.composing import hydra_ready
 from convatlas.models.build import build_model
 from convatlas.models.costs import costs_of, on_meta_device
 from helpers import ROOT

@@ -8,8 +8,8 @@ from hydra import compose
 from omegaconf import OmegaConf
 from torch import nn
 
-from convatlas.composing import hydra_ready
-from convatlas.errors import UserError
+from convatlas.core.composing import hydra_ready
+from convatlas.core.errors import UserError
 from convatlas.models.build import build_model
 from convatlas.models.freezing import freeze, hold_frozen, trained_layers
 

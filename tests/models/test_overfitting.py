@@ -11,7 +11,7 @@ from hydra import compose
 from omegaconf import OmegaConf
 from torchmetrics.detection import MeanAveragePrecision
 
-from convatlas.composing import hydra_ready
+from convatlas.core.composing import hydra_ready
 from convatlas.data.sources.digit_scenes import load
 from convatlas.models.build import build_model
 

@@ -9,7 +9,7 @@ import pytest
 from hydra import compose
 from omegaconf import OmegaConf
 
-from convatlas.composing import hydra_ready
+from convatlas.core.composing import hydra_ready
 from convatlas.models.build import build_model
 from convatlas.models.costs import measure_costs, on_meta_device
 

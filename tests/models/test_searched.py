@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from convatlas.errors import UserError
+from convatlas.core.errors import UserError
 from convatlas.models.build import build_model
 from convatlas.models.classification.fbnet import BlockNet, FBNet
 from convatlas.models.classification.nasnet import CELLS, NASNet

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convatlas.errors import UserError
+from convatlas.core.errors import UserError
 from convatlas.models.classification.resnet_cifar import ResNetCifar
 from convatlas.models.weights import digest, take_weights
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.detection import MeanAveragePrecision
 
-from convatlas.composing import hydra_ready
+from convatlas.core.composing import hydra_ready
 from convatlas.data.sources.digit_scenes import load
 from convatlas.models.build import build_model
 from convatlas.models.costs import count_parameters, on_meta_device

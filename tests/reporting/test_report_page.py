@@ -6,7 +6,7 @@ import pytest
 from made_runs import MadeVariant, accuracies, make_study
 from PIL import Image
 
-from convatlas.errors import UserError
+from convatlas.core.errors import UserError
 from convatlas.reporting import pictures
 from convatlas.reporting.rendering import data_block
 from convatlas.reporting.report import write_report

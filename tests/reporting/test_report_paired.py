@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from made_runs import MadeVariant, accuracies, make_study
 
-from convatlas.errors import UserError
+from convatlas.core.errors import UserError
 from convatlas.reporting.paired import compare, crossed_interval, drawn_intervals, interval_text, reference_of, signed
 from convatlas.reporting.report import write_report
 from convatlas.reporting.results import read_study

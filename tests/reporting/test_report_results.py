@@ -4,7 +4,7 @@ import math
 import pytest
 from made_runs import MadeVariant, accuracies, make_study
 
-from convatlas.errors import UserError
+from convatlas.core.errors import UserError
 from convatlas.reporting.results import read_studies, read_study
 
 

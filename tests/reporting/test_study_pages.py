@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from made_runs import ENVIRONMENT, MadeVariant, accuracies, make_study
 
-from convatlas.errors import UserError
+from convatlas.core.errors import UserError
 from convatlas.reporting.report import write_report
 from convatlas.reporting.study_pages import BEGIN, END, update_pages
 from helpers import ROOT

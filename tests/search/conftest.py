@@ -11,8 +11,8 @@ import torch
 from hydra import compose
 from omegaconf import OmegaConf
 
-from convatlas.composing import hydra_ready
-from convatlas.files import write_json
+from convatlas.core.composing import hydra_ready
+from convatlas.core.files import write_json
 from convatlas.search.config import SearchRun, read_search
 from convatlas.search.data import SearchData
 from convatlas.search.latency import LatencyTable, space_digest, this_machine

@@ -10,8 +10,8 @@ import torch
 from hydra import compose
 from omegaconf import OmegaConf
 
-from convatlas.composing import hydra_ready
-from convatlas.errors import UserError
+from convatlas.core.composing import hydra_ready
+from convatlas.core.errors import UserError
 from convatlas.models.classification.fbnet import BLOCKS, FOUND, HEAD_CHANNELS, STAGE_CHANNELS, STRIDES
 from convatlas.models.classification.searched import searched
 from convatlas.models.costs import measure_costs, on_meta_device

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from convatlas.errors import UserError
-from convatlas.files import read_json, write_json
+from convatlas.core.errors import UserError
+from convatlas.core.files import read_json, write_json
 from convatlas.search import latency
 from convatlas.search.latency import fastest, table_for
 from convatlas.search.spaces import make_space

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from convatlas.errors import UserError
+from convatlas.core.errors import UserError
 from convatlas.models.classification.searched import searched
 from convatlas.models.costs import on_meta_device
 from convatlas.search import driver

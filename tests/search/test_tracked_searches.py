@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from convatlas.files import write_json
+from convatlas.core.files import write_json
 from convatlas.reporting.statistics import spread
 from convatlas.search import driver
 from convatlas.search.driver import run_search

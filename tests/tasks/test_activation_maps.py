@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from convatlas.composing import compose_run, hydra_ready
-from convatlas.errors import UserError
+from convatlas.core.composing import compose_run, hydra_ready
+from convatlas.core.errors import UserError
 from convatlas.models.build import build_model
 from convatlas.tasks.activation_maps import activation_map_figure, class_activation_maps
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convatlas.composing import compose_run, hydra_ready
+from convatlas.core.composing import compose_run, hydra_ready
 from convatlas.models.build import build_model
 from convatlas.tasks.detection import DetectionTask, find_hits, precision_and_recall, surest
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.composing import compose_run, hydra_ready
+from convatlas.core.composing import compose_run, hydra_ready
+from convatlas.core.errors import UserError
 from convatlas.data.edges import edge_targets
-from convatlas.errors import UserError
 from convatlas.models.segmentation.saunet import SAUNet
 from convatlas.models.segmentation.unet import UNet
 from convatlas.tasks.losses import edge_loss, soft_dice_loss, weighted_sum

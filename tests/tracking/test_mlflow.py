@@ -14,8 +14,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
+from convatlas.core.errors import UserError
 from convatlas.data.prepared import PreparedData
-from convatlas.errors import UserError
 from convatlas.tasks.classification import ClassificationTask
 from convatlas.tracking.reports import publish_reports
 from convatlas.tracking.store import connect, tracking_uri
@@ -169,7 +169,7 @@ def test_an_experiment_of_dvc_tracks_in_the_original_project(monkeypatch, tmp_pa
 
 @pytest.mark.slow
 def test_four_trainings_at_once_on_a_database_that_does_not_exist(compose, uri, tmp_path):
-    from convatlas.files import write_yaml
+    from convatlas.core.files import write_yaml
 
     processes = []
     for number in range(4):

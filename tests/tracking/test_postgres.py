@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from servers import mlflow_server, postgres, postgres_programs, postgres_user, stop
 
-from convatlas.files import write_yaml
+from convatlas.core.files import write_yaml
 
 TRACKED = ("tracking=mlflow", "tracking.log_model=false", "tracking.system_metrics=false")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from convatlas.files import write_yaml
+from convatlas.core.files import write_yaml
 from convatlas.training.run import train
 
 

@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from convatlas.composing import LAUNCHER_EXTRAS
+from convatlas.core.composing import LAUNCHER_EXTRAS
 from helpers import ROOT, assert_one_sentence
 
 

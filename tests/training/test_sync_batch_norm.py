@@ -11,7 +11,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from convatlas.errors import UserError
+from convatlas.core.errors import UserError
 from convatlas.training import sync_batch_norm
 from convatlas.training.sync_batch_norm import SyncBatchNormAnywhere
 

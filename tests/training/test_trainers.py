@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from test_determinism import assert_same_bits
 
-from convatlas.errors import UserError
+from convatlas.core.errors import UserError
 from convatlas.models.build import build_model
 from convatlas.tasks.classification import ClassificationTask
 from convatlas.training.machine import refuse_unsupported, with_scaled_rate

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from convatlas.errors import UserError
+from convatlas.core.errors import UserError
 from convatlas.tasks.base import Task
 from convatlas.training import tuning
 from convatlas.training.tuning import read_search, search

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from convatlas.errors import UserError
+from convatlas.core.errors import UserError
 
 __all__ = ["GET_AGAIN", "printable", "read_file", "read_members", "reading"]
 

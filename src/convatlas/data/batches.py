@@ -32,11 +32,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from convatlas.core.errors import UserError
 from convatlas.data.augmentation import Augmenter, Changes
 from convatlas.data.prepared import Split
 from convatlas.data.reader import Batch, Indices, Reader
 from convatlas.data.resident import PixelArrays
-from convatlas.errors import UserError
 
 __all__ = ["Batch", "EpochSampler", "EvaluationBatches", "StatelessLoader", "TrainingBatches", "permutation"]
 

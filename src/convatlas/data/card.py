@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from convatlas.config import DataConfig, SplitConfig
+from convatlas.core.config import DataConfig, SplitConfig
+from convatlas.core.errors import UserError
 from convatlas.data.decoding import Fit
-from convatlas.errors import UserError
 
 __all__ = [
     "CARD_FILE",
@@ -97,7 +97,7 @@ class Card(Entry):
         classes: names by class number; in detection and segmentation number 0 is the background.
         image_shape: `(C, H, W)` of the stored images; in shards H and W differ and are None.
         storage: "arrays" or "shards", see `convatlas.data.prepared`.
-        stored_side: see `convatlas.config.DataConfig`.
+        stored_side: see `convatlas.core.config.DataConfig`.
         fitted: how images that came in files became squares: the "centre" was cut out, or all of it squeezed
             ("stretch"); shards are fitted when they are read. None where the source gave images of one size.
         original_sizes: of images that came in files.

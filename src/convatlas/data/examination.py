@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from convatlas.core.files import written_whole
 from convatlas.data.decoding import BadImageError, Decoded, decode
 from convatlas.data.duplicates import digest, first_of, thumbnails
 from convatlas.data.image_files import ImageFiles
-from convatlas.files import written_whole
 
 __all__ = ["Examination", "examine", "in_parallel"]
 

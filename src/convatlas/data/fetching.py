@@ -19,8 +19,8 @@ from urllib.error import HTTPError, URLError
 from filelock import FileLock
 from tqdm import tqdm
 
+from convatlas.core.errors import UserError
 from convatlas.data.archives import GET_AGAIN, printable, reading
-from convatlas.errors import UserError
 
 __all__ = ["OfficialFile", "check", "fetch", "require_root"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from convatlas.config import DataConfig, Recipe
+from convatlas.core.config import DataConfig, Recipe
 from convatlas.data.augmentation import Augmenter
 from convatlas.data.batches import Batch, EpochSampler, EvaluationBatches, StatelessLoader, TrainingBatches
 from convatlas.data.prepared import PreparedData

@@ -14,7 +14,9 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from convatlas.config import DataConfig
+from convatlas.core.config import DataConfig
+from convatlas.core.errors import UserError
+from convatlas.core.targets import locate
 from convatlas.data.card import CARD_FILE, Card, ImageSizes, NearPair, Rejected, SplitCounts, plain_source
 from convatlas.data.decoding import MODES, Fit, fit, size_in_shards
 from convatlas.data.duplicates import near_copies
@@ -24,8 +26,6 @@ from convatlas.data.sources import RawDataset
 from convatlas.data.splits import SPLITS, split_items
 from convatlas.data.verification import Findings, count_classes, empty_classes, verify
 from convatlas.data.writing import Encoder, beside, decode_again, write
-from convatlas.errors import UserError
-from convatlas.models.build import locate
 
 __all__ = ["prepare", "prepare_raw"]
 

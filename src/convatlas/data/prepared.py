@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convatlas.config import DataConfig
+from convatlas.core.config import DataConfig
+from convatlas.core.errors import UserError
 from convatlas.data.card import CARD_FILE, Card, fingerprint, remedy
 from convatlas.data.shards import ShardedImages, shard_file
-from convatlas.errors import UserError
 
 __all__ = ["ARRAYS", "PreparedData", "Split", "array_file", "hash_file"]
 

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from convatlas.core.errors import UserError
 from convatlas.data.augmentation import Changes
 from convatlas.data.card import remedy
 from convatlas.data.decoding import centre_square, read_crop, window_in
 from convatlas.data.prepared import Split
 from convatlas.data.resident import MappedArrays, PixelArrays
 from convatlas.data.shards import ShardedImages
-from convatlas.errors import UserError
 
 __all__ = ["Batch", "Indices", "Reader", "resize", "resize_masks"]
 

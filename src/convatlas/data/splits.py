@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from convatlas.config import SplitConfig
+from convatlas.core.config import SplitConfig
+from convatlas.core.errors import UserError
 from convatlas.data.duplicates import first_copies
 from convatlas.data.sources import RawDataset
-from convatlas.errors import UserError
 
 __all__ = ["SPLITS", "split_items", "units_of"]
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convatlas.core.errors import UserError
 from convatlas.data.duplicates import first_of
 from convatlas.data.examination import Examination, examine
 from convatlas.data.image_files import ImageFiles
 from convatlas.data.sources import RawDataset
-from convatlas.errors import UserError
 
 __all__ = ["Findings", "count_classes", "empty_classes", "verify"]
 

@@ -15,6 +15,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from convatlas.core.errors import UserError
 from convatlas.data.card import CARD_FILE, Card, fingerprint
 from convatlas.data.decoding import BadImageError, Decoded, decode, encode, shrink, size_in_shards
 from convatlas.data.edges import canny_edges, edge_targets
@@ -23,7 +24,6 @@ from convatlas.data.image_files import ImageFiles
 from convatlas.data.prepared import array_file, hash_file
 from convatlas.data.shards import write_shards
 from convatlas.data.sources import RawDataset
-from convatlas.errors import UserError
 
 __all__ = ["Encoder", "beside", "decode_again", "write"]
 

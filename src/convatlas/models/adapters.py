@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from convatlas.errors import near_matches
+from convatlas.core.errors import near_matches
 
 
 def timm_model(model_name: str, num_classes: int = 1000, in_channels: int = 3, **options: Any) -> nn.Module:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from convatlas.errors import UserError
+from convatlas.core.errors import UserError
 
 __all__ = ["freeze", "hold_frozen", "trained_layers"]
 

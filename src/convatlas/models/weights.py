@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convatlas.errors import UserError
+from convatlas.core.errors import UserError
 
-__all__ = ["State", "digest", "take_weights"]
+__all__ = ["State", "digest", "load_net", "read_checkpoint", "take_weights"]
 
 State = Mapping[str, Tensor]
 """Tensors by their names in a net's `state_dict`."""
@@ -65,3 +68,44 @@ def digest(state: State) -> str:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the processor, executing nothing in it.
+
+    Raises:
+        UserError: it is missing, truncated, or not a checkpoint of this project.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; train first, or correct the path.") from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError, KeyError) as error:
+        raise UserError(
+            f"{path} is damaged or not a checkpoint of convatlas; train again or take another file."
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(
+            f"{path} holds no weights of convatlas (no state_dict); take a best.ckpt or last.ckpt of a run."
+        )
+    return checkpoint
+
+
+def load_net(net: nn.Module, path: Path) -> None:
+    """Load a net's weights from a checkpoint of its run.
+
+    Raises:
+        UserError: the checkpoint belongs to another net.
+    """
+    prefix = "net."
+    state = {k.removeprefix(prefix): v for k, v in read_checkpoint(path)["state_dict"].items() if k.startswith(prefix)}
+    own = net.state_dict()
+    wrong = [
+        key for key in sorted(own | state) if key not in own or key not in state or own[key].shape != state[key].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"{path} belongs to another net: {len(wrong)} of {len(own)} tensors differ, the first is {wrong[0]}. "
+            "Use it with the config.yaml beside it."
+        )
+    net.load_state_dict(state)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from convatlas.errors import UserError
+from convatlas.core.errors import UserError
 
 if TYPE_CHECKING:
-    from convatlas.reporting.results import Variant
+    from convatlas.reporting.variants import Variant
 
 __all__ = ["Answers", "read_answers"]
 

@@ -14,8 +14,9 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from convatlas.reporting.results import Group, Variant
+from convatlas.reporting.results import Group
 from convatlas.reporting.tables import tested
+from convatlas.reporting.variants import Variant
 
 HUES = 8
 """Variants with a colour of their own; more cannot be told apart. In a larger group the best ones have them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from convatlas.reporting.results import Variant
+from convatlas.reporting.variants import Variant
 
 CURVE_POINTS = 60
 """Epochs kept of a curve; a longer one is thinned evenly."""

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from convatlas.core.files import write_text
 from convatlas.data.card import Card, NearPair, Rejected
 from convatlas.data.decoding import decode
 from convatlas.data.duplicates import SIMILARITY
 from convatlas.data.prepared import PreparedData, Split
 from convatlas.data.shards import ShardedImages
-from convatlas.files import write_text
 from convatlas.reporting.rendering import render
 from convatlas.reporting.wording import count
 

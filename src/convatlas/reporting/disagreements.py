@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convatlas.core.errors import UserError
 from convatlas.data.card import CARD_FILE
 from convatlas.data.decoding import BadImageError, decode
 from convatlas.data.prepared import PreparedData, Split
 from convatlas.data.shards import ShardedImages
-from convatlas.errors import UserError
 from convatlas.reporting.answers import Answers
 from convatlas.reporting.results import Group
 from convatlas.reporting.wording import listed

@@ -8,7 +8,8 @@ import altair as alt
 
 from convatlas.reporting.charts import ROWS, Chart, Row, called, colours, compiled, round_values, short
 from convatlas.reporting.charts import unless_another_is_picked as unless_picked
-from convatlas.reporting.results import Group, Variant
+from convatlas.reporting.results import Group
+from convatlas.reporting.variants import Variant
 from convatlas.reporting.wording import count
 
 PREFIX = "gradient/"

@@ -13,11 +13,12 @@ from typing import Any
 
 import altair as alt
 
-from convatlas.claims import Quantity
 from convatlas.reporting.charts import HUES, REST, ROWS, Chart, Row, called, capital, compiled, round_values, short
-from convatlas.reporting.results import LectureFigure, Study, Variant
+from convatlas.reporting.results import LectureFigure, Study
 from convatlas.reporting.statistics import Spread, spread
+from convatlas.reporting.variants import Variant
 from convatlas.reporting.wording import PLUS_MINUS, Metric, count
+from convatlas.studies.claims import Quantity
 
 __all__ = ["Drawing", "lecture_figures"]
 

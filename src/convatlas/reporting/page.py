@@ -18,10 +18,11 @@ from convatlas.reporting.pictures import Plate, plates
 from convatlas.reporting.printed import printed_figures
 from convatlas.reporting.provenance import cautions, provenance, sampling_note
 from convatlas.reporting.rendering import render, template_source
-from convatlas.reporting.results import Group, Study, Variant
+from convatlas.reporting.results import Group, Study
 from convatlas.reporting.strips import Strip, strips
 from convatlas.reporting.tables import Table, further_table, leaders, main_table, tested
 from convatlas.reporting.trade_offs import trade_offs
+from convatlas.reporting.variants import Variant
 from convatlas.reporting.verdicts import judge, tally
 from convatlas.reporting.wording import DASH, Metric, count, listed
 

@@ -19,7 +19,8 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from convatlas.reporting.results import Group, Variant
+from convatlas.reporting.results import Group
+from convatlas.reporting.variants import Variant
 from convatlas.reporting.verdicts import CONFIDENCE, interval
 from convatlas.reporting.wording import DASH, Metric, count
 

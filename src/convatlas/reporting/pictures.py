@@ -10,8 +10,9 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from convatlas.errors import UserError
-from convatlas.reporting.results import RUN_AGAIN, Group, SeedRun, Variant
+from convatlas.core.errors import UserError
+from convatlas.reporting.results import RUN_AGAIN, Group
+from convatlas.reporting.variants import SeedRun, Variant
 from convatlas.reporting.wording import spoken
 
 TOTAL_BYTES = 1_800_000

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convatlas.reporting.results import Study, Variant
+from convatlas.reporting.results import Study
 from convatlas.reporting.tables import cost, macs, tested
+from convatlas.reporting.variants import Variant
 from convatlas.reporting.wording import DASH, PLUS_MINUS, listed, megabytes, spoken
 
 Ours = Callable[[Variant], str]

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convatlas.reporting.results import Group, SeedRun, Study
+from convatlas.reporting.results import Group, Study
 from convatlas.reporting.statistics import sampling_error
 from convatlas.reporting.tables import tested
+from convatlas.reporting.variants import SeedRun
 from convatlas.reporting.wording import THIN_SPACE, Metric, count, listed
 
 SHOWN_UNFINISHED = 12

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convatlas.files import write_json, write_text
+from convatlas.core.files import write_json, write_text
 from convatlas.reporting.documents import as_latex, as_markdown, claim_records
 from convatlas.reporting.page import render_index, render_report
 from convatlas.reporting.results import read_studies, read_study

@@ -12,10 +12,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from convatlas.claims import Comparison, Quantity, read_claim
-from convatlas.errors import UserError
-from convatlas.files import read_json, read_yaml
+from convatlas.core.errors import UserError
+from convatlas.core.files import read_json, read_yaml
 from convatlas.reporting.answers import Answers, read_answers
+from convatlas.reporting.variants import SeedRun, Variant
+from convatlas.studies.claims import Comparison, read_claim
 
 PLAN_AGAIN = "run `dvc repro resolve`, which writes it."
 RUN_AGAIN = "delete the folder of that run and start `dvc repro` again."
@@ -26,109 +27,6 @@ SCORES: Mapping[str, Sequence[str]] = {
     "detection": ("map_50", "map"),
     "segmentation": ("dice", "iou"),
 }
-
-
-@dataclass(frozen=True)
-class SeedRun:
-    """One finished training.
-
-    Attributes:
-        seed: its seed.
-        folder: where its files lie.
-        metrics: `metrics.json`.
-        timing: `timing.json`.
-        environment: `environment.json`.
-        history: the columns of `history.csv`, one value an epoch; NaN where a column has none.
-    """
-
-    seed: int
-    folder: Path
-    metrics: Mapping[str, Any]
-    timing: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    history: Mapping[str, Sequence[float]]
-
-    def test(self, metric: str) -> float | None:
-        """Return a test metric; None where the run has none."""
-        return measured(metric, self.metrics.get("test", {}).get(metric))
-
-    def cost(self, name: str) -> float | None:
-        """Return a cost of the net; None where it was not counted."""
-        return measured(name, self.metrics.get("costs", {}).get(name))
-
-    def seconds(self, name: str) -> float | None:
-        """Return a time of `timing.json`; None where it was not taken."""
-        return measured(name, self.timing.get(name))
-
-    def figure(self, quantity: Quantity) -> float | None:
-        """Return what a claim speaks of, by the names of `convatlas.claims`; None where the run has it not."""
-        if quantity.figure == "history":
-            assert quantity.column is not None
-            assert quantity.epoch is not None
-            column = self.history.get(quantity.column, ())
-            place = quantity.epoch - 1 if quantity.epoch > 0 else quantity.epoch
-            return column[place] if -len(column) <= place < len(column) else None
-        tested = self.metrics.get("test", {})
-        if quantity.part is not None:
-            tested = self.metrics.get("parts", {}).get(quantity.part, {})
-        if quantity.figure == "error":
-            accuracy = measured("accuracy", tested.get("accuracy"))
-            return None if accuracy is None else 1 - accuracy
-        if quantity.figure in tested:
-            return measured(quantity.figure, tested[quantity.figure])
-        return None if quantity.part else self.cost(quantity.figure) or self.seconds(quantity.figure)
-
-    def figures(self) -> list[Path]:
-        """List the run's pictures by name."""
-        return sorted((self.folder / "figures").glob("*.png"))
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One row of a comparison: a net, its data and its recipe, trained with several seeds.
-
-    Attributes:
-        key: its name in the plan and in `runs/`.
-        title: its name for people, unique in its study.
-        note: a remark of the study about it, or nothing.
-        overrides: what sets it apart on Hydra's command line.
-        task: what it is trained for.
-        data: the name of its data set.
-        prepared: where its prepared data lie; None where the plan does not say.
-        about: title, paper, year, origin and deviations of its net.
-        seeds: the seeds that the plan asks for.
-        runs: the finished ones, in the order of the seeds.
-        failures: by seed, why it has no result and would have none if it ran again.
-    """
-
-    key: str
-    title: str
-    note: str
-    overrides: tuple[str, ...]
-    task: str
-    data: str
-    prepared: Path | None
-    about: Mapping[str, Any]
-    seeds: tuple[int, ...]
-    runs: tuple[SeedRun, ...]
-    failures: Mapping[int, str]
-
-    @property
-    def missing(self) -> tuple[int, ...]:
-        """The seeds without a result: failed, interrupted, or not yet run."""
-        finished = {run.seed for run in self.runs}
-        return tuple(seed for seed in self.seeds if seed not in finished)
-
-    @property
-    def not_run(self) -> tuple[int, ...]:
-        """The seeds without a result that did not fail."""
-        return tuple(seed for seed in self.missing if seed not in self.failures)
-
-    def median_run(self, metric: str) -> SeedRun | None:
-        """Return the run with the median test score, the lower of the two middle ones where their number is even."""
-        scored = [(score, run.seed, run) for run in self.runs if (score := run.test(metric)) is not None]
-        scored = sorted(scored, key=lambda entry: entry[:2])
-        return scored[(len(scored) - 1) // 2][2] if scored else None
 
 
 @dataclass(frozen=True)
@@ -239,7 +137,7 @@ class LectureFigure:
 
     Attributes:
         title: heading.
-        x: the figure of the runs on the horizontal axis, in the words of `convatlas.claims`; None where the plan gives
+        x: the figure of the runs on the horizontal axis, see `convatlas.studies.claims`; None where the plan gives
             numbers.
         x_title: title of that axis; None takes the figure's own.
         y: the figure of the runs on the vertical axis.
@@ -296,17 +194,6 @@ class Study:
     def runs_failed(self) -> int:
         """Number of those that failed."""
         return sum(len(variant.failures) for variant in self.variants)
-
-
-def measured(name: str, value: Any) -> float | None:
-    """Return a figure as a number; None where there is none.
-
-    NaN stays: a run that diverged must be seen. Detection's -1 means that no object of that kind was there to find
-    (the COCO convention), which is no result.
-    """
-    if value is None or (value == -1 and name.startswith(("map", "mar"))):
-        return None
-    return float(value)
 
 
 def read_studies(plan: Path, runs: Path) -> list[Study]:
@@ -389,7 +276,7 @@ def _read_claim(entry: Any, study_file: Path) -> Claim:
 
 
 def _read_figure(entry: Mapping[str, Any]) -> LectureFigure:
-    """Read a figure as `convatlas.planning` writes it to the plan."""
+    """Read a figure as `convatlas.studies.planning` writes it to the plan."""
     curves = (
         Curve(title, tuple((point["variant"], point["part"], point["x"]) for point in points))
         for title, points in entry["curves"].items()

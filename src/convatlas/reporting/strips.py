@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from convatlas.reporting.results import Group, Variant
+from convatlas.reporting.results import Group
 from convatlas.reporting.tables import tested
+from convatlas.reporting.variants import Variant
 from convatlas.reporting.wording import Metric
 
 WIDTH, MARGIN = 112, 6

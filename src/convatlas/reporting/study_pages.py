@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from convatlas.cli import run
-from convatlas.errors import UserError
-from convatlas.files import write_text
+from convatlas.core.cli import run
+from convatlas.core.errors import UserError
+from convatlas.core.files import write_text
 from convatlas.reporting.wording import count, listed
 
 __all__ = ["BEGIN", "END", "update_pages"]

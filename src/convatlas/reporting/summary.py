@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from convatlas.reporting.curves import over_epochs
-from convatlas.reporting.results import Group, Study, Variant
+from convatlas.reporting.results import Group, Study
 from convatlas.reporting.statistics import Spread
 from convatlas.reporting.tables import cost, macs, tested, timed
+from convatlas.reporting.variants import Variant
 
 Record = dict[str, Any]
 

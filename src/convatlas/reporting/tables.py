@@ -11,8 +11,9 @@ from functools import cached_property
 from typing import Any
 
 from convatlas.reporting.paired import Pair, compare, reference_of
-from convatlas.reporting.results import Group, SeedRun, Study, Variant, measured
+from convatlas.reporting.results import Group, Study
 from convatlas.reporting.statistics import Spread, as_good, spread
+from convatlas.reporting.variants import SeedRun, Variant, measured
 from convatlas.reporting.wording import DASH, Metric, duration, megabytes, with_prefix
 
 COSTS = ("parameters", "macs", "macs_inference", "weight_megabytes", "activation_bytes", "batch_size")

@@ -22,9 +22,10 @@ from convatlas.reporting.charts import (
     short,
     unless_another_is_picked,
 )
-from convatlas.reporting.results import Group, Variant
+from convatlas.reporting.results import Group
 from convatlas.reporting.statistics import pareto_front
 from convatlas.reporting.tables import cost, macs, tested, timed
+from convatlas.reporting.variants import Variant
 from convatlas.reporting.wording import Metric, count, duration, with_prefix
 
 NAMED_POINTS = 20

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from convatlas.claims import Comparison, Quantity
-from convatlas.reporting.results import Claim, SeedRun, Study, Variant
+from convatlas.reporting.results import Claim, Study
 from convatlas.reporting.statistics import spread
+from convatlas.reporting.variants import SeedRun, Variant
 from convatlas.reporting.wording import Metric, count, duration, listed, spoken, with_prefix
+from convatlas.studies.claims import Comparison, Quantity
 
 Verdict = Literal["confirmed", "not confirmed", "within noise", "not tested"]
 CONFIDENCE = 0.95

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convatlas.cli import die_with_parent, run, run_hydra
-from convatlas.errors import UserError
-from convatlas.imports import quick_imports
+from convatlas.core.cli import run, run_hydra
+from convatlas.core.errors import UserError
+from convatlas.core.imports import quick_imports
+from convatlas.core.processes import die_with_parent
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -32,7 +33,7 @@ def main(config: DictConfig) -> None:
 def from_plan(name: str) -> None:
     """Search as the plan says."""
     die_with_parent()
-    from convatlas.files import read_yaml
+    from convatlas.core.files import read_yaml
     from convatlas.search.config import read_search
 
     planned = read_yaml(Path("plan") / "searches" / f"{name}.yaml", "run `dvc repro resolve`.")

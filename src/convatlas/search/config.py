@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from convatlas.config import DataConfig, Positive, Rate, Recipe, Section, TrackingConfig, TrainerConfig, describe
-from convatlas.errors import UserError
+from convatlas.core.config import DataConfig, Positive, Rate, Recipe, Section, TrackingConfig, TrainerConfig, describe
+from convatlas.core.errors import UserError
 
 Above0 = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convatlas.config import DataConfig, Recipe
+from convatlas.core.config import DataConfig, Recipe
+from convatlas.core.errors import UserError
 from convatlas.data.augmentation import Augmenter
 from convatlas.data.batches import EvaluationBatches, TrainingBatches
 from convatlas.data.card import CARD_FILE, Card, remedy
 from convatlas.data.prepared import Split, open_split
 from convatlas.data.reader import Indices
 from convatlas.data.shards import ShardedImages
-from convatlas.errors import UserError
 
 __all__ = ["SearchData"]
 

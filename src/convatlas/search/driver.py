@@ -3,51 +3,30 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from convatlas.composing import digest, hydra_ready
-from convatlas.config import RunConfig, read_config
-from convatlas.errors import UserError
-from convatlas.files import read_json, replace_folder, write_json, write_text, written_whole
+from convatlas.core.composing import hydra_ready
+from convatlas.core.config import RunConfig, read_config
+from convatlas.core.digests import digest
+from convatlas.core.errors import UserError
+from convatlas.core.files import read_json, replace_folder, write_json, write_text, written_whole
+from convatlas.core.processes import uses_gpu
 from convatlas.search.config import CompoundScaling, Darts, Enas, FBNetDnas, NasnetRl, SearchRun
 from convatlas.search.data import SearchData
 from convatlas.search.latency import LatencyTable, table_for
 from convatlas.search.planned import compared_nets, search_code
 from convatlas.search.random_search import RandomSearch
 from convatlas.search.spaces import FBNetSpace, Space, make_space
-from convatlas.search.strategy import Context, Row, Strategy
+from convatlas.search.strategy import Context, Phase, Row, Strategy
 from convatlas.search.tracking import SearchTracker, open_search_tracker
-from convatlas.training.processes import uses_gpu
 from convatlas.training.run import quieten_libraries, train
 from convatlas.training.work_folder import WorkFolder, difference
 
-__all__ = ["Phase", "run_search"]
-
-
-@dataclass
-class Phase:
-    """One strategy's record.
-
-    Attributes:
-        name: `search` or `random`.
-        rows: what its steps told.
-        spent: multiply-adds.
-        seconds: processor seconds, which differ from run to run and so stand apart.
-        architectures: what was found, by name.
-        step: steps that are done.
-    """
-
-    name: str
-    rows: list[Row] = field(default_factory=list)
-    spent: int = 0
-    seconds: float = 0.0
-    architectures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    step: int = 0
+__all__ = ["run_search"]
 
 
 def run_search(run: SearchRun, *, strict: bool = True) -> Path:

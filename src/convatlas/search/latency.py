@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convatlas.composing import digest
-from convatlas.errors import UserError
-from convatlas.files import read_json, write_json
+from convatlas.core.digests import digest
+from convatlas.core.errors import UserError
+from convatlas.core.files import read_json, write_json
 from convatlas.models.classification.fbnet import convolution
 from convatlas.search.spaces import Decisions, FBNetSpace
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convatlas.core.composing import conf_dir
+from convatlas.core.errors import UserError, near_matches
+from convatlas.core.source_code import PROJECT, SOURCE, files_imported_by, fingerprint
 from convatlas.search.config import SearchRun, read_search
-from convatlas.source_code import PROJECT, SOURCE, files_imported_by, fingerprint
+from convatlas.studies.architectures import found_by_search
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["compared_nets", "compose_search", "planned_search", "search_code", "search_run"]
+__all__ = ["compared_nets", "compose_search", "planned_search", "search_code", "search_run", "searches_for"]
 
 
 def search_run(config: DictConfig) -> SearchRun:
@@ -57,3 +61,19 @@ def search_code(compared: dict[str, dict[str, Any]]) -> dict[str, str]:
     shown = {Path(SOURCE, "convatlas", "search", name) for name in ("report.py", "drawing.py", "tracking.py")}
     deciding = [file for file in files if rooms.intersection(file.parents) and file not in shown]
     return {file.relative_to(PROJECT).as_posix(): fingerprint(file)[:16] for file in deciding}
+
+
+def searches_for(names: Iterable[str], models: Iterable[Mapping[str, Any]]) -> dict[str, SearchRun]:
+    """Compose the searches of a plan inside `hydra_ready`: those named, and those whose findings are trained.
+
+    Raises:
+        UserError: there is no search of that name.
+    """
+    known = sorted(path.stem for path in (conf_dir() / "search").glob("*.yaml"))
+    needed = [Path(file).parts[1] for model in models if (file := found_by_search(model))]
+    searches = {}
+    for name in dict.fromkeys([*names, *needed]):
+        if name not in known:
+            raise UserError(f"search={name}: there is no such search. {near_matches(name, known)}")
+        searches[name] = compose_search(name)
+    return searches

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import torch
 
+from convatlas.core.seeds import mixed_seed
 from convatlas.search.budget import macs_of
 from convatlas.search.config import Random
 from convatlas.search.judging import proxy_cost
 from convatlas.search.spaces import Decisions
 from convatlas.search.strategy import Context, Row, Strategy
-from convatlas.tasks.base import mixed_seed
 
 __all__ = ["RandomSearch"]
 

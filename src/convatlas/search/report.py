@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convatlas.files import read_json, write_text
+from convatlas.core.files import read_json, write_text
 from convatlas.reporting.statistics import Spread, as_good, spread
 from convatlas.reporting.wording import count
 from convatlas.search.config import SearchRun
@@ -15,7 +15,7 @@ from convatlas.search.drawing import as_svg, draw_architecture, draw_course
 from convatlas.search.strategy import Context
 
 if TYPE_CHECKING:
-    from convatlas.search.driver import Phase
+    from convatlas.search.strategy import Phase
 
 __all__ = ["result_of", "verdict", "write_report"]
 

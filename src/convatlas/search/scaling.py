@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from convatlas.core.seeds import mixed_seed
 from convatlas.models.classification.searched import searched
 from convatlas.search.budget import macs_of
 from convatlas.search.config import CompoundScaling
 from convatlas.search.judging import train_proxy
 from convatlas.search.strategy import Context, Row, Strategy, seeded
-from convatlas.tasks.base import mixed_seed
 
 __all__ = ["Coefficients", "CompoundSearch", "grid"]
 

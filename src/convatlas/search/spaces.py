@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from convatlas.errors import UserError, near_matches
+from convatlas.core.errors import UserError, near_matches
 from convatlas.models.classification import darts, fbnet, nasnet
 from convatlas.models.classification.searched import searched
 from convatlas.search.config import DartsSpaceConfig, FBNetSpaceConfig, NasnetSpaceConfig

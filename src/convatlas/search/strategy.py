@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from convatlas.core.seeds import mixed_seed
 from convatlas.search.config import SearchRun
 from convatlas.search.data import SearchData
 from convatlas.search.judging import Judged, train_proxy
 from convatlas.search.latency import LatencyTable
 from convatlas.search.spaces import Decisions, FBNetSpace, Space
-from convatlas.tasks.base import mixed_seed
 
 __all__ = ["Context", "Row", "Strategy", "seeded"]
 
@@ -148,3 +148,24 @@ class Strategy(ABC):
         """Remember a net if it is better than all before; of equals the first stays."""
         if self.best is None or reward > self.best[0]:
             self.best = reward, decisions
+
+
+@dataclass
+class Phase:
+    """One strategy's record.
+
+    Attributes:
+        name: `search` or `random`.
+        rows: what its steps told.
+        spent: multiply-adds.
+        seconds: processor seconds, which differ from run to run and so stand apart.
+        architectures: what was found, by name.
+        step: steps that are done.
+    """
+
+    name: str
+    rows: list[Row] = field(default_factory=list)
+    spent: int = 0
+    seconds: float = 0.0
+    architectures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    step: int = 0

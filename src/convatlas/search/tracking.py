@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from convatlas.composing import flat
-from convatlas.files import write_text
+from convatlas.core.digests import flat
+from convatlas.core.files import write_text
 from convatlas.search.config import SearchRun
 from convatlas.tracking.store import connect, experiment_id, store_lock, tracking_uri
 from convatlas.tracking.tracker import LONGEST_VALUE, end_status, mark_dead_runs

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from convatlas.config import RunConfig
+    from convatlas.core.config import RunConfig
     from convatlas.tasks.base import Task
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from convatlas.errors import UserError
+from convatlas.core.errors import UserError
 from convatlas.tasks.figures import displayable, grid
 
 if TYPE_CHECKING:

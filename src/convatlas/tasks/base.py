@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -12,8 +12,10 @@ import torch.distributed
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from convatlas.config import RunConfig
-from convatlas.errors import UserError
+from convatlas.core.config import RunConfig
+from convatlas.core.errors import UserError
+from convatlas.core.processes import of_all_processes
+from convatlas.core.seeds import mixed_seed
 from convatlas.models.freezing import hold_frozen
 from convatlas.models.interfaces import AddsLossTerms
 from convatlas.tasks.optimisation import build_optimizer, build_schedule
@@ -27,27 +29,6 @@ Batch = dict[str, Any]
 
 class DivergedError(UserError):
     """The loss is no longer a finite number."""
-
-
-def mixed_seed(*parts: int) -> int:
-    """Mix whole numbers into one seed, so that (seed, step) and (seed + 1, step - 1) draw nothing alike."""
-    mixed = 0x9E3779B97F4A7C15
-    for part in parts:
-        mixed = ((mixed ^ part) * 0xBF58476D1CE4E5B9) % 2**64
-        mixed ^= mixed >> 31
-    return mixed % 2**63
-
-
-ValueT = TypeVar("ValueT")
-
-
-def of_all_processes(value: ValueT) -> list[ValueT]:
-    """Return this value as every process has it, by rank; all of them have to ask."""
-    if not torch.distributed.is_initialized():
-        return [value]
-    values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
 
 
 class Task(pl.LightningModule, ABC):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-from convatlas.errors import UserError
+from convatlas.core.errors import UserError
 
 
 def mixed_cross_entropy(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from convatlas.config import SGD, Recipe, RMSProp, Schedule
+from convatlas.core.config import SGD, Recipe, RMSProp, Schedule
 
 
 def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from convatlas.config import DataConfig
+from convatlas.core.config import DataConfig
 from convatlas.data.decoding import centre_square
 
 if TYPE_CHECKING:

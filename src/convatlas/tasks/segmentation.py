@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
-from convatlas.config import RunConfig
-from convatlas.errors import UserError
+from convatlas.core.config import RunConfig
+from convatlas.core.errors import UserError
 from convatlas.models.layers.crop import centre_crop
 from convatlas.tasks.base import Batch, Task
 from convatlas.tasks.hausdorff import DistanceMeans, hausdorff_distances

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from convatlas.config import RunConfig
-from convatlas.files import read_json
+from convatlas.core.config import RunConfig
+from convatlas.core.files import read_json
 from convatlas.models.build import build_model
-from convatlas.training.checkpoints import load_net
+from convatlas.models.weights import load_net
 
 if TYPE_CHECKING:
     from convatlas.data.card import Card

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from convatlas.errors import UserError
-from convatlas.imports import quick_imports
+from convatlas.core.errors import UserError
+from convatlas.core.imports import quick_imports
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from convatlas.composing import digest, flat
-from convatlas.config import RunConfig
-from convatlas.files import read_json, write_text
+from convatlas.core.config import RunConfig
+from convatlas.core.digests import digest, flat
+from convatlas.core.files import read_json, write_text
+from convatlas.core.processes import rank
 from convatlas.tracking.sender import Sender
 from convatlas.tracking.store import connect, experiment_id, store_lock, tracking_uri
-from convatlas.training.processes import rank
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -107,7 +107,7 @@ class MlflowVariantTracker(VariantTracker):
 
     def common_tags(self) -> dict[str, str]:
         """Return the tags of a variant and its seeds: which plan, which data, which code."""
-        from convatlas.training.results import git_state
+        from convatlas.core.environment import git_state
 
         state = git_state()
         commit = {"mlflow.source.git.commit": state["commit"]} if state["commit"] else {}

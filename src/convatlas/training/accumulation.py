@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from convatlas.core.errors import UserError
 from convatlas.data.batches import Batch, StatelessLoader
 from convatlas.data.module import DataModule
-from convatlas.errors import UserError
 
 __all__ = ["InPieces", "PieceLoader"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from torch import nn
 
-from convatlas.errors import UserError
-from convatlas.files import written_whole
+from convatlas.core.files import written_whole
+from convatlas.models.weights import read_checkpoint
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -54,44 +52,3 @@ class WithinEpochs(ModelCheckpoint):
         whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if whole_step and not trainer.is_last_batch:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the processor, executing nothing in it.
-
-    Raises:
-        UserError: it is missing, truncated, or not a checkpoint of this project.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; train first, or correct the path.") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError, KeyError) as error:
-        raise UserError(
-            f"{path} is damaged or not a checkpoint of convatlas; train again or take another file."
-        ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(
-            f"{path} holds no weights of convatlas (no state_dict); take a best.ckpt or last.ckpt of a run."
-        )
-    return checkpoint
-
-
-def load_net(net: nn.Module, path: Path) -> None:
-    """Load a net's weights from a checkpoint of its run.
-
-    Raises:
-        UserError: the checkpoint belongs to another net.
-    """
-    prefix = "net."
-    state = {k.removeprefix(prefix): v for k, v in read_checkpoint(path)["state_dict"].items() if k.startswith(prefix)}
-    own = net.state_dict()
-    wrong = [
-        key for key in sorted(own | state) if key not in own or key not in state or own[key].shape != state[key].shape
-    ]
-    if wrong:
-        raise UserError(
-            f"{path} belongs to another net: {len(wrong)} of {len(own)} tensors differ, the first is {wrong[0]}. "
-            "Use it with the config.yaml beside it."
-        )
-    net.load_state_dict(state)

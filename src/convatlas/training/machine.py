@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from convatlas.config import RunConfig, TrainerConfig
-from convatlas.errors import UserError
+from convatlas.core.config import RunConfig, TrainerConfig
+from convatlas.core.errors import UserError
+from convatlas.core.processes import launched, uses_gpu
 from convatlas.models.interfaces import FollowsTraining
-from convatlas.training.processes import launched, uses_gpu
 
 __all__ = ["refuse_unsupported", "with_scaled_rate"]
 

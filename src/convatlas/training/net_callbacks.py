@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MaxMetric
 
+from convatlas.core.processes import of_all_processes, rank
 from convatlas.models.interfaces import FollowsTraining, Invertible, TellsFigures
-from convatlas.tasks.base import Task, of_all_processes
+from convatlas.tasks.base import Task
 from convatlas.tasks.reconstruction import reconstruct
-from convatlas.training.processes import rank
 
 __all__ = ["FollowsNet", "GradientNorms", "InvertsImages", "MeanOverEpoch"]
 

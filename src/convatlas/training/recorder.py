@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
-from convatlas.files import write_text
+from convatlas.core.files import write_text
 
 LOGGED = ("train/", "val/", "net/", "gradient/")
 

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from convatlas.config import RunConfig
+from convatlas.core.config import RunConfig
+from convatlas.core.environment import environment
+from convatlas.core.files import replace_folder, write_json, write_yaml
 from convatlas.data.module import DataModule
-from convatlas.files import replace_folder, write_json, write_yaml
 from convatlas.models.build import build_model
 from convatlas.models.costs import costs_of, measure_latency
 from convatlas.tasks.base import Task
@@ -27,9 +21,6 @@ from convatlas.training.work_folder import WorkFolder
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-WRITTEN_BY_PIPELINE = (":!dvc.lock", ":!params.yaml")  # in git's notation: all but these
-PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "mlflow", "dvc", "numpy")
 
 
 @dataclass
@@ -119,34 +110,3 @@ def write_failure(folder: Path, error: str) -> Path:
     write_json(partial / "failure.json", {"error": error})
     replace_folder(partial, folder)
     return folder
-
-
-def environment(config: RunConfig) -> dict[str, Any]:
-    """Describe the machine and the code, without names of people or paths."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(terse=True),
-        "processor_cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "threads": config.trainer.threads,
-        "workers": config.trainer.workers,
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "command": " ".join(["python -m convatlas.train", *sys.argv[1:]]),
-        **git_state(),
-    }
-
-
-def git_state() -> dict[str, Any]:
-    """Return the commit, and whether the working tree differs from it; null where there is no git."""
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-        changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", *WRITTEN_BY_PIPELINE],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "dirty": None}
-    return {"commit": commit.stdout.strip(), "dirty": bool(changes.stdout.strip())}

@@ -16,29 +16,30 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 from torch import nn
 
-from convatlas.composing import digest
-from convatlas.config import RunConfig
+from convatlas.core.config import RunConfig
+from convatlas.core.digests import digest
+from convatlas.core.errors import UserError
+from convatlas.core.files import read_json
+from convatlas.core.processes import rank, rank_zero_first
+from convatlas.core.source_code import run_code
 from convatlas.data.module import DataModule, batches_done
 from convatlas.data.prepared import PreparedData
-from convatlas.errors import UserError
-from convatlas.files import read_json
 from convatlas.models.build import build_model
 from convatlas.models.interfaces import HasParts
-from convatlas.source_code import run_code
+from convatlas.models.weights import load_net, read_checkpoint
 from convatlas.tasks import new_task
 from convatlas.tasks.activation_maps import class_activation_maps
 from convatlas.tasks.base import DivergedError, Task
+from convatlas.tasks.views import with_views
 from convatlas.tracking.tracker import SeedTracker, VariantTracker, end_status, open_tracker
 from convatlas.training.accumulation import InPieces
-from convatlas.training.checkpoints import checkpoint_callbacks, load_net, read_checkpoint
+from convatlas.training.checkpoints import checkpoint_callbacks
 from convatlas.training.machine import refuse_unsupported, with_scaled_rate
 from convatlas.training.net_callbacks import FollowsNet, GradientNorms, InvertsImages
-from convatlas.training.processes import rank, rank_zero_first
 from convatlas.training.recorder import Recorder
 from convatlas.training.results import collect_results, write_failure, write_results
 from convatlas.training.strategies import ChannelsLast, build_plugins, build_strategy, prepare_net
 from convatlas.training.transfer import begin_from, refuse_unfit_weights, weights_digest
-from convatlas.training.views import with_views
 from convatlas.training.work_folder import WorkFolder, difference
 
 

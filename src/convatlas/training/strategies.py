@@ -11,9 +11,9 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 from torch import nn
 
-from convatlas.config import RunConfig, TrainerConfig
+from convatlas.core.config import RunConfig, TrainerConfig
+from convatlas.core.processes import uses_gpu
 from convatlas.training.checkpoints import WholeCheckpointIO
-from convatlas.training.processes import uses_gpu
 from convatlas.training.sync_batch_norm import SyncBatchNormAnywhere
 
 __all__ = ["ChannelsLast", "build_plugins", "build_strategy", "prepare_net"]

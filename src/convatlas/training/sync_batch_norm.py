@@ -15,7 +15,7 @@ from pytorch_lightning.plugins.layer_sync import LayerSync, TorchSyncBatchNorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from convatlas.errors import UserError
+from convatlas.core.errors import UserError
 
 __all__ = ["SyncBatchNormAnywhere"]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import nn
 
-from convatlas.config import RunConfig, read_config
+from convatlas.core.config import RunConfig, read_config
+from convatlas.core.errors import UserError
+from convatlas.core.files import read_yaml
 from convatlas.data.prepared import PreparedData
-from convatlas.errors import UserError
-from convatlas.files import read_yaml
 from convatlas.models.build import build_model
-from convatlas.training.checkpoints import load_net
+from convatlas.models.weights import load_net
 
 
 @dataclass(frozen=True)

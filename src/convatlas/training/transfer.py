@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from convatlas.config import RunConfig
-from convatlas.errors import UserError, near_matches
+from convatlas.core.config import RunConfig
+from convatlas.core.errors import UserError, near_matches
 from convatlas.models.build import build_model
 from convatlas.models.freezing import freeze
-from convatlas.models.weights import State, digest, take_weights
-from convatlas.training.checkpoints import read_checkpoint
+from convatlas.models.weights import State, digest, read_checkpoint, take_weights
 
 __all__ = ["begin_from", "refuse_unfit_weights", "weights_digest"]
 

@@ -21,14 +21,16 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
 
-from convatlas.composing import digest, hydra_ready, run_config
-from convatlas.config import Positive, RunConfig, Section, describe
+from convatlas.core.composing import hydra_ready, run_config
+from convatlas.core.config import Positive, RunConfig, Section, describe
+from convatlas.core.digests import digest
+from convatlas.core.errors import UserError
+from convatlas.core.files import write_text, write_yaml
+from convatlas.core.seeds import mixed_seed
 from convatlas.data.prepared import PreparedData
-from convatlas.errors import UserError
-from convatlas.files import write_text, write_yaml
 from convatlas.models.build import build_model
 from convatlas.tasks import new_task
-from convatlas.tasks.base import DivergedError, mixed_seed
+from convatlas.tasks.base import DivergedError
 from convatlas.tracking.tracker import (
     MlflowSeedTracker,
     MlflowVariantTracker,

@@ -9,9 +9,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from convatlas.composing import flat
-from convatlas.errors import UserError
-from convatlas.files import read_json, write_json
+from convatlas.core.digests import flat
+from convatlas.core.errors import UserError
+from convatlas.core.files import read_json, write_json
 
 
 @dataclass

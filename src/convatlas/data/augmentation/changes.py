@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convatlas.config import Augmentation
+from convatlas.core.config import Augmentation
+from convatlas.core.errors import UserError
 from convatlas.data.augmentation.geometry import (
     TRIALS,
     boxes_in_window,
@@ -28,7 +29,6 @@ from convatlas.data.augmentation.geometry import (
 from convatlas.data.augmentation.mixing import beta, mix, own_shares
 from convatlas.data.augmentation.pixels import change_contrast, change_saturation, cut_out, principal_colours
 from convatlas.data.augmentation.rand_augment import MOST_OPERATIONS, OPERATIONS, rand_augment
-from convatlas.errors import UserError
 
 __all__ = ["Augmenter", "Changes"]
 

@@ -22,10 +22,10 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from convatlas.core.errors import UserError
 from convatlas.data.archives import GET_AGAIN, printable, read_file, read_members
 from convatlas.data.fetching import OfficialFile, check, fetch, require_root
 from convatlas.data.sources import RawDataset
-from convatlas.errors import UserError
 
 __all__ = ["load_cifar10", "load_cifar100"]
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
 
-from convatlas.data.boxes import BoxCollector, Fit, Flaw, MarkedObject, leaves_folder, named, picture_files
-from convatlas.data.slices import require_folder
+from convatlas.core.errors import UserError
 from convatlas.data.sources import RawDataset
-from convatlas.errors import UserError
+from convatlas.data.sources.boxes import BoxCollector, Fit, Flaw, MarkedObject, leaves_folder, named, picture_files
+from convatlas.data.sources.slices import require_folder
 
 __all__ = ["load"]
 

@@ -21,8 +21,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from convatlas.core.errors import UserError
 from convatlas.data.sources import RawDataset
-from convatlas.errors import UserError
 
 __all__ = ["LEVELS", "Level", "Scene", "deal_into_pools", "draw_scene", "enlarge", "load"]
 

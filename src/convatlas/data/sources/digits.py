@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from convatlas.core.errors import UserError
 from convatlas.data.sources import RawDataset
-from convatlas.errors import UserError
 
 __all__ = ["load"]
 

@@ -20,8 +20,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from convatlas.core.errors import UserError
 from convatlas.data.sources import RawDataset
-from convatlas.errors import UserError
 
 __all__ = ["BACKGROUND", "CAVITY", "MUSCLE", "RIGHT_VENTRICLE", "Patient", "draw_patient", "draw_slice", "load"]
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from convatlas.core.errors import UserError, near_matches
 from convatlas.data.archives import printable, reading
 from convatlas.data.fetching import require_root
 from convatlas.data.image_files import ImageFiles
 from convatlas.data.sources import RawDataset
-from convatlas.errors import UserError, near_matches
 
 __all__ = ["ClassFolders", "class_folders", "load", "pictures_below"]
 

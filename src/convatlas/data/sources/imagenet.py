@@ -24,12 +24,12 @@ from pathlib import Path
 
 import numpy as np
 
+from convatlas.core.errors import UserError
 from convatlas.data.archives import GET_AGAIN, printable, read_file, read_members, reading
 from convatlas.data.fetching import OfficialFile, check, require_root
 from convatlas.data.image_files import ImageFiles
 from convatlas.data.sources import RawDataset
 from convatlas.data.sources.image_folder import ClassFolders, class_folders, pictures_below
-from convatlas.errors import UserError
 
 __all__ = ["load"]
 

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from convatlas.core.errors import UserError
 from convatlas.data.archives import GET_AGAIN, printable, read_file
 from convatlas.data.fetching import OfficialFile, check, fetch, require_root
 from convatlas.data.sources import RawDataset
-from convatlas.errors import UserError
 
 if TYPE_CHECKING:
     from torchvision.datasets import MNIST

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convatlas.data.slices import SliceCollector, require_folder
+from convatlas.core.errors import UserError
 from convatlas.data.sources import RawDataset
-from convatlas.errors import UserError
+from convatlas.data.sources.slices import SliceCollector, require_folder
 
 __all__ = ["load_acdc", "load_decathlon"]
 

@@ -19,10 +19,19 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from convatlas.data.boxes import NO_AREA, BoxCollector, Fit, Flaw, MarkedObject, leaves_folder, named, picture_files
-from convatlas.data.slices import require_folder
+from convatlas.core.errors import UserError
 from convatlas.data.sources import RawDataset
-from convatlas.errors import UserError
+from convatlas.data.sources.boxes import (
+    NO_AREA,
+    BoxCollector,
+    Fit,
+    Flaw,
+    MarkedObject,
+    leaves_folder,
+    named,
+    picture_files,
+)
+from convatlas.data.sources.slices import require_folder
 
 __all__ = ["load"]
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from convatlas.core.errors import UserError
 from convatlas.data.archives import GET_AGAIN, printable, reading
 from convatlas.data.fetching import OfficialFile, check, fetch, require_root
 from convatlas.data.sources import RawDataset
-from convatlas.errors import UserError
 
 __all__ = ["load"]
 

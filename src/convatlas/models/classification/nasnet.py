@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.errors import near_matches
+from convatlas.core.errors import near_matches
 from convatlas.models.checks import require_image_size, require_positive, require_probability
 from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath, drop_path_figures, set_training_progress
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import nn
 
-from convatlas.files import read_yaml
-from convatlas.models.build import checked_arguments
+from convatlas.core.files import read_yaml
+from convatlas.core.targets import checked_arguments
 from convatlas.models.classification.darts import DartsNet
 from convatlas.models.classification.efficientnet import efficientnet
 from convatlas.models.classification.fbnet import BlockNet

@@ -18,7 +18,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
-from convatlas.errors import near_matches
+from convatlas.core.errors import near_matches
 from convatlas.models.layers.detector_transform import FixedSizeTransform
 
 __all__ = ["PyramidBackbone", "retinanet"]

@@ -23,7 +23,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import PSRoIAlign
 
-from convatlas.errors import near_matches
+from convatlas.core.errors import near_matches
 from convatlas.models.checks import require_choice, require_positive
 from convatlas.models.classification.snet import VARIANTS, SNet
 from convatlas.models.layers.detector_transform import FixedSizeTransform

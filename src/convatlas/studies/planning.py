@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from convatlas.architectures import found_by_search, with_architecture
-from convatlas.claims import read_claim
-from convatlas.composing import compose_run, conf_dir, explain_hydra, hydra_ready
-from convatlas.config import DataConfig, RunConfig, Section, describe
-from convatlas.errors import UserError, near_matches
-from convatlas.study_figures import StudyFigure, check_figures, planned_figures, printed_at
-
-if TYPE_CHECKING:
-    from convatlas.search.config import SearchRun
+from convatlas.core.composing import compose_run, conf_dir, explain_hydra
+from convatlas.core.config import DataConfig, RunConfig, Section, describe
+from convatlas.core.errors import UserError, near_matches
+from convatlas.studies.architectures import found_by_search, with_architecture
+from convatlas.studies.claims import read_claim
+from convatlas.studies.figures import StudyFigure, check_figures, planned_figures, printed_at
 
 Overrides = list[str]
 
@@ -40,7 +37,7 @@ class Claim(Section):
 
     says: str
     holds: Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
-    """Comparisons of the runs' figures, see `convatlas.claims`; the claim holds where all do."""
+    """Comparisons of the runs' figures, see `convatlas.studies.claims`; the claim holds where all do."""
     note: str | None = None
 
 
@@ -67,7 +64,7 @@ class Study(Section):
     claims: list[Claim | str]
     """A plain sentence is a claim that our runs cannot check."""
     figures: list[StudyFigure] = Field(default=[])
-    """The figures that the lecture draws, see `convatlas.study_figures`."""
+    """The figures that the lecture draws, see `convatlas.studies.figures`."""
     grading: Grading | None = None
     deviations: list[str]
 
@@ -184,39 +181,6 @@ def last_choices(overrides: Sequence[str]) -> list[str]:
     return list(last.values())
 
 
-def make_plan(
-    studies: Sequence[str],
-    scale_name: str,
-    seeds: Sequence[int] | None,
-    overrides: Sequence[str],
-    searches: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Return what params.yaml holds: what to run, and per run no more than dvc.yaml's templates need."""
-    runs: dict[str, dict[str, str]] = {}
-    models: list[dict[str, Any]] = []
-    data: dict[str, dict[str, str]] = {}
-    with hydra_ready():
-        for name in studies:
-            study, scale = load_study(name, scale_name)
-            seeds = list(seeds if seeds is not None else scale.seeds)
-            for planned in planned_runs(study, scale, seeds, overrides):
-                runs[planned.key] = template_values(planned.config)
-                models.append(planned.config.model)
-                data |= data_values(planned.config.data)
-        found = searches_for(searches, models)
-    for search in found.values():
-        data |= data_values(search.data)
-    return {
-        "scale": scale_name,
-        "seeds": list(seeds or []),
-        "overrides": list(overrides),
-        "studies": list(studies),
-        "data": dict(sorted(data.items())),
-        "searches": {name: {"data": search.data.name} for name, search in found.items()},
-        "runs": runs,
-    }
-
-
 def data_values(data: DataConfig) -> dict[str, dict[str, str]]:
     """Return what the template of a preparation depends on, by the name of the data set."""
     return {data.name: {"source": source_file(data.source["_target_"])}}
@@ -232,24 +196,6 @@ def template_values(config: RunConfig) -> dict[str, str]:
     if isinstance(weights, str) and "/" in weights:
         return {"data": data, "after": weights}
     return {"data": data, "after": found_by_search(config.model) or f"data/prepared/{data}"}
-
-
-def searches_for(names: Iterable[str], models: Iterable[Mapping[str, Any]]) -> dict[str, SearchRun]:
-    """Compose the searches of a plan inside `hydra_ready`: those named, and those whose findings are trained.
-
-    Raises:
-        UserError: there is no search of that name.
-    """
-    from convatlas.search.planned import compose_search
-
-    known = sorted(path.stem for path in (conf_dir() / "search").glob("*.yaml"))
-    needed = [Path(file).parts[1] for model in models if (file := found_by_search(model))]
-    searches = {}
-    for name in dict.fromkeys([*names, *needed]):
-        if name not in known:
-            raise UserError(f"search={name}: there is no such search. {near_matches(name, known)}")
-        searches[name] = compose_search(name)
-    return searches
 
 
 def source_file(target: str) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convatlas.config import RunConfig
-from convatlas.files import read_yaml
+from convatlas.core.config import RunConfig
+from convatlas.core.files import read_yaml
 
 __all__ = ["found_by_search", "with_architecture"]
 

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convatlas.core.config import RunConfig
+from convatlas.core.errors import UserError
+
 __all__ = ["VIEWS", "Flip", "MultiScale", "TenCrop", "TestTimeAugmentation"]
 
 
@@ -78,3 +81,31 @@ def _scaled(images: Tensor, side: int) -> Tensor:
 
 VIEWS: dict[str, type[TestTimeAugmentation]] = {"flip": Flip, "ten_crop": TenCrop, "multi_scale": MultiScale}
 """By the names that `evaluate tta=...` and `recipe.test_views` take."""
+
+
+def with_views(net: nn.Module, view: str, config: RunConfig, option: str) -> TestTimeAugmentation:
+    """Put test-time augmentation around a net.
+
+    Args:
+        net: a net of classification.
+        view: "flip", "ten_crop" or "multi_scale".
+        config: the net's run.
+        option: what chose the view, for the message.
+
+    Raises:
+        UserError: the task is another, or the net does not take the sizes of the views.
+    """
+    if config.data.task != "classification":
+        raise UserError(f"{option} is for classification, and this run is {config.data.task}; leave it out.")
+    augmented = VIEWS[view](net)
+    device = next(net.parameters()).device
+    size = config.data.image_size
+    was_training = net.training
+    try:
+        with torch.inference_mode():
+            augmented.eval()(torch.zeros(1, config.data.in_channels, size, size, device=device))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{option}: this net does not take images of other sizes ({error}).") from error
+    finally:
+        augmented.train(was_training)
+    return augmented

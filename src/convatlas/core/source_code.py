@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from convatlas.config import RunConfig
+from convatlas.core.config import RunConfig
 
 __all__ = ["files_imported_by", "fingerprint", "run_code"]
 
-SOURCE = Path(__file__).resolve().parents[1]
+SOURCE = Path(__file__).resolve().parents[2]
 PROJECT = SOURCE.parent
 
 

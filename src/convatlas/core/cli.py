@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import errno
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -15,9 +14,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from convatlas.composing import conf_dir, explain_hydra
-from convatlas.config import Section, describe
-from convatlas.errors import UserError, near_matches
+from convatlas.core.composing import conf_dir, explain_hydra
+from convatlas.core.config import Section, describe
+from convatlas.core.errors import UserError, near_matches
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -82,25 +81,6 @@ def _run(main: Callable[[], None], config_name: str) -> NoReturn:
         traceback.print_exc()
         leave("This is a bug in convatlas, not your mistake; the lines above say where.", 1)
     sys.exit(0)
-
-
-def die_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
-    """Ask Linux to end this process with the one that started it, so that a killed DVC or torchrun leaves none behind.
-
-    To be called first: a parent that died before is not noticed. Its number does not tell, since a container's first
-    process, which may well be DVC or torchrun, has that of the process which takes orphans in.
-
-    Args:
-        by: SIGKILL where the process may be waiting for others, which an orderly end would wait for, too.
-    """
-    if sys.platform == "linux":
-        import ctypes
-
-        parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(parent_death_signal, by)
-        if os.getppid() != parent:
-            sys.exit(128 + by)
 
 
 OptionsT = TypeVar("OptionsT", bound=Section)

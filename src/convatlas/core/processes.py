@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 
 class Launched(NamedTuple):
@@ -81,3 +83,36 @@ def _join(accelerator: str) -> None:
     device = torch.device("cuda", environment.local_rank())
     torch.cuda.set_device(device)
     dist.init_process_group("nccl", device_id=device, **place)
+
+
+def die_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
+    """Ask Linux to end this process with the one that started it, so that a killed DVC or torchrun leaves none behind.
+
+    To be called first: a parent that died before is not noticed. Its number does not tell, since a container's first
+    process, which may well be DVC or torchrun, has that of the process which takes orphans in.
+
+    Args:
+        by: SIGKILL where the process may be waiting for others, which an orderly end would wait for, too.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(parent_death_signal, by)
+        if os.getppid() != parent:
+            sys.exit(128 + by)
+
+
+ValueT = TypeVar("ValueT")
+
+
+def of_all_processes(value: ValueT) -> list[ValueT]:
+    """Return this value as every process has it, by rank; all of them have to ask."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import yaml
 
-from convatlas.errors import UserError
+from convatlas.core.errors import UserError
 
 # libyaml reads eight times as fast; a build of PyYAML without it has the other.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -4,7 +4,7 @@
       - title: Test error by survival probability
         x: model.survival                 # a key of the configuration, or a figure of the runs such as macs, or
         x_title: p_L                      # numbers by variant: {constant: 1, linear_p05: 0.5}
-        y: error                          # a figure of the runs, in the words of convatlas.claims
+        y: error                          # a figure of the runs, in the words of convatlas.studies.claims
         log: [x]                          # axes that are logarithmic
         curves:                           # without curves: one, of all variants that have such an x
           linear decay: [constant, linear_p05, linear_p02]
@@ -24,8 +24,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from convatlas.config import RunConfig, Section
-from convatlas.errors import UserError, near_matches
+from convatlas.core.config import RunConfig, Section
+from convatlas.core.errors import UserError, near_matches
 
 __all__ = ["PrintedCurve", "StudyFigure", "check_figures", "planned_figures", "printed_at"]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convatlas.config import RunConfig, read_config
-from convatlas.errors import UserError, near_matches
+from convatlas.core.config import RunConfig, read_config
+from convatlas.core.digests import digest, flat
+from convatlas.core.errors import UserError, near_matches
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -30,7 +29,7 @@ def conf_dir() -> Path:
     Raises:
         UserError: there is none.
     """
-    for root in (Path.cwd(), Path(__file__).resolve().parents[2]):
+    for root in (Path.cwd(), Path(__file__).resolve().parents[3]):
         if (root / "conf" / "train.yaml").is_file():
             return root / "conf"
     raise UserError("There is no folder conf/ here; start the command in the project's folder.")
@@ -72,22 +71,6 @@ def run_config(config: DictConfig, model_name: str, named: Mapping[str, Any] | N
     if plain["output_dir"] is None:
         plain["output_dir"] = f"runs/{plain['study']}/{plain['variant']}"
     return read_config(plain)
-
-
-def digest(value: Any) -> str:
-    """Return the sha256 of plain values, the same for the same values in any order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted keys; lists stay values."""
-    flattened: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flattened |= flat(value, f"{prefix}{key}.")
-        else:
-            flattened[f"{prefix}{key}"] = value
-    return flattened
 
 
 def explain_hydra(error: Exception, config_name: str) -> str | None:

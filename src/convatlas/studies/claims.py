@@ -20,7 +20,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from convatlas.errors import UserError
+from convatlas.core.errors import UserError
 
 __all__ = ["Comparison", "Quantity", "read_claim"]
 

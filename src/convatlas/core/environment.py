@@ -1,0 +1,51 @@
+"""The machine and the code behind a run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any
+
+from convatlas.core.config import RunConfig
+
+__all__ = ["environment", "git_state"]
+
+PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "mlflow", "dvc", "numpy")
+
+WRITTEN_BY_PIPELINE = (":!dvc.lock", ":!params.yaml")  # in git's notation: all but these
+
+
+def environment(config: RunConfig) -> dict[str, Any]:
+    """Describe the machine and the code, without names of people or paths."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "processor_cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": config.trainer.threads,
+        "workers": config.trainer.workers,
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "command": " ".join(["python -m convatlas.train", *sys.argv[1:]]),
+        **git_state(),
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """Return the commit, and whether the working tree differs from it; null where there is no git."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", *WRITTEN_BY_PIPELINE],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": commit.stdout.strip(), "dirty": bool(changes.stdout.strip())}
