@@ -1,40 +1,208 @@
-"""From a dotted name and arguments in a configuration to the object they stand for."""
+"""From a `_target_` and its arguments in a configuration to the object they stand for.
+
+What a user names on the command line or in a folder of their own is theirs. What is read from a run's folder or from a
+plan may come from elsewhere: `check_trusted` lets it name only what the known libraries have for this purpose, and is
+called before anything is built.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import os
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import ConfigDict, ValidationError, create_model
 
 from convatlas.core.errors import UserError, near_matches
 
-__all__ = ["checked_arguments", "locate"]
+__all__ = ["build", "check_trusted", "checked_arguments", "factory", "locate"]
+
+KNOWN = ("convatlas", "lightning", "pytorch_lightning", "timm", "torch", "torchmetrics", "torchvision")
+"""The packages whose classes a run's files may name."""
+KNOWN_FUNCTIONS = (
+    "convatlas.data.sources.",
+    "convatlas.models.",
+    "convatlas.tasks.",
+    "convatlas.training.",
+    "timm.models.",
+    "torchvision.models.",
+)
+"""Where functions among them may come from: others, such as `torch.hub.load`, could run any program."""
+TRUST = "CONVATLAS_TRUST"
+"""Environment variable: further packages, separated by commas, that a user allows."""
 
 
-def locate(target: str) -> Callable[..., Any]:
+def locate(target: str, key: str = "_target_") -> Callable[..., Any]:
     """Return the class or function that a dotted name stands for.
 
-    Hydra's own `instantiate` wraps every error of the callee; here an import that fails inside the module, or a
-    ValueError of the net, reaches the caller as it is.
+    Raises:
+        UserError: no module or no member of that name, or the module needs a package that is not installed; the
+            message names `key`.
+    """
+    parts = target.split(".")
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise UserError(f"{key}={target} is no dotted name of a class or function; correct the config file.")
+    module: Any = None
+    taken = 0
+    while taken < len(parts):
+        name = ".".join(parts[: taken + 1])
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise UserError(f"{key}={target} needs the package {error.name}; install it.") from error
+            break
+        except ImportError as error:
+            raise UserError(f"{key}={target} cannot be imported ({error}); correct it or its package.") from error
+        taken += 1
+    if module is None:
+        raise UserError(f"{key}={target}: there is no module {parts[0]}; install it, or correct the config file.")
+    found = module
+    for number, part in enumerate(parts[taken:], start=taken):
+        if not hasattr(found, part):
+            where = ".".join(parts[:number])
+            raise UserError(f"{key}={target}: {where} has no member {part}. {near_matches(part, dir(found))}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise UserError(f"{key}={target} is no class or function; correct the config file.")
+    return typing.cast("Callable[..., Any]", found)
+
+
+def factory(section: Mapping[str, Any], key: str) -> Callable[..., Any]:
+    """Return what Hydra's `instantiate` makes of a section, waiting for the arguments that only the program knows.
+
+    Sections nested in it are built at once.
+
+    Args:
+        section: `_target_` and arguments.
+        key: where the section stands in the configuration, for messages.
 
     Raises:
-        UserError: no module or no member of that name.
+        UserError: there is no `_target_`, or it does not exist. What is returned raises it, too: for an argument that
+            the target does not take, and where a class of another package refuses a value.
     """
-    module_name, _, name = target.rpartition(".")
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    if not isinstance(section.get("_target_"), str):
+        raise UserError(f"{key} has no _target_; name the class that it stands for.")
+    name = section["_target_"]
+    target = locate(name, f"{key}._target_")
+    for inner, nested in _nested(section, key):
+        locate(nested["_target_"], f"{inner}._target_")
+        _check_names(locate(nested["_target_"]), [k for k in nested if not k.startswith("_")], inner)
+    _check_names(target, [k for k in section if not k.startswith("_")], key)
     try:
-        module = importlib.import_module(module_name)
-        found: Callable[..., Any] = getattr(module, name)
-    except ModuleNotFoundError as error:
-        if error.name and module_name.startswith(error.name):
-            raise UserError(f"_target_={target}: there is no module {error.name}; correct the config file.") from error
-        raise
-    except (AttributeError, ValueError) as error:
-        raise UserError(f"_target_={target}: {module_name} has no member {name}; correct the config file.") from error
-    return found
+        partial = instantiate({**section, "_partial_": True}, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        raise UserError(f"{key}: {name} cannot be built ({_one_line(cause)}); correct its arguments.") from error
+
+    @functools.wraps(target, updated=())
+    def construct(*arguments: Any, **options: Any) -> Any:
+        try:
+            return partial(*arguments, **options)
+        except UserError:
+            raise
+        except ModuleNotFoundError as error:
+            raise UserError(f"{key}: {name} needs the package {error.name}; install it.") from error
+        except Exception as error:
+            if _is_ours(target) and not isinstance(error, (TypeError, ValueError)):
+                raise
+            raise UserError(f"{key}: {name} refuses its arguments ({_one_line(error)}); correct them.") from error
+
+    return construct
+
+
+def build(section: Mapping[str, Any], key: str, *arguments: Any, **options: Any) -> Any:
+    """Build the object of a section; see `factory`."""
+    return factory(section, key)(*arguments, **options)
+
+
+def _nested(section: Mapping[str, Any], key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Return the sections with a `_target_` inside a section, with their keys."""
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            if isinstance(value.get("_target_"), str):
+                yield f"{key}.{name}", value
+            yield from _nested(value, f"{key}.{name}")
+        elif isinstance(value, (list, tuple)):
+            yield from _nested({str(number): each for number, each in enumerate(value)}, f"{key}.{name}")
+
+
+def _check_names(target: Callable[..., Any], names: list[str], key: str) -> None:
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # a class of C without a signature checks itself
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in names:
+        if name not in parameters:
+            raise UserError(
+                f"{key}.{name}: {getattr(target, '__qualname__', target)} has no such argument. "
+                f"{near_matches(name, parameters)}"
+            )
+
+
+def _is_ours(target: Callable[..., Any]) -> bool:
+    return str(getattr(target, "__module__", "")).partition(".")[0] == "convatlas"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+# ---- what comes from elsewhere ----------------------------------------------------------------------------------------
+
+
+def check_trusted(values: Any, source: str, allowed: tuple[str, ...] = ()) -> None:
+    """Check that every `_target_` in values read from a file names what a run may be made of.
+
+    Args:
+        values: plain values, nested.
+        source: the file, for the message.
+        allowed: packages that the user allows beside the known ones and those of CONVATLAS_TRUST.
+
+    Raises:
+        UserError: a `_target_` is of another package, or a function that is not for building nets or data. Nothing of
+            another package is imported before.
+    """
+    further = {*allowed, *filter(None, os.environ.get(TRUST, "").split(","))}
+    for key, section in _nested({"": values}, ""):
+        target = section["_target_"]
+        package = target.partition(".")[0]
+        if package in further:
+            continue
+        if package not in KNOWN or not _is_building_block(target):
+            raise UserError(
+                f"{source}: {key.strip('.')}._target_={target} is not of a known library, and could run any program. "
+                f"If you trust this file, allow it: {TRUST}={package}."
+            )
+
+
+def _is_building_block(target: str) -> bool:
+    """Say whether a name of a known library is a class for trainings, or a function that builds nets or data."""
+    import pytorch_lightning as pl
+    import torch
+    from pytorch_lightning.loggers import Logger
+    from torch.optim.lr_scheduler import LRScheduler
+
+    found: Any = locate(target)
+    module = str(getattr(found, "__module__", ""))
+    if module.partition(".")[0] not in KNOWN:  # something that a known module merely imports, such as torch.os.system
+        return False
+    if inspect.isclass(found):
+        bases = (torch.nn.Module, torch.optim.Optimizer, LRScheduler, pl.Callback, pl.LightningDataModule, Logger)
+        return issubclass(found, bases) or module.startswith(("timm.scheduler.", "convatlas."))
+    return f"{module}.".startswith(KNOWN_FUNCTIONS)
+
+
+# ---- arguments of nets ------------------------------------------------------------------------------------------------
 
 
 def checked_arguments(target: Callable[..., Any], given: Mapping[str, Any], section: str) -> dict[str, Any]:
