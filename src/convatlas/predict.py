@@ -73,12 +73,12 @@ def predict(options: Options, files: list[Path]) -> list[dict[str, Any]]:
     with quick_imports():
         import torch
 
-        from convatlas.tasks.predicting import describe_prediction, draw_prediction
+        from convatlas.tasks import new_task
         from convatlas.training.trained import load_run
 
     trained = load_run(options.run, options.checkpoint)
-    data = trained.config.data
     card = trained.prepared().card
+    task = new_task(trained.net, trained.config, list(card.classes), seed=0).eval()
     images = {file: image for file in files if (image := _decoded(file, card.image_shape[0], options)) is not None}
     partial = options.output_dir.with_name(f".{options.output_dir.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -86,10 +86,10 @@ def predict(options: Options, files: list[Path]) -> list[dict[str, Any]]:
     rows = []
     for number, (file, image) in enumerate(images.items()):
         with torch.inference_mode():
-            row, raw = describe_prediction(trained.net, image, data, card)
+            row, raw = task.predict(image, card)
         rows.append({"file": str(file), **row})
         if options.pictures:
-            picture = draw_prediction(image, raw, row, data, list(card.classes))
+            picture = task.draw(image, raw, row)
             picture.save(partial / f"{number:05d}_{file.stem}.png")
     write_json(partial / "predictions.json", rows)
     write_text(partial / "predictions.csv", _as_csv(rows))

@@ -41,8 +41,9 @@ def main(config: DictConfig) -> None:
 def from_plan(key: str) -> None:
     """Train one run of the plan."""
     die_with_parent()
-    from convatlas.core.config import read_config
+    from convatlas.core.composing import read_run
     from convatlas.core.files import read_yaml
+    from convatlas.core.targets import check_trusted
     from convatlas.studies.architectures import with_architecture
 
     with quick_imports():
@@ -50,7 +51,9 @@ def from_plan(key: str) -> None:
 
     file = Path("plan") / f"{key}.yaml"
     planned = read_yaml(file, "run `dvc repro resolve`.")
-    train(with_architecture(read_config(planned.get("config", {}), where=str(file))), strict=False)
+    values = planned.get("config") if isinstance(planned, dict) else None
+    check_trusted(values, str(file))
+    train(with_architecture(read_run(values, str(file))), strict=False)
 
 
 def command() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from convatlas.core.config import RunConfig, read_config
 from convatlas.core.digests import digest, flat
 from convatlas.core.errors import UserError, near_matches
+from convatlas.core.older import upgraded
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -65,12 +66,45 @@ def run_config(config: DictConfig, model_name: str, named: Mapping[str, Any] | N
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
     plain = {key: value for key, value in plain.items() if key not in {"seed", "hydra"}} | dict(named or {})
+    plain = with_task(plain)
     if plain["variant"] is None:
         trial = read_config(plain | {"variant": "unnamed", "output_dir": "unnamed"})
         plain["variant"] = f"{model_name}-{trial.data.name}-{digest(trial.identity)[:8]}"
     if plain["output_dir"] is None:
         plain["output_dir"] = f"runs/{plain['study']}/{plain['variant']}"
     return read_config(plain)
+
+
+def read_run(values: Any, where: str) -> RunConfig:
+    """Read the whole configuration of a run from a file's values, also from one of an earlier version.
+
+    Raises:
+        UserError: it is not valid; the message names `where`.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where} holds no configuration of a run; compose it again.")
+    return read_config(with_task(upgraded(values), where), where)
+
+
+def with_task(values: dict[str, Any], where: str = "the configuration") -> dict[str, Any]:
+    """Return a run's values with the section `task`: that of its data, where none is chosen.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    from omegaconf import OmegaConf
+
+    data = values.get("data")
+    if "task" in values or not isinstance(data, dict) or "task" not in data:
+        return values
+    files = {path.stem: path for path in (conf_dir() / "task").glob("*.yaml")}
+    if data["task"] not in files:
+        raise UserError(
+            f"{where}: data.task={data['task']}: there is no such task. {near_matches(str(data['task']), files)}"
+        )
+    merged = OmegaConf.merge({"data": data}, {"task": OmegaConf.load(files[data["task"]])})
+    section: Any = OmegaConf.to_container(merged, resolve=True)
+    return {**values, "task": section["task"]}
 
 
 def explain_hydra(error: Exception, config_name: str) -> str | None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from convatlas.core.errors import UserError, near_matches
+from convatlas.core.errors import UserError
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -27,6 +27,18 @@ def _rising(areas: tuple[float, float]) -> tuple[float, float]:
 Areas = Annotated[tuple[Share, Share], AfterValidator(_rising)]
 
 
+def _with_target(section: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(section.get("_target_"), str):
+        raise ValueError("a section like this names its class by _target_, for example _target_: torch.optim.SGD")
+    return section
+
+
+Target = Annotated[dict[str, Any], AfterValidator(_with_target)]
+"""`_target_` and arguments of an object, built by Hydra's `instantiate`; its class checks its own arguments."""
+Targets = dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Target]
+"""Such objects by name."""
+
+
 class Section(BaseModel):
     """A part of the configuration: no unknown keys, nothing changed after it is read."""
 
@@ -40,7 +52,8 @@ class DataConfig(Section):
     """`conf/data`: which prepared data set a net sees, and how it was made."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
-    task: Literal["classification", "detection", "segmentation"]
+    task: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    """What the data are for: a file of `conf/task`."""
     source: dict[str, Any]
     """`_target_` and arguments of the function that reads or makes the raw images; see `convatlas.data.sources`."""
     root: Path
@@ -73,51 +86,6 @@ class SplitConfig(Section):
 
 
 # ---- recipe ---------------------------------------------------------------------------------------------------------
-
-
-class SGD(Section):
-    """Stochastic gradient descent with momentum."""
-
-    name: Literal["sgd"]
-    lr: Annotated[float, Field(gt=0)]
-    momentum: Rate
-    nesterov: bool
-    weight_decay: Annotated[float, Field(ge=0)]
-
-
-class RMSProp(Section):
-    """RMSProp as in the Inception, NASNet and EfficientNet papers."""
-
-    name: Literal["rmsprop"]
-    lr: Annotated[float, Field(gt=0)]
-    alpha: Rate
-    eps: Annotated[float, Field(gt=0)]
-    momentum: Rate
-    weight_decay: Annotated[float, Field(ge=0)]
-
-
-class Adam(Section):
-    """Adam, or AdamW with decoupled weight decay."""
-
-    name: Literal["adam", "adamw"]
-    lr: Annotated[float, Field(gt=0)]
-    betas: tuple[Rate, Rate]
-    eps: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
-
-
-class Schedule(Section):
-    """The learning rate over the steps of a training, after a linear warm-up."""
-
-    name: Literal["constant", "multi_step", "cosine", "polynomial"]
-    warmup_epochs: Annotated[float, Field(ge=0)]
-    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...]
-    """`multi_step`: fractions of the training after which the rate is multiplied by `gamma`."""
-    gamma: Annotated[float, Field(gt=0, le=1)]
-    power: Annotated[float, Field(gt=0)]
-    """`polynomial`: exponent of the remaining fraction."""
-    final_fraction: Annotated[float, Field(ge=0, le=1)]
-    """`cosine` and `polynomial`: the last rate as a fraction of the first."""
 
 
 class Augmentation(Section):
@@ -160,16 +128,6 @@ class Augmentation(Section):
     """Multi-scale training: the side of a batch's images is drawn from these; empty takes `data.image_size`."""
 
 
-class Loss(Section):
-    """The weights of a task's loss terms."""
-
-    label_smoothing: Rate
-    auxiliary: dict[str, float]
-    """Weights of named loss terms other than 1, for example `{dice: 1.0}`."""
-    class_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None
-    """Segmentation: the weight of each class's pixels in the cross-entropy; null weighs all alike."""
-
-
 class Recipe(Section):
     """`conf/recipe`: how a net is trained."""
 
@@ -177,10 +135,13 @@ class Recipe(Section):
     batch_size: Positive
     """Images in one optimiser step over all devices."""
     evaluation_batch_size: Positive
-    optimizer: Annotated[SGD | RMSProp | Adam, Field(discriminator="name")]
+    optimizer: Target
+    """A class of torch or timm; `lr` and `weight_decay` in it are read by the training as well."""
     decay_norms_and_biases: bool
-    schedule: Schedule
-    loss: Loss
+    schedule: Target
+    """A function of `convatlas.tasks.optimisation`, or a schedule of torch or timm; `interval` is `step` or `epoch`."""
+    loss: Target
+    """What logits cost, called with logits and class numbers; `auxiliary` has the weights of a task's other terms."""
     augmentation: Augmentation
     trainable: Literal["all", "last_stage", "head"] = "all"
     """What is trained: everything, the last stage with the classifier, or the classifier alone; the rest is frozen."""
@@ -270,6 +231,14 @@ class RunConfig(Section):
     """Where an unfinished training keeps its checkpoints; null takes `<output_dir>/.work`."""
     overwrite: bool
     """Throw away what `output_dir` holds of these seeds, and train again."""
+    task: Target
+    """The task's class and, in `metrics`, its metrics."""
+    metrics: Targets = {}
+    """Metrics of torchmetrics beside the task's own."""
+    callbacks: Targets = {}
+    """Lightning callbacks beside the pipeline's own."""
+    loggers: Targets = {}
+    """Lightning loggers beside MLflow."""
     data: DataConfig
     model: dict[str, Any]
     """`_target_` and keyword arguments of the net; `about` says what it is, `weights` what it starts from."""
@@ -303,7 +272,7 @@ class RunConfig(Section):
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the result: the configuration without where it is written and how it is tracked."""
-        ignored = {"seeds", "output_dir", "work_dir", "overwrite", "tracking"}
+        ignored = {"seeds", "output_dir", "work_dir", "overwrite", "tracking", "loggers"}
         plain = {key: value for key, value in self.plain().items() if key not in ignored}
         plain["trainer"].pop("progress_bar")
         return plain
@@ -327,15 +296,11 @@ def read_config(values: dict[str, Any], where: str = "the configuration") -> Run
 def describe(error: ValidationError, where: str) -> str:
     """Put the first finding of pydantic into one sentence that names the key."""
     first = error.errors()[0]
-    union_tags = {"sgd", "rmsprop", "adam", "adamw"}
-    key = ".".join(str(part) for part in first["loc"] if part not in union_tags)
+    key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"{where}: there is no key {key}; it may come from another version of convatlas. Remove it."
     if first["type"] == "missing":
         return f"{where}: the key {key} is missing. Add it, or compose the configuration again."
-    if first["type"] == "union_tag_invalid":
-        tag = str(first.get("ctx", {}).get("tag"))
-        return f"{where}: {key}.name={tag} is not known. {near_matches(tag, union_tags)}"
     message = first["msg"].removeprefix("Value error, ")
     if not key:
         return f"{where}: {message}."

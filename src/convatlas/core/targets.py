@@ -157,7 +157,7 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-# ---- what comes from elsewhere ----------------------------------------------------------------------------------------
+# ---- what comes from elsewhere --------------------------------------------------------------------------------------
 
 
 def check_trusted(values: Any, source: str, allowed: tuple[str, ...] = ()) -> None:
@@ -202,7 +202,7 @@ def _is_building_block(target: str) -> bool:
     return f"{module}.".startswith(KNOWN_FUNCTIONS)
 
 
-# ---- arguments of nets ------------------------------------------------------------------------------------------------
+# ---- arguments of nets ----------------------------------------------------------------------------------------------
 
 
 def checked_arguments(target: Callable[..., Any], given: Mapping[str, Any], section: str) -> dict[str, Any]:

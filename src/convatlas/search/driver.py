@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import yaml
 
-from convatlas.core.composing import hydra_ready
-from convatlas.core.config import RunConfig, read_config
+from convatlas.core.composing import hydra_ready, read_run
+from convatlas.core.config import RunConfig
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_json, replace_folder, write_json, write_text, written_whole
@@ -282,7 +282,7 @@ def _final_run(run: SearchRun, name: str, model: dict[str, Any], image_size: int
     plain = run.model_dump(mode="json")
     data = plain["data"] | ({} if image_size is None else {"image_size": image_size})
     model = model | {"num_classes": run.data.num_classes, "in_channels": run.data.in_channels}
-    return read_config(
+    return read_run(
         {
             "study": f"search_{run.search.name}",
             "variant": name,
@@ -295,7 +295,8 @@ def _final_run(run: SearchRun, name: str, model: dict[str, Any], image_size: int
             "recipe": plain["recipe"],
             "trainer": plain["trainer"],
             "tracking": plain["tracking"],
-        }
+        },
+        f"search={run.search.name}",
     )
 
 

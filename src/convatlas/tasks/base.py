@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from convatlas.core.config import RunConfig
-from convatlas.core.errors import UserError
+from convatlas.core.errors import UserError, near_matches
 from convatlas.core.processes import of_all_processes
 from convatlas.core.seeds import mixed_seed
+from convatlas.core.targets import build
 from convatlas.models.freezing import hold_frozen
 from convatlas.models.interfaces import AddsLossTerms
-from convatlas.tasks.optimisation import build_optimizer, build_schedule
+from convatlas.tasks.optimisation import build_optimizer, build_schedule, step_schedule
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+    from convatlas.data.card import Card
 
 Batch = dict[str, Any]
+Direction = Literal["max", "min"]
 
 
 class DivergedError(UserError):
@@ -34,27 +39,42 @@ class DivergedError(UserError):
 class Task(pl.LightningModule, ABC):
     """A net, its recipe and its metrics.
 
-    A task writes `losses`, `new_metrics`, `evaluate`, `summarise` and `figures`; everything about steps, epochs,
-    several processes and resuming is here.
+    A task owns all that is particular to it: its name and score, losses, metrics, the rows and figures of a test,
+    predictions of single images and their drawing. Everything about steps, epochs, several processes and resuming is
+    here.
 
     Args:
         net: the net to train.
         config: the run.
         classes: names by class number, from the data card.
         seed: this run's seed; draws within the net (dropout, dropped paths) depend on it and on the step alone.
+        metrics: of one evaluation, by name; see `conf/task` and `conf/metrics`.
     """
 
-    monitor: ClassVar[str]
-    """The validation metric whose highest value marks the best epoch, unless the recipe names another."""
+    name: ClassVar[str]
+    """As `data.task` has it."""
+    score: ClassVar[str]
+    """The metric that stands for the task. Its best validation value marks the best epoch, unless the recipe names
+    another."""
+    has_image_logits: ClassVar[bool] = False
+    """Whether the net answers with one vector of logits for each image, as test-time views and fine-tuning need it."""
 
-    def __init__(self, net: nn.Module, config: RunConfig, classes: list[str], seed: int) -> None:
+    def __init__(
+        self, net: nn.Module, config: RunConfig, classes: list[str], seed: int, metrics: Mapping[str, Metric]
+    ) -> None:
         super().__init__()
         self.net = net
         self.config = config
         self.classes = classes
         self.seed = seed
-        self.validation_metrics = nn.ModuleDict(self.new_metrics())
-        self.test_metrics = nn.ModuleDict(self.new_metrics())
+        loss = {key: value for key, value in config.recipe.loss.items() if key != "auxiliary"}
+        self.loss_function = build(loss, "recipe.loss")
+        self.term_weights: dict[str, float] = dict(config.recipe.loss.get("auxiliary") or {})
+        for name, metric in config.metrics.items():
+            if not isinstance(metrics[name], Metric):
+                raise UserError(f"metrics.{name}: {metric['_target_']} is no metric of torchmetrics.")
+        self.validation_metrics = nn.ModuleDict({**self.own_metrics(), **metrics})
+        self.test_metrics = nn.ModuleDict({name: metric.clone() for name, metric in self.validation_metrics.items()})
         self.test_rows: list[dict[str, Any]] = []
         self._loss_sums: dict[str, Tensor] = {}
         self._batches = 0
@@ -65,21 +85,146 @@ class Task(pl.LightningModule, ABC):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the loss terms of one training batch; `loss` is their weighted sum, which is minimised."""
 
-    @abstractmethod
-    def new_metrics(self) -> dict[str, Metric]:
-        """Make the metrics of one evaluation, by name."""
+    def own_metrics(self) -> dict[str, Metric]:
+        """Make the metrics that the task keeps beside those of the configuration."""
+        return {}
 
     @abstractmethod
     def evaluate(self, batch: Batch, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Update the metrics with one batch, and return a row of plain values for each of its images."""
 
     def summarise(self, metrics: Mapping[str, Any]) -> dict[str, float]:
-        """Compute the metrics of a whole evaluation; every process gets the same values."""
-        return {name: float(metric.compute()) for name, metric in metrics.items()}
+        """Compute the metrics of a whole evaluation; every process gets the same values.
+
+        A metric that gives a dictionary gives one value for each of its scalars.
+        """
+        values: dict[str, float] = {}
+        for name, metric in metrics.items():
+            value = metric.compute()
+            if isinstance(value, Mapping):
+                values |= {f"{name}_{key}": float(each) for key, each in value.items() if each.numel() == 1}
+            else:
+                values[name] = float(value)
+        return values
+
+    def direction(self, name: str) -> Direction | None:
+        """Say whether a metric of `summarise` is better when it is higher ("max") or lower; None where nobody says."""
+        for known, metric in self.validation_metrics.items():
+            if name == known or name.startswith(f"{known}_"):
+                higher = metric.higher_is_better
+                return None if higher is None else "max" if higher else "min"
+        return "min" if name == "loss" else None
 
     @abstractmethod
     def figures(self, batch: Batch, predictions: pd.DataFrame) -> dict[str, Figure]:
         """Draw pictures of a few test images with their predictions, and of the whole of the predictions."""
+
+    @abstractmethod
+    def example_targets(self, size: int) -> Batch:
+        """Return what a batch of one image of `size` pixels has beside `images` and `indices`."""
+
+    @abstractmethod
+    def predict(self, image: Tensor, card: Card) -> tuple[dict[str, Any], Any]:
+        """Answer for one image.
+
+        Args:
+            image: `(C, H, W)` in [0, 1], of any size; it is fitted to the net as the training's images were.
+            card: the data card of the net's run.
+
+        Returns:
+            A row of plain values, boxes in pixels of the image as given; and what `draw` needs.
+        """
+
+    @abstractmethod
+    def draw(self, image: Tensor, answer: Any, row: Mapping[str, Any]) -> Image:
+        """Draw what `predict` answered over its image, enlarged to 256 pixels at least."""
+
+    def served(self, mean: tuple[float, ...], std: tuple[float, ...]) -> nn.Module | None:
+        """Return the net as a server needs it, images in [0, 1] to plain tensors; None where it gives no tensors."""
+        return None
+
+    # ---- before a training ------------------------------------------------------------------------------------------
+
+    @property
+    def monitor(self) -> str:
+        """The validation metric that marks the best epoch, `val/<name>`."""
+        return self.config.recipe.monitor or f"val/{self.score}"
+
+    @property
+    def monitor_mode(self) -> Direction:
+        """Whether the monitored metric is better when it is higher or lower.
+
+        Raises:
+            UserError: the metric does not say.
+        """
+        mode = self.direction(self.monitor.removeprefix("val/"))
+        if mode is None:
+            raise UserError(
+                f"recipe.monitor={self.monitor}: nothing says whether higher or lower is better; choose another metric."
+            )
+        return mode
+
+    def dry_run(self) -> None:
+        """Evaluate one black image, so that what does not fit is refused before anything is written.
+
+        Raises:
+            UserError: the net does not take images of the data, a metric does not take the task's predictions, or the
+                monitored metric does not exist.
+        """
+        channels, size = self.config.data.in_channels, self.config.data.image_size
+        images = torch.zeros(1, channels, size, size)
+        self.eval()
+        try:
+            with torch.inference_mode():
+                self.check_answer(images)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        except RuntimeError as error:
+            line = str(error).splitlines()[0]
+            raise UserError(
+                f"The net does not take images of {channels} channels and {size} pixels ({line}); "
+                "correct model.in_channels, data.image_size or the net's own options."
+            ) from error
+        metrics = {name: metric.clone() for name, metric in self.validation_metrics.items()}
+        batch = {"images": images, "indices": torch.zeros(1, dtype=torch.int64), **self.example_targets(size)}
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._try(batch, metrics)
+            known = {f"val/{name}" for name in self.summarise(metrics)}
+        if self.monitor not in known and not self._may_come(self.monitor):
+            raise UserError(
+                f"recipe.monitor={self.monitor}: this task has no such metric. {near_matches(self.monitor, known)}"
+            )
+        _ = self.monitor_mode
+
+    def _may_come(self, monitor: str) -> bool:
+        """Say whether a metric that one black image does not have may be there later, such as that of one class."""
+        return False
+
+    def _try(self, batch: Batch, metrics: dict[str, Metric]) -> None:
+        """Update every metric with one batch; an error is that of the metric which the user added."""
+        own = {name: metric for name, metric in metrics.items() if name not in self.config.metrics}
+        self.evaluate(batch, own)
+        self.summarise(own)
+        for name in self.config.metrics:
+            try:
+                self.evaluate(batch, {**own, name: metrics[name]})
+                self.summarise({**own, name: metrics[name]})
+            except Exception as error:
+                line = " ".join(str(error).split())[:200]
+                raise UserError(
+                    f"metrics.{name}: {self.config.metrics[name]['_target_']} does not take what {self.name} predicts "
+                    f"({line}); choose a metric for {self.name}, or correct its arguments."
+                ) from error
+
+    def try_size(self, channels: int, size: int) -> None:
+        """Run the net on an image of another size than the data's, which multi-scale training will have."""
+        with torch.inference_mode():
+            self.net.eval()(torch.zeros(1, channels, size, size))
+
+    @abstractmethod
+    def check_answer(self, images: Tensor) -> None:
+        """Raise UserError unless the net takes `images: (1, C, H, W)` and its answer fits the data's classes."""
 
     # ---- several processes ------------------------------------------------------------------------------------------
 
@@ -93,12 +238,17 @@ class Task(pl.LightningModule, ABC):
     # ---- optimisation -----------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        """Build the recipe's optimiser and its schedule, which advances with every step."""
+        """Build the recipe's optimiser and its schedule."""
         recipe = self.config.recipe
         optimizer = build_optimizer(self.net, recipe)
         steps = max(1, int(self.trainer.estimated_stepping_batches) // recipe.epochs)
-        schedule = build_schedule(optimizer, recipe.schedule, recipe.epochs, steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedule = build_schedule(recipe.schedule, optimizer, recipe.epochs, steps, self.monitor)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """Advance the schedule."""
+        each_step = self.config.recipe.schedule.get("interval", "step") == "step"
+        step_schedule(scheduler, self.current_epoch + 1, self.global_step, metric, each_step=each_step)
 
     # ---- training ---------------------------------------------------------------------------------------------------
 

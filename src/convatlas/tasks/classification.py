@@ -2,74 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
+from convatlas.core.config import RunConfig
+from convatlas.core.errors import UserError
 from convatlas.models.interfaces import Invertible
 from convatlas.tasks.base import Batch, Task
-from convatlas.tasks.losses import mixed_cross_entropy
+from convatlas.tasks.losses import CrossEntropy, check_terms
+from convatlas.tasks.predicting import Served, canvas_of, fitted_image, normalised
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+    from convatlas.data.card import Card
+
+LISTED_CLASSES = 5
+"""Classes that a prediction lists with their probabilities."""
 
 
 class ClassificationTask(Task):
     """Cross-entropy with label smoothing; accuracy top-1 and top-5, macro F1, expected calibration error.
 
     Of an image that is mixed with another (mixup, CutMix) both labels count, each with its share. Evaluation sees no
-    mixed images, so its figures are of the images as they are.
+    mixed images, so its figures are of the images as they are, and its loss has neither smoothing nor weights.
+    A loss of another package gets logits and class numbers, or for mixed images the shares of all classes.
 
     A net with auxiliary classifiers returns `(logits, auxiliary)` in training and says in
-    `auxiliary_loss_weights` how much each of them counts.
+    `auxiliary_loss_weights` how much each of them counts; `recipe.loss.auxiliary` may say otherwise.
+
+    Metrics are updated with probabilities `(B, classes)` and class numbers `(B,)`.
+
+    Raises:
+        UserError: a weight belongs to no term, or class weights do not fit.
     """
 
-    monitor = "val/accuracy"
+    name = "classification"
+    score = "accuracy"
+    has_image_logits = True
+
+    def __init__(
+        self, net: nn.Module, config: RunConfig, classes: list[str], seed: int, metrics: Mapping[str, Metric]
+    ) -> None:
+        top5 = "accuracy_top5" if len(classes) <= 5 else None
+        super().__init__(net, config, classes, seed, {name: m for name, m in metrics.items() if name != top5})
+        net_weights = enumerate(getattr(net, "auxiliary_loss_weights", ()), start=1)
+        self.auxiliary_weights = {f"auxiliary_{number}": weight for number, weight in net_weights}
+        check_terms(self.term_weights, self.auxiliary_weights)
+        self.auxiliary_weights |= self.term_weights
+        check_class_weights(self.loss_function, classes)
+        augmentation = config.recipe.augmentation
+        if getattr(self.loss_function, "weight", None) is not None and (augmentation.mixup or augmentation.cutmix):
+            raise UserError("recipe.loss.class_weights does not go with mixup or CutMix, which mix classes; drop one.")
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the cross-entropy, and that of each auxiliary classifier."""
+        """Return the loss, and that of each auxiliary classifier."""
         output = self.net(batch["images"])
         if isinstance(output, Tensor):
-            return {"loss": self._cross_entropy(output, batch)}
-        main = self._cross_entropy(output.logits, batch)
-        terms = {"main": main}
-        total = main
-        weights: Iterable[float] = self.net.auxiliary_loss_weights  # type: ignore[assignment]
-        for number, (weight, logits) in enumerate(zip(weights, output.auxiliary, strict=True), start=1):
-            terms[f"auxiliary_{number}"] = self._cross_entropy(logits, batch)
-            total = total + weight * terms[f"auxiliary_{number}"]
+            return {"loss": self._loss(output, batch)}
+        terms = {"main": self._loss(output.logits, batch)}
+        total = terms["main"]
+        for (name, weight), logits in zip(self.auxiliary_weights.items(), output.auxiliary, strict=True):
+            terms[name] = self._loss(logits, batch)
+            total = total + weight * terms[name]
         return {"loss": total, **terms}
 
-    def _cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
-        smoothing = self.config.recipe.loss.label_smoothing
+    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        labels = batch["labels"]
         if "partner_labels" not in batch:
-            return F.cross_entropy(logits, batch["labels"], label_smoothing=smoothing)
-        return mixed_cross_entropy(logits, batch["labels"], batch["partner_labels"], batch["label_shares"], smoothing)
+            loss: Tensor = self.loss_function(logits, labels)
+            return loss
+        partners, shares = batch["partner_labels"], batch["label_shares"]
+        if isinstance(self.loss_function, CrossEntropy):
+            return self.loss_function.mixed(logits, labels, partners, shares)
+        own, other = (F.one_hot(numbers, logits.shape[1]).to(shares.dtype) for numbers in (labels, partners))
+        mixed: Tensor = self.loss_function(logits, shares[:, None] * own + (1 - shares[:, None]) * other)
+        return mixed
 
-    def new_metrics(self) -> dict[str, Metric]:
-        """Make the metrics; top-5 only where there are more than five classes."""
-        classes = len(self.classes)
-        metrics: dict[str, Metric] = {
-            "loss": MeanMetric(),
-            "accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False),
-            "f1_macro": MulticlassF1Score(classes, average="macro", validate_args=False),
-            "calibration_error": MulticlassCalibrationError(classes, n_bins=15, validate_args=False),
-        }
-        if classes > 5:
-            metrics["accuracy_top5"] = MulticlassAccuracy(classes, top_k=5, average="micro", validate_args=False)
-        return metrics
+    def own_metrics(self) -> dict[str, Metric]:
+        """Make the mean of the loss."""
+        return {"loss": MeanMetric()}
 
     def evaluate(self, batch: Batch, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Update the metrics; a row holds the image's index, label, prediction and the probability of each class."""
         logits = self.net(batch["images"]).float()
         labels = batch["labels"]
         probabilities = logits.softmax(dim=1)
-        metrics["loss"].update(F.cross_entropy(logits, labels), weight=len(labels))
+        ours = isinstance(self.loss_function, CrossEntropy)
+        loss = F.cross_entropy(logits, labels) if ours else self.loss_function(logits, labels)
+        metrics["loss"].update(loss, weight=len(labels))
         for name, metric in metrics.items():
             if name != "loss":
                 metric.update(probabilities, labels)
@@ -109,11 +137,54 @@ class ClassificationTask(Task):
             figures["class_activation_maps"] = activation_map_figure(self.net, batch["images"], self.classes)
         return figures
 
+    def example_targets(self, size: int) -> Batch:
+        """Return the label of one image."""
+        return {"labels": torch.zeros(1, dtype=torch.int64)}
 
-def top_classes(logits: Tensor, classes: list[str], how_many: int = 5) -> list[list[dict[str, Any]]]:
-    """Return the most probable classes of each image with their probabilities, best first."""
-    probabilities, numbers = logits.softmax(dim=1).topk(min(how_many, len(classes)), dim=1)
-    return [
-        [{"class": classes[n], "probability": p} for p, n in zip(ps, ns, strict=True)]
-        for ps, ns in zip(probabilities.tolist(), numbers.tolist(), strict=True)
-    ]
+    def check_answer(self, images: Tensor) -> None:
+        """Raise UserError unless there is one logit for each class."""
+        check_logits(self.net(images), 2, self.classes)
+
+    def predict(self, image: Tensor, card: Card) -> tuple[dict[str, Any], Any]:
+        """Return the most probable classes of one image."""
+        fitted, _ = fitted_image(image, self.config.data, card)
+        probabilities = self.net(normalised(fitted, self.config.data, card)).softmax(dim=1)[0]
+        confidence, numbers = probabilities.topk(min(LISTED_CLASSES, len(self.classes)))
+        names = [self.classes[number] for number in numbers.tolist()]
+        ranked = [{"class": name, "probability": p} for name, p in zip(names, confidence.tolist(), strict=True)]
+        return {"prediction": names[0], "confidence": float(confidence[0]), "top": ranked}, None
+
+    def draw(self, image: Tensor, answer: Any, row: Mapping[str, Any]) -> Image:
+        """Write the class and its probability over the image."""
+        from PIL import Image, ImageDraw
+
+        canvas, _ = canvas_of(image)
+        picture = Image.fromarray(canvas.permute(1, 2, 0).numpy())
+        ImageDraw.Draw(picture).text((6, 6), f"{row['prediction']} {row['confidence']:.0%}", fill="#ffb000")
+        return picture
+
+    def served(self, mean: tuple[float, ...], std: tuple[float, ...]) -> nn.Module:
+        """Return the net behind its normalisation; it answers with probabilities `(B, classes)`."""
+        return Served(self.net, mean, std)
+
+
+def check_class_weights(loss: nn.Module, classes: list[str]) -> None:
+    """Raise UserError unless the loss weighs no class, or all of them."""
+    weights = getattr(loss, "weight", None)
+    if isinstance(weights, Tensor) and len(weights) != len(classes):
+        raise UserError(
+            f"recipe.loss.class_weights has {len(weights)} weights for {len(classes)} classes; give one for each "
+            f"of {', '.join(classes)}."
+        )
+
+
+def check_logits(logits: Any, dimensions: int, classes: list[str]) -> None:
+    """Raise UserError unless logits `(B, classes, ...)` have so many dimensions and one channel for each class."""
+    if not isinstance(logits, Tensor) or logits.ndim != dimensions:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"The net answers with {shape}, where this task needs logits of {dimensions} dimensions.")
+    if logits.shape[1] != len(classes):
+        raise UserError(
+            f"The net tells {logits.shape[1]} classes apart and the data have {len(classes)}; "
+            f"set model.num_classes={len(classes)}."
+        )

@@ -10,25 +10,34 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.detection import MeanAveragePrecision
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, clip_boxes_to_image
 
-from convatlas.tasks.base import Batch, Task
-from convatlas.tasks.losses import weighted_sum
+from convatlas.core.config import RunConfig
+from convatlas.core.errors import UserError
+from convatlas.tasks.base import Batch, Direction, Task
+from convatlas.tasks.losses import CrossEntropy, weighted_sum
+from convatlas.tasks.predicting import PALETTE, canvas_of, fitted_image
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+    from convatlas.data.card import Card
 
 Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Precision and recall, `(n,)` each."""
 
-MOST_DETECTIONS = 100
-"""COCO's figures are defined for so many detections an image, of all classes; the surest are kept."""
+MAX_DETECTIONS = 100
+"""COCO's figures are defined for so many detections an image, of all classes; those of the highest scores are kept."""
 SHOWN_SCORE = 0.5
-"""Detections that are less sure are not drawn."""
+"""Detections of a lower score are not drawn in figures."""
+LISTED_SCORE = 0.3
+"""Detections of a lower score are not listed in predictions."""
+FIGURES = ("map", "map_50", "map_75", f"mar_{MAX_DETECTIONS}")
+"""Average precision over IoU 0.50 to 0.95, at 0.50 and at 0.75, and recall with 100 detections."""
 
 
 class DetectionTask(Task):
@@ -36,25 +45,38 @@ class DetectionTask(Task):
 
     The net computes its loss terms in training; they are added up with the weights in `recipe.loss.auxiliary` (1 where
     a term has none there). COCO's figures are -1 where a split holds no object at all.
+
+    Metrics are updated with lists of dictionaries `boxes`, `scores`, `labels`, and of `boxes`, `labels`.
+
+    Raises:
+        UserError: the recipe's loss is another than the nets' own.
     """
 
-    monitor = "val/map_50"
+    name = "detection"
+    score = "map_50"
+
+    def __init__(
+        self, net: nn.Module, config: RunConfig, classes: list[str], seed: int, metrics: Mapping[str, Metric]
+    ) -> None:
+        logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it prints all figures at each evaluation
+        super().__init__(net, config, classes, seed, metrics)
+        loss = self.loss_function
+        if not isinstance(loss, CrossEntropy) or loss.weight is not None or loss.label_smoothing:
+            raise UserError(
+                "recipe.loss: detectors compute their losses themselves; leave _target_, label_smoothing and "
+                "class_weights as they are. recipe.loss.auxiliary weighs their terms."
+            )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the net's loss terms and their weighted sum."""
         terms = self.net(list(batch["images"]), batch["targets"])
         return {"loss": weighted_sum(terms, self.config.recipe.loss.auxiliary), **terms}
 
-    def new_metrics(self) -> dict[str, Metric]:
-        """Make the one metric that all figures come from."""
-        logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it tells all figures at each evaluation
-        metric = MeanAveragePrecision(backend="faster_coco_eval", max_detection_thresholds=[1, 10, MOST_DETECTIONS])
-        return {"average_precision": metric}
-
     def evaluate(self, batch: Batch, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Update the metric; a row holds the image's index, what was found in it and what is there."""
-        found = [surest(each) for each in self.net(list(batch["images"]))]
-        metrics["average_precision"].update(found, batch["targets"])
+        found = [top_scoring(each) for each in self.net(list(batch["images"]))]
+        for metric in metrics.values():
+            metric.update(found, batch["targets"])
         return [
             {
                 "index": index,
@@ -68,9 +90,14 @@ class DetectionTask(Task):
         ]
 
     def summarise(self, metrics: Mapping[str, Any]) -> dict[str, float]:
-        """Compute average precision over IoU 0.50 to 0.95, at 0.50 and at 0.75, and recall with 100 detections."""
+        """Compute `FIGURES`, and the metrics beside average precision."""
         values = metrics["average_precision"].compute()
-        return {name: float(values[name]) for name in ("map", "map_50", "map_75", f"mar_{MOST_DETECTIONS}")}
+        others = {name: metric for name, metric in metrics.items() if name != "average_precision"}
+        return {**{name: float(values[name]) for name in FIGURES}, **super().summarise(others)}
+
+    def direction(self, name: str) -> Direction | None:
+        """Return the direction of a metric: precision and recall are better when they are higher."""
+        return "max" if name in FIGURES else super().direction(name)
 
     def figures(self, batch: Batch, predictions: pd.DataFrame) -> dict[str, Figure]:
         """Draw test images with true and found boxes, and precision over recall on all images, by class and pooled."""
@@ -87,6 +114,53 @@ class DetectionTask(Task):
             "precision_recall": precision_recall(hits.curve(), hits.by_class(self.classes), "IoU 0.5 or more"),
         }
 
+    def example_targets(self, size: int) -> Batch:
+        """Return the targets of one image without objects."""
+        return {"targets": [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}]}
+
+    def check_answer(self, images: Tensor) -> None:
+        """Raise UserError unless the net takes the images and has the loss terms that the recipe weighs."""
+        self.net(list(images))
+        if self.term_weights:
+            targets = self.example_targets(images.shape[-1])["targets"] * 2
+            self.net.train()
+            self.losses({"images": images.repeat(2, 1, 1, 1), "targets": targets})
+            self.net.eval()
+
+    def try_size(self, channels: int, size: int) -> None:
+        """Run the net in training, since in evaluation it may resize; images have no objects."""
+        targets = self.example_targets(size)["targets"] * 2
+        with torch.no_grad():
+            self.net.train()([torch.zeros(channels, size, size)] * 2, targets)
+
+    def predict(self, image: Tensor, card: Card) -> tuple[dict[str, Any], Any]:
+        """Return the objects in one image."""
+        whole = (image.shape[1], image.shape[2])
+        scaled, placement = fitted_image(image, self.config.data, card)
+        height, width = scaled.shape[-2:]
+        found = self.net(scaled)[0]
+        factors = torch.tensor([placement.width / width, placement.height / height] * 2)
+        boxes = found["boxes"] * factors - torch.tensor([placement.left, placement.top] * 2)
+        kept = found["scores"] >= LISTED_SCORE
+        boxes, labels, scores = clip_boxes_to_image(boxes, whole)[kept], found["labels"][kept], found["scores"][kept]
+        listed = [
+            {"class": self.classes[number], "score": score, "box": box}
+            for number, score, box in zip(labels.tolist(), scores.tolist(), boxes.tolist(), strict=True)
+        ]
+        return {"objects": listed, "count": len(listed)}, boxes
+
+    def draw(self, image: Tensor, answer: Any, row: Mapping[str, Any]) -> Image:
+        """Draw the boxes with their classes and scores over the image."""
+        from PIL import Image
+        from torchvision.utils import draw_bounding_boxes
+
+        canvas, factor = canvas_of(image)
+        if row["objects"]:
+            names = [f"{o['class']} {o['score']:.2f}" for o in row["objects"]]
+            colours = [PALETTE[self.classes.index(o["class"]) % len(PALETTE)] for o in row["objects"]]
+            canvas = draw_bounding_boxes(canvas, answer * factor, names, colours, width=2)
+        return Image.fromarray(canvas.permute(1, 2, 0).numpy())
+
     def _named(self, labels: Iterable[int]) -> list[str]:
         return [self.classes[label] for label in labels]
 
@@ -97,9 +171,9 @@ class DetectionTask(Task):
         return as_boxes(row["boxes"])[sure], [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
 
 
-def surest(detections: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the surest detections of an image, the surest first."""
-    order = detections["scores"].argsort(descending=True, stable=True)[:MOST_DETECTIONS]
+def top_scoring(detections: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the detections of an image with the highest scores, in falling order."""
+    order = detections["scores"].argsort(descending=True, stable=True)[:MAX_DETECTIONS]
     return {
         "boxes": detections["boxes"][order].float(),
         "scores": detections["scores"][order].float(),
@@ -163,14 +237,6 @@ def gather_hits(rows: Iterable[Mapping[Any, Any]], least_overlap: float = 0.5) -
         hits=np.array(hits, dtype=bool),
         true_labels=joined("true_labels", np.int64),
     )
-
-
-def precision_and_recall(rows: Iterable[Mapping[Any, Any]], least_overlap: float = 0.5) -> Curve:
-    """Return precision and recall of the n surest detections of all images and classes, for n = 1, 2, ...
-
-    Arguments are those of `gather_hits`.
-    """
-    return gather_hits(rows, least_overlap).curve()
 
 
 def average_precision(curve: Curve) -> float:

@@ -12,15 +12,22 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
 from convatlas.core.config import RunConfig
-from convatlas.core.errors import UserError
 from convatlas.models.layers.crop import centre_crop
-from convatlas.tasks.base import Batch, Task
+from convatlas.tasks.base import Batch, Direction, Task
+from convatlas.tasks.classification import check_class_weights, check_logits
 from convatlas.tasks.hausdorff import DistanceMeans, hausdorff_distances
-from convatlas.tasks.losses import edge_loss, soft_dice_loss, weighted_sum
+from convatlas.tasks.losses import check_terms, edge_loss, soft_dice_loss, weighted_sum
+from convatlas.tasks.predicting import PALETTE, Served, canvas_of, fitted_image, normalised
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+    from convatlas.data.card import Card
+
+
+OWN_METRICS = ("loss", "pixels", "edges", "distances")
 
 
 class Inspection(Protocol):
@@ -63,22 +70,21 @@ class SegmentationTask(Task):
     A net whose output is smaller than its input (unpadded convolutions) is trained and judged on the middle of the
     mask, cut to the output's size.
 
+    The recipe's loss is called with logits `(B, classes, H, W)` and class numbers `(B, H, W)`. Metrics are updated with
+    predicted and true class numbers, `(B, H, W)` each.
+
     Raises:
-        UserError: `recipe.loss.class_weights` are not as many as the classes.
+        UserError: class weights are not as many as the classes.
     """
 
-    monitor = "val/dice"
+    name = "segmentation"
+    score = "dice"
 
-    def __init__(self, net: nn.Module, config: RunConfig, classes: list[str], seed: int) -> None:
-        super().__init__(net, config, classes, seed)
-        weights = config.recipe.loss.class_weights
-        if weights is not None and len(weights) != len(classes):
-            raise UserError(
-                f"recipe.loss.class_weights has {len(weights)} weights for {len(classes)} classes; give one for each "
-                f"of {', '.join(classes)}."
-            )
-        self.class_weights: Tensor | None
-        self.register_buffer("class_weights", None if weights is None else torch.tensor(weights), persistent=False)
+    def __init__(
+        self, net: nn.Module, config: RunConfig, classes: list[str], seed: int, metrics: Mapping[str, Metric]
+    ) -> None:
+        super().__init__(net, config, classes, seed, metrics)
+        check_class_weights(self.loss_function, classes)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted loss and its terms."""
@@ -90,17 +96,16 @@ class SegmentationTask(Task):
     def _losses(self, logits: Tensor, edges: Tensor | None, batch: Batch) -> dict[str, Tensor]:
         size = logits.shape[-2:]
         masks = centre_crop(batch["masks"], size)
-        smoothing = self.config.recipe.loss.label_smoothing
         terms = {
-            "cross_entropy": F.cross_entropy(logits, masks, self.class_weights, label_smoothing=smoothing),
+            "cross_entropy": self.loss_function(logits, masks),
             "dice": soft_dice_loss(logits.float().softmax(dim=1), masks),
         }
         if edges is not None:
             terms["edge"] = edge_loss(edges, centre_crop(batch["edges"], size))
-        return {"loss": weighted_sum(terms, self.config.recipe.loss.auxiliary), **terms}
+        return {"loss": weighted_sum(terms, self.term_weights), **terms}
 
-    def new_metrics(self) -> dict[str, Metric]:
-        """Make the metrics."""
+    def own_metrics(self) -> dict[str, Metric]:
+        """Make what Dice, IoU and distances are computed from."""
         classes = len(self.classes)
         return {
             "loss": MeanMetric(),
@@ -125,6 +130,8 @@ class SegmentationTask(Task):
         metrics["distances"].update(distances, unit)
         if edges is not None:
             metrics["edges"].update(count_pixels(edges[:, 0] > 0, batch["edges"][:, 0] > 0, 2))
+        for metric in self._others(metrics).values():
+            metric.update(predictions, masks)
         rows = []
         for index, dice, distance in zip(
             batch["indices"].tolist(), counts.dice()[:, 1:].tolist(), distances.tolist(), strict=True
@@ -154,7 +161,21 @@ class SegmentationTask(Task):
         }
         if metrics["edges"].update_called:
             found["edge_dice"] = float(metrics["edges"].compute().dice()[1].nan_to_num(0.0))
-        return found
+        return found | super().summarise(self._others(metrics))
+
+    def _others(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: metric for name, metric in metrics.items() if name not in OWN_METRICS}
+
+    def direction(self, name: str) -> Direction | None:
+        """Return the direction of a metric: overlaps are better when they are higher, distances when lower."""
+        if name.startswith(("dice", "iou", "edge_dice")):
+            return "max"
+        return "min" if name.startswith("hausdorff_") else super().direction(name)
+
+    def _may_come(self, monitor: str) -> bool:
+        units = ("dice", "hausdorff_px", "hausdorff_mm")
+        names = {"hausdorff_mm", *(f"{unit}_{label}" for unit in units for label in self.classes[1:])}
+        return monitor.removeprefix("val/") in names | ({"edge_dice"} if isinstance(self.net, Inspectable) else set())
 
     def _row(self, name: str, values: list[float]) -> dict[str, float | None]:
         """Name the values of the foreground classes and their mean; what is not finite is None."""
@@ -164,6 +185,43 @@ class SegmentationTask(Task):
             name: sum(defined) / len(defined) if defined else None,
             **{f"{name}_{label}": None if math.isnan(value) else value for label, value in each},
         }
+
+    def example_targets(self, size: int) -> Batch:
+        """Return the mask of one image, and its edges."""
+        return {"masks": torch.zeros(1, size, size, dtype=torch.int64), "edges": torch.zeros(1, 1, size, size)}
+
+    def check_answer(self, images: Tensor) -> None:
+        """Raise UserError unless there is one map of logits for each class, and the recipe weighs terms that exist."""
+        logits, edges = self._run(images)
+        check_logits(logits, 4, self.classes)
+        check_terms(self.term_weights, ["cross_entropy", "dice", *([] if edges is None else ["edge"])])
+
+    def predict(self, image: Tensor, card: Card) -> tuple[dict[str, Any], Any]:
+        """Return the pixels of each class in one image, and the classes `(H, W)`."""
+        fitted, placement = fitted_image(image, self.config.data, card)
+        probabilities = self.net(normalised(fitted, self.config.data, card)).softmax(dim=1)
+        margin = (self.config.data.image_size - probabilities.shape[-1]) // 2  # an unpadded U-Net leaves the border out
+        size = (placement.height, placement.width)
+        whole = F.interpolate(F.pad(probabilities, (margin,) * 4), size=size, mode="bilinear", align_corners=False)
+        numbers = whole[0].argmax(dim=0)
+        counts = torch.bincount(numbers.flatten(), minlength=len(self.classes)).tolist()
+        return {"pixels": dict(zip(self.classes, counts, strict=True))}, numbers
+
+    def draw(self, image: Tensor, answer: Any, row: Mapping[str, Any]) -> Image:
+        """Draw the classes over the image, each in its colour."""
+        from PIL import Image
+        from torchvision.utils import draw_segmentation_masks
+
+        canvas, factor = canvas_of(image)
+        enlarged = answer.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+        masks = torch.stack([enlarged == number for number in range(1, len(self.classes))])
+        colours = [PALETTE[number % len(PALETTE)] for number in range(len(masks))]
+        canvas = draw_segmentation_masks(canvas, masks, alpha=0.5, colors=colours)
+        return Image.fromarray(canvas.permute(1, 2, 0).numpy())
+
+    def served(self, mean: tuple[float, ...], std: tuple[float, ...]) -> nn.Module:
+        """Return the net behind its normalisation; it answers with probabilities `(B, classes, H, W)`."""
+        return Served(self.net, mean, std)
 
     @torch.no_grad()
     def figures(self, batch: Batch, predictions: pd.DataFrame) -> dict[str, Figure]:

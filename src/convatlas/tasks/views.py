@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
+from convatlas.tasks import task_class
 
 __all__ = ["VIEWS", "Flip", "MultiScale", "TenCrop", "TestTimeAugmentation"]
 
@@ -95,7 +96,7 @@ def with_views(net: nn.Module, view: str, config: RunConfig, option: str) -> Tes
     Raises:
         UserError: the task is another, or the net does not take the sizes of the views.
     """
-    if config.data.task != "classification":
+    if not task_class(config).has_image_logits:
         raise UserError(f"{option} is for classification, and this run is {config.data.task}; leave it out.")
     augmented = VIEWS[view](net)
     device = next(net.parameters()).device

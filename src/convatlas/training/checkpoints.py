@@ -27,11 +27,11 @@ class WholeCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(Path(path))
 
 
-def checkpoint_callbacks(folder: Path, monitor: str, every_n_steps: int | None) -> list[ModelCheckpoint]:
+def checkpoint_callbacks(folder: Path, monitor: str, mode: str, every_n_steps: int | None) -> list[ModelCheckpoint]:
     """Make the callbacks that save the best epoch, and the state to go on from."""
     common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_last": False}
     callbacks = [
-        ModelCheckpoint(**common, filename="best", monitor=monitor, mode="max", save_on_train_epoch_end=True),
+        ModelCheckpoint(**common, filename="best", monitor=monitor, mode=mode, save_on_train_epoch_end=True),
         ModelCheckpoint(**common, filename="last", every_n_epochs=1, save_on_train_epoch_end=True),
     ]
     if every_n_steps is not None:

@@ -12,10 +12,10 @@ from convatlas.core.errors import UserError
 from convatlas.core.processes import launched, uses_gpu
 from convatlas.models.interfaces import FollowsTraining
 
-__all__ = ["refuse_unsupported", "with_scaled_rate"]
+__all__ = ["check_supported", "with_scaled_rate"]
 
 
-def refuse_unsupported(config: RunConfig, net: nn.Module) -> None:
+def check_supported(config: RunConfig, net: nn.Module) -> None:
     """Refuse what cannot be trained as it is configured, before anything is written.
 
     Raises:
@@ -102,6 +102,7 @@ def with_scaled_rate(config: RunConfig) -> RunConfig:
     if reference is None:
         return config
     recipe = config.recipe
-    rate = recipe.optimizer.lr * recipe.batch_size / reference
-    optimizer = recipe.optimizer.model_copy(update={"lr": rate})
+    if "lr" not in recipe.optimizer:
+        raise UserError("trainer.scale_lr_from scales recipe.optimizer.lr, which is not there; give it a value.")
+    optimizer = {**recipe.optimizer, "lr": recipe.optimizer["lr"] * recipe.batch_size / reference}
     return config.model_copy(update={"recipe": recipe.model_copy(update={"optimizer": optimizer})})

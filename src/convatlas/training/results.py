@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -47,10 +48,10 @@ def collect_results(
     """Gather the results of a seed after its test. Whatever differs between equal runs (seconds) goes to `timing`."""
     import pandas as pd
 
-    monitor = config.recipe.monitor or task.monitor
+    monitor = task.monitor
     channels, size = config.data.in_channels, config.data.image_size
     costs = costs_of(lambda: build_model(config.model), (channels, size, size), config.recipe.batch_size)
-    best = max(recorder.rows, key=lambda row: row[monitor])  # the first of equals, as the checkpoint callback has it
+    best = best_row(recorder.rows, monitor, task.monitor_mode)
     predictions = pd.DataFrame(task.test_rows)
     task.eval()
     return Results(
@@ -81,6 +82,12 @@ def collect_results(
         figures=task.figures(data.sample_batch(predictions["index"].tolist()), predictions),
         environment=environment(config),
     )
+
+
+def best_row(rows: list[dict[str, float]], monitor: str, mode: str) -> dict[str, float]:
+    """Return the row of the best epoch: the first of equals, and never one without a value, as Lightning has it."""
+    sign = 1.0 if mode == "max" else -1.0
+    return max(rows, key=lambda row: -math.inf if math.isnan(row[monitor]) else sign * row[monitor])
 
 
 def write_results(results: Results, config: RunConfig, work: WorkFolder, folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -13,8 +12,6 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
-from torch import nn
 
 from convatlas.core.config import RunConfig
 from convatlas.core.digests import digest
@@ -28,18 +25,17 @@ from convatlas.models.build import build_model
 from convatlas.models.interfaces import HasParts
 from convatlas.models.weights import load_net, read_checkpoint
 from convatlas.tasks import new_task
-from convatlas.tasks.activation_maps import class_activation_maps
 from convatlas.tasks.base import DivergedError, Task
 from convatlas.tasks.views import with_views
 from convatlas.tracking.tracker import SeedTracker, VariantTracker, end_status, open_tracker
 from convatlas.training.accumulation import InPieces
-from convatlas.training.checkpoints import checkpoint_callbacks
-from convatlas.training.machine import refuse_unsupported, with_scaled_rate
-from convatlas.training.net_callbacks import FollowsNet, GradientNorms, InvertsImages
+from convatlas.training.dry_run import dry_run
+from convatlas.training.machine import with_scaled_rate
 from convatlas.training.recorder import Recorder
 from convatlas.training.results import collect_results, write_failure, write_results
-from convatlas.training.strategies import ChannelsLast, build_plugins, build_strategy, prepare_net
-from convatlas.training.transfer import begin_from, refuse_unfit_weights, weights_digest
+from convatlas.training.strategies import prepare_net
+from convatlas.training.trainer import build_trainer, shows_bar, user_errors
+from convatlas.training.transfer import load_initial_weights, weights_digest
 from convatlas.training.work_folder import WorkFolder, difference
 
 
@@ -59,11 +55,7 @@ def train(config: RunConfig, *, strict: bool) -> list[Path]:
     quieten_libraries()
     torch.set_num_threads(config.trainer.threads)
     prepared = PreparedData.open_for(config.data)
-    DataModule(prepared, config.data, config.recipe, workers=0, limit_batches=None, seed=0)  # refuses what does not fit
-    net = build_model(config.model)
-    refuse_unsupported(config, net)
-    try_out(net, config)
-    refuse_unfit_weights(config)
+    dry_run(build_model(config.model), config, prepared)
     with open_tracker(config, prepared.card) as tracker:
         folders = []
         for seed in config.seeds:
@@ -111,7 +103,7 @@ def _fit_and_test(
     if config.trainer.strategy == "fsdp":  # each process has a part of the net; it is tested whole
         whole = _with_whole_nets(config)
         task = build_task(whole, list(prepared.card.classes), seed)
-        trainer = build_trainer(whole, task, work, fitted.recorder)
+        trainer = build_trainer(whole, task, seed, work, fitted.recorder)
     load_net(task.net, work.best)
     started = time.perf_counter()
     test = _tested(task, data, trainer)
@@ -146,12 +138,13 @@ def fit(
     task = build_task(config, list(prepared.card.classes), seed)
     data = _build_data(config, prepared, seed)
     label = f"{config.variant} seed {seed}"
-    recorder = Recorder(label, config.recipe.epochs, on_epoch, show=not _shows_bar(config))
-    trainer = build_trainer(config, task, work, recorder)
+    recorder = Recorder(label, config.recipe.epochs, on_epoch, show=not shows_bar(config))
+    trainer = build_trainer(config, task, seed, work, recorder)
     resumed = work.last if work.last.exists() else None
     if not work.fitted.exists():
         data.start_batch = batches_done(read_checkpoint(resumed)) if resumed else 0
-        trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
+        with user_errors(trainer, config):
+            trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
         if trainer.is_global_zero:
             work.fitted.touch()
     elif resumed:  # killed between training and test: the rows are in the last checkpoint
@@ -178,101 +171,14 @@ def _with_whole_nets(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"trainer": config.trainer.model_copy(update={"strategy": "ddp"})})
 
 
-def try_out(net: nn.Module, config: RunConfig) -> None:
-    """Show the net one image of each size, so that one it cannot take is told before anything is written.
-
-    Raises:
-        UserError: the net refuses images of `data.image_size`, or of another size that it is to be trained on.
-    """
-    try:
-        show(net.eval(), config.data.in_channels, config.data.image_size)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    for size in config.recipe.augmentation.image_sizes:
-        if size != config.data.image_size:
-            try_out_size(net, config, size)
-    for view in config.recipe.test_views:
-        with_views(net, view, config, f"recipe.test_views={view}")
-    if config.recipe.activation_maps:
-        size = config.data.image_size
-        class_activation_maps(net, torch.zeros(1, config.data.in_channels, size, size))
-
-
-def show(net: nn.Module, channels: int, size: int) -> None:
-    """Run the net on one black image."""
-    with torch.inference_mode():
-        net(torch.zeros(1, channels, size, size))
-
-
-def try_out_size(net: nn.Module, config: RunConfig, size: int) -> None:
-    """Show the net one image of a size other than the data's; a detector takes it in training, with its objects.
-
-    Raises:
-        UserError: the net does not take it.
-    """
-    channels = config.data.in_channels
-    try:
-        if config.data.task == "detection":
-            nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-            with torch.no_grad():
-                net.train()([torch.zeros(channels, size, size)] * 2, [nothing] * 2)
-        else:
-            show(net.eval(), channels, size)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(
-            f"recipe.augmentation.image_sizes: this net takes no images of {size} pixels ({error}); leave {size} out."
-        ) from error
-
-
 def build_task(config: RunConfig, classes: list[str], seed: int) -> Task:
     """Build the net from its seed or the weights it begins with, and the task around it."""
     pl.seed_everything(seed, verbose=False)
     net = build_model(config.model)
-    for line in begin_from(net, config, seed):
+    for line in load_initial_weights(net, config, seed):
         if rank() == 0:
             print(line)
     return new_task(prepare_net(net, config.trainer), with_scaled_rate(config), classes, seed)
-
-
-def build_trainer(config: RunConfig, task: Task, work: WorkFolder, recorder: Recorder) -> pl.Trainer:
-    """Build Lightning's trainer with this run's callbacks."""
-    machine, recipe = config.trainer, config.recipe
-    monitor = recipe.monitor or task.monitor
-    callbacks: list[pl.Callback] = [
-        FollowsNet(),
-        InvertsImages(),
-        recorder,
-        *checkpoint_callbacks(work.path, monitor, machine.checkpoint_every_n_steps),
-    ]
-    if recipe.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=recipe.ema_decay))
-    if recipe.gradient_norms:
-        callbacks.append(GradientNorms(task.net))
-    if recipe.early_stopping_patience is not None:
-        callbacks.append(EarlyStopping(monitor, mode="max", patience=recipe.early_stopping_patience))
-    if _shows_bar(config):
-        callbacks.append(pl.callbacks.TQDMProgressBar(refresh_rate=20))
-    if machine.channels_last:
-        callbacks.append(ChannelsLast())
-    return pl.Trainer(
-        accelerator=machine.accelerator,
-        devices=machine.devices,
-        num_nodes=machine.num_nodes,
-        strategy=build_strategy(config, task.net),
-        precision=machine.precision,
-        max_epochs=recipe.epochs,
-        gradient_clip_val=recipe.gradient_clip_norm,
-        deterministic="warn" if machine.deterministic else None,
-        callbacks=callbacks,
-        plugins=build_plugins(machine),
-        accumulate_grad_batches=machine.accumulate_grad_batches,
-        default_root_dir=work.path,
-        logger=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-        enable_progress_bar=_shows_bar(config),
-    )
 
 
 def test_parts(task: Task, data: DataModule, trainer: pl.Trainer) -> dict[str, dict[str, float]]:
@@ -322,10 +228,6 @@ def _is_finished(folder: Path, identity: dict[str, Any], config: RunConfig, *, s
             "Choose another output_dir, or pass overwrite=true."
         )
     return False
-
-
-def _shows_bar(config: RunConfig) -> bool:
-    return config.trainer.progress_bar and sys.stdout.isatty()
 
 
 def quieten_libraries() -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from torch import nn
 
-from convatlas.core.config import RunConfig, read_config
+from convatlas.core.composing import read_run
+from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_yaml
+from convatlas.core.targets import check_trusted
 from convatlas.data.prepared import PreparedData
 from convatlas.models.build import build_model
 from convatlas.models.weights import load_net
@@ -52,7 +54,9 @@ def load_run(run: Path, checkpoint: Path | None = None) -> TrainedRun:
             raise UserError(f"run={run}: there is no config.yaml of a finished run; {hint}.")
         folder = seeds[0]
     file = folder / "config.yaml"
-    config = read_config(read_yaml(file, "name the folder of a finished run."), where=str(file))
+    values = read_yaml(file, "name the folder of a finished run.")
+    check_trusted(values, str(file))
+    config = read_run(values, str(file))
     net = build_model(config.model)
     load_net(net, checkpoint or folder / "best.ckpt")
     return TrainedRun(folder, config, net.eval())

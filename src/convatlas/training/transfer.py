@@ -14,22 +14,23 @@ from convatlas.core.errors import UserError, near_matches
 from convatlas.models.build import build_model
 from convatlas.models.freezing import freeze
 from convatlas.models.weights import State, digest, read_checkpoint, take_weights
+from convatlas.tasks import task_class
 
-__all__ = ["begin_from", "refuse_unfit_weights", "weights_digest"]
+__all__ = ["check_weights", "load_initial_weights", "weights_digest"]
 
 
-def refuse_unfit_weights(config: RunConfig) -> None:
+def check_weights(config: RunConfig) -> None:
     """Try the beginning of every seed, so that what is wrong with it is told before anything is written.
 
     Raises:
-        UserError: as `begin_from`.
+        UserError: as `load_initial_weights`.
     """
     if config.model.get("weights") is not None or config.recipe.trainable != "all":
         for seed in config.seeds:
-            begin_from(build_model(config.model), config, seed)
+            load_initial_weights(build_model(config.model), config, seed)
 
 
-def begin_from(net: nn.Module, config: RunConfig, seed: int) -> list[str]:
+def load_initial_weights(net: nn.Module, config: RunConfig, seed: int) -> list[str]:
     """Give a new net the weights of `model.weights` and freeze what `recipe.trainable` leaves out.
 
     Returns:
@@ -46,7 +47,7 @@ def begin_from(net: nn.Module, config: RunConfig, seed: int) -> list[str]:
         said.append(f"The net begins with the weights of {source}{new}.")
     trainable = config.recipe.trainable
     if trainable != "all":
-        if config.data.task != "classification":
+        if not task_class(config).has_image_logits:
             raise UserError(f"recipe.trainable={trainable} is for classification; for {config.data.task} use all.")
         size = config.data.image_size
         layers = freeze(net, trainable, classes, torch.zeros(1, config.data.in_channels, size, size))

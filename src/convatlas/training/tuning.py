@@ -40,9 +40,8 @@ from convatlas.tracking.tracker import (
     open_tracker,
     warn,
 )
-from convatlas.training.machine import refuse_unsupported
-from convatlas.training.run import fit, quieten_libraries, run_identity, stop, try_out
-from convatlas.training.transfer import refuse_unfit_weights
+from convatlas.training.dry_run import dry_run
+from convatlas.training.run import fit, quieten_libraries, run_identity, stop
 from convatlas.training.work_folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -273,15 +272,13 @@ def _run_trial(
         update={"variant": f"trial-{trial.number}", "output_dir": asked.base.output_dir}
     )
     net = build_model(config.model)
-    refuse_unsupported(config, net)
-    try_out(net, config)
-    refuse_unfit_weights(config)
+    dry_run(net, config, prepared)
     seed = config.seeds[0]
     identity = run_identity(config, seed, prepared.card.fingerprint)
     work = WorkFolder(_work(asked) / f"trial={trial.number}", identity, strict=False)
     work.open(overwrite=False)
     child = _child(tracker, config, seed, work.path)
-    monitor = config.recipe.monitor or new_task(net, config, list(prepared.card.classes), seed).monitor
+    monitor = new_task(net, config, list(prepared.card.classes), seed).monitor
 
     def on_epoch(row: dict[str, float]) -> None:
         child.log_epoch(row)

@@ -1,0 +1,65 @@
+"""A run tried before anything is written: net, task, metrics, optimiser, schedule, callbacks and loggers."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from convatlas.core.config import RunConfig
+from convatlas.core.errors import UserError
+from convatlas.data.module import DataModule
+from convatlas.data.prepared import PreparedData
+from convatlas.tasks import new_task
+from convatlas.tasks.activation_maps import class_activation_maps
+from convatlas.tasks.base import Task
+from convatlas.tasks.optimisation import build_optimizer, build_schedule
+from convatlas.tasks.views import with_views
+from convatlas.training.machine import check_supported, with_scaled_rate
+from convatlas.training.trainer import user_callbacks, user_loggers
+from convatlas.training.transfer import check_weights
+
+__all__ = ["dry_run"]
+
+
+def dry_run(net: nn.Module, config: RunConfig, prepared: PreparedData) -> None:
+    """Build everything that the run names once, and evaluate one black image.
+
+    Args:
+        net: a net of the run, which is not used any more afterwards.
+        config: the run.
+        prepared: its data.
+
+    Raises:
+        UserError: something does not exist, does not fit, or is an option that this run would not use.
+    """
+    DataModule(prepared, config.data, config.recipe, workers=0, limit_batches=None, seed=0)  # checks the augmentation
+    check_supported(config, net)
+    task = new_task(net, config, list(prepared.card.classes), config.seeds[0])
+    task.dry_run()
+    for size in config.recipe.augmentation.image_sizes:
+        if size != config.data.image_size:
+            _check_training_size(task, config, size)
+    for view in config.recipe.test_views:
+        with_views(net, view, config, f"recipe.test_views={view}")
+    if config.recipe.activation_maps:
+        size = config.data.image_size
+        class_activation_maps(net, torch.zeros(1, config.data.in_channels, size, size))
+    optimizer = build_optimizer(net, with_scaled_rate(config).recipe)
+    build_schedule(config.recipe.schedule, optimizer, config.recipe.epochs, 1, task.monitor)
+    user_callbacks(config)
+    user_loggers(config, config.seeds[0])
+    check_weights(config)
+
+
+def _check_training_size(task: Task, config: RunConfig, size: int) -> None:
+    """Try images of a size other than the data's, as the training would show them.
+
+    Raises:
+        UserError: the net does not take it.
+    """
+    try:
+        task.try_size(config.data.in_channels, size)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"recipe.augmentation.image_sizes: this net takes no images of {size} pixels ({error}); leave {size} out."
+        ) from error

@@ -1,0 +1,143 @@
+"""Lightning's trainer for one run: the pipeline's own callbacks, and the callbacks and loggers that a user adds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
+from pytorch_lightning.loggers import Logger
+
+from convatlas.core.config import RunConfig
+from convatlas.core.digests import flat
+from convatlas.core.errors import UserError
+from convatlas.core.targets import build
+from convatlas.tasks.base import Task
+from convatlas.training.checkpoints import checkpoint_callbacks
+from convatlas.training.net_callbacks import FollowsNet, GradientNorms, InvertsImages
+from convatlas.training.recorder import Recorder
+from convatlas.training.strategies import ChannelsLast, build_plugins, build_strategy
+from convatlas.training.work_folder import WorkFolder
+
+__all__ = ["build_trainer", "shows_bar", "user_callbacks", "user_errors", "user_loggers"]
+
+
+def build_trainer(config: RunConfig, task: Task, seed: int, work: WorkFolder, recorder: Recorder) -> pl.Trainer:
+    """Build the trainer of one seed; its last callbacks are those that save.
+
+    Raises:
+        UserError: a callback or logger of the user cannot be built.
+    """
+    machine, recipe = config.trainer, config.recipe
+    mode = task.monitor_mode
+    callbacks: list[pl.Callback] = [
+        FollowsNet(),
+        InvertsImages(),
+        *user_callbacks(config).values(),
+        recorder,
+        *checkpoint_callbacks(work.path, task.monitor, mode, machine.checkpoint_every_n_steps),
+    ]
+    if recipe.ema_decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=recipe.ema_decay))
+    if recipe.gradient_norms:
+        callbacks.append(GradientNorms(task.net))
+    if recipe.early_stopping_patience is not None:
+        callbacks.append(EarlyStopping(task.monitor, mode=mode, patience=recipe.early_stopping_patience))
+    if shows_bar(config):
+        callbacks.append(pl.callbacks.TQDMProgressBar(refresh_rate=20))
+    if machine.channels_last:
+        callbacks.append(ChannelsLast())
+    loggers = list(user_loggers(config, seed).values())
+    for logger in loggers:
+        logger.log_hyperparams(flat({k: v for k, v in config.plain().items() if k not in {"tracking", "loggers"}}))
+    return pl.Trainer(
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        num_nodes=machine.num_nodes,
+        strategy=build_strategy(config, task.net),
+        precision=machine.precision,
+        max_epochs=recipe.epochs,
+        gradient_clip_val=recipe.gradient_clip_norm,
+        deterministic="warn" if machine.deterministic else None,
+        callbacks=callbacks,
+        plugins=build_plugins(machine),
+        accumulate_grad_batches=machine.accumulate_grad_batches,
+        default_root_dir=work.path,
+        logger=loggers or False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_progress_bar=shows_bar(config),
+    )
+
+
+def shows_bar(config: RunConfig) -> bool:
+    """Say whether a progress bar is shown: where it is asked for, and there is a terminal."""
+    return config.trainer.progress_bar and sys.stdout.isatty()
+
+
+# ---- what a user adds -----------------------------------------------------------------------------------------------
+
+
+def user_callbacks(config: RunConfig) -> dict[str, pl.Callback]:
+    """Build the callbacks of `config.callbacks`, by name."""
+    return {name: _built(section, f"callbacks.{name}", pl.Callback) for name, section in config.callbacks.items()}
+
+
+def user_loggers(config: RunConfig, seed: int) -> dict[str, Logger]:
+    """Build the loggers of `config.loggers`; `{study}`, `{variant}` and `{seed}` in their arguments are filled in."""
+    words = {"study": config.study, "variant": config.variant, "seed": seed}
+    return {
+        name: _built(_filled(section, words, f"loggers.{name}"), f"loggers.{name}", Logger)
+        for name, section in config.loggers.items()
+    }
+
+
+def _built(section: Mapping[str, Any], key: str, kind: type) -> Any:
+    built = build(section, key)
+    if not isinstance(built, kind):
+        raise UserError(f"{key}: {section['_target_']} is no {kind.__name__} of Lightning; name another class.")
+    return built
+
+
+def _filled(section: Mapping[str, Any], words: Mapping[str, Any], key: str) -> dict[str, Any]:
+    try:
+        return {k: v.format(**words) if isinstance(v, str) else v for k, v in section.items()}
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(f"{key}: only {{study}}, {{variant}} and {{seed}} are filled in ({error}).") from error
+
+
+@contextmanager
+def user_errors(trainer: pl.Trainer, config: RunConfig) -> Iterator[None]:
+    """Turn an exception inside a callback or logger that the user added into a sentence that names it.
+
+    Raises:
+        UserError: such an exception; others are left as they are.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if (key := _raised_in(error, trainer, config)) is None:
+            raise
+        line = " ".join(str(error).split()) or "no message"
+        raise UserError(f"{key} raised {type(error).__name__} ({line}); correct it, or leave it out.") from error
+
+
+def _raised_in(error: BaseException, trainer: pl.Trainer, config: RunConfig) -> str | None:
+    """Return the key of the user's callback or logger in whose method an exception was raised."""
+    added: dict[str, str] = {}
+    for group, sections in (("callbacks", config.callbacks), ("loggers", config.loggers)):
+        added |= {section["_target_"].rpartition(".")[2]: f"{group}.{name}" for name, section in sections.items()}
+    theirs = [each for each in (*trainer.callbacks, *trainer.loggers) if type(each).__name__ in added]  # type: ignore[attr-defined]
+    traceback = error.__traceback__
+    while traceback is not None:
+        owner = traceback.tb_frame.f_locals.get("self")
+        if any(owner is each for each in theirs):
+            return added[type(owner).__name__]
+        traceback = traceback.tb_next
+    return None
