@@ -17,7 +17,7 @@ from convatlas.data.augmentation.mixing import beta, own_shares
 from convatlas.data.augmentation.rand_augment import MOST_OPERATIONS, OPERATIONS, operations, rand_augment
 from convatlas.data.batches import EvaluationBatches, TrainingBatches
 from convatlas.data.prepared import PreparedData
-from convatlas.tasks.losses import mixed_cross_entropy
+from convatlas.tasks.losses import CrossEntropy
 
 Preparer = Callable[..., PreparedData]
 
@@ -115,7 +115,7 @@ def test_the_loss_of_mixed_images_is_the_cross_entropy_with_the_soft_label(smoot
     shares = torch.tensor([0.0, 0.3, 0.5, 0.9, 1.0])
     soft = shares[:, None] * F.one_hot(labels, 4) + (1 - shares[:, None]) * F.one_hot(partners, 4)
     expected = F.cross_entropy(logits, soft, label_smoothing=smoothing)
-    torch.testing.assert_close(mixed_cross_entropy(logits, labels, partners, shares, smoothing), expected)
+    torch.testing.assert_close(CrossEntropy(smoothing).mixed(logits, labels, partners, shares), expected)
 
 
 # ---- RandAugment ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from convatlas.core.composing import compose_run, hydra_ready
 from convatlas.models.build import build_model
-from convatlas.tasks.detection import DetectionTask, find_hits, precision_and_recall, surest
+from convatlas.tasks import new_task
+from convatlas.tasks.detection import DetectionTask, find_hits, gather_hits, top_scoring
 
 CLASSES = ["background", *map(str, range(10))]
 
@@ -32,7 +33,7 @@ def task_for(net: nn.Module | None = None, *overrides: str) -> DetectionTask:
     with hydra_ready():
         run = ["data=digit_scenes", "model=retinanet_small", "recipe=base", "tracking=none", *overrides]
         config = compose_run(run, {"variant": "test", "output_dir": "nowhere"})
-    return DetectionTask(build_model(config.model) if net is None else net, config, CLASSES, seed=0)
+    return new_task(build_model(config.model) if net is None else net, config, CLASSES, seed=0)  # type: ignore[return-value]
 
 
 def objects(boxes: list[list[float]], labels: list[int], scores: list[float] | None = None) -> dict[str, Tensor]:
@@ -54,7 +55,7 @@ def batch_of(targets: list[dict[str, Tensor]], first: int = 0, side: int = 96) -
 
 
 def evaluate(task: DetectionTask, *batches: dict[str, Any]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    metrics = task.new_metrics()
+    metrics = dict(task.validation_metrics.items())
     rows = [row for batch in batches for row in task.evaluate(batch, metrics)]
     return task.summarise(metrics), rows
 
@@ -99,7 +100,7 @@ def test_the_figures_of_a_split_do_not_depend_on_its_batches() -> None:
     assert rows == rows_of_parts
 
 
-def test_a_row_holds_what_was_found_surest_first_and_what_is_there() -> None:
+def test_a_row_holds_what_was_found_top_scoring_first_and_what_is_there() -> None:
     found = [objects([[0, 0, 5, 5], [10, 10, 30, 40]], [2, 1], [0.25, 0.75])]
     _, rows = evaluate(task_for(Fixed(found)), batch_of(TRUE[:1]))
     assert rows == [
@@ -114,9 +115,9 @@ def test_a_row_holds_what_was_found_surest_first_and_what_is_there() -> None:
     ]
 
 
-def test_the_hundred_surest_detections_are_kept() -> None:
+def test_the_hundred_top_scoring_detections_are_kept() -> None:
     scores = torch.linspace(0, 1, 150)
-    kept = surest({"boxes": torch.zeros(150, 4), "scores": scores, "labels": torch.arange(150)})
+    kept = top_scoring({"boxes": torch.zeros(150, 4), "scores": scores, "labels": torch.arange(150)})
     assert kept["labels"].tolist() == list(range(149, 49, -1))
 
 
@@ -158,7 +159,7 @@ def test_precision_and_recall_of_a_case_computed_by_hand() -> None:
     one = row(objects([[10, 10, 30, 40], [0, 0, 9, 9]], [1, 1], [0.9, 0.1]), TRUE[0])
     other = row(objects([[40, 40, 50, 50], [5, 5, 25, 25]], [4, 4], [0.8, 0.7]), TRUE[1])
     third = row(objects([], [], []), objects([[1, 1, 2, 2]], [1]))
-    precision, recall = precision_and_recall([one, other, third])
+    precision, recall = gather_hits([one, other, third]).curve()
     np.testing.assert_allclose(precision, [1, 1 / 2, 2 / 3, 2 / 4])
     np.testing.assert_allclose(recall, [1 / 4, 1 / 4, 2 / 4, 2 / 4])
 

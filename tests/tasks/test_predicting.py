@@ -5,8 +5,28 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from convatlas.tasks.predicting import describe_prediction
+from convatlas.core.composing import compose_run, hydra_ready
+from convatlas.tasks import new_task
+
+
+class Net(nn.Module):
+    """A net that answers with what a function says."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return self.answer(images)
+
+
+def predicted(answer: Any, image: torch.Tensor, card: Any, *overrides: str) -> dict[str, Any]:
+    with hydra_ready():
+        config = compose_run(["tracking=none", *overrides], {"variant": "test", "output_dir": "nowhere"})
+    row, _ = new_task(Net(answer), config, list(card.classes), seed=0).predict(image, card)
+    return row
 
 
 def boxes_of(card: dict[str, Any]) -> list[list[float]]:
@@ -18,9 +38,15 @@ def boxes_of(card: dict[str, Any]) -> list[list[float]]:
         box = torch.tensor([[0.0, 25.0, 50.0, 50.0]])
         return [{"boxes": box, "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}]
 
-    data: Any = SimpleNamespace(task="detection", image_size=50)
     fields = {"classes": ("background", "cell"), "fitted": None, "source": {}} | card
-    row, _ = describe_prediction(net, torch.rand(3, 100, 200), data, SimpleNamespace(**fields))  # type: ignore[arg-type]
+    row = predicted(
+        net,
+        torch.rand(3, 100, 200),
+        SimpleNamespace(**fields),
+        "data=digit_scenes",
+        "data.image_size=50",
+        "model=retinanet_small",
+    )
     assert shown == [(1, 3, 50, 50)]
     return [each["box"] for each in row["objects"]]
 
@@ -48,10 +74,9 @@ def test_a_class_is_told_of_the_centre_where_the_training_saw_centres():
         seen.append(images)
         return torch.tensor([[0.0, 1.0]])
 
-    data: Any = SimpleNamespace(task="classification", image_size=4)
     card: Any = SimpleNamespace(
         classes=("a", "b"), fitted="centre", source={}, mean=(0.0,), std=(1.0,), has_canny=lambda _: False
     )
-    row, _ = describe_prediction(net, image, data, card)  # type: ignore[arg-type]
+    row = predicted(net, image, card, "data=digits", "data.image_size=4")
     assert row["prediction"] == "b"
     assert torch.equal(seen[0], torch.ones(1, 1, 4, 4))

@@ -15,6 +15,7 @@ from convatlas.core.errors import UserError
 from convatlas.data.edges import edge_targets
 from convatlas.models.segmentation.saunet import SAUNet
 from convatlas.models.segmentation.unet import UNet
+from convatlas.tasks import new_task
 from convatlas.tasks.losses import edge_loss, soft_dice_loss, weighted_sum
 from convatlas.tasks.segmentation import SegmentationTask, count_pixels
 
@@ -36,7 +37,7 @@ def task_for(net: nn.Module, *overrides: str, classes: list[str] | None = None) 
     with hydra_ready():
         run = ["data=heart_phantom", "model=unet_small", "recipe=base", "tracking=none", *overrides]
         config = compose_run(run, {"variant": "test", "output_dir": "nowhere"})
-    return SegmentationTask(net, config, classes or CLASSES, seed=0)
+    return new_task(net, config, classes or CLASSES, seed=0)  # type: ignore[return-value]
 
 
 def batch_of(masks: Tensor, first: int = 0) -> dict[str, Tensor]:
@@ -47,7 +48,7 @@ def batch_of(masks: Tensor, first: int = 0) -> dict[str, Tensor]:
 
 
 def evaluate(task: SegmentationTask, *batches: dict[str, Tensor]) -> tuple[dict[str, float], list[dict]]:
-    metrics = task.new_metrics()
+    metrics = dict(task.validation_metrics.items())
     rows = [row for batch in batches for row in task.evaluate(batch, metrics)]
     return task.summarise(metrics), rows
 

@@ -14,7 +14,7 @@ from test_determinism import assert_same_bits
 from convatlas.core.errors import UserError
 from convatlas.models.build import build_model
 from convatlas.tasks.classification import ClassificationTask
-from convatlas.training.machine import refuse_unsupported, with_scaled_rate
+from convatlas.training.machine import check_supported, with_scaled_rate
 from convatlas.training.run import train
 from convatlas.training.strategies import build_plugins
 
@@ -172,7 +172,7 @@ def test_what_does_not_go_together_is_refused_with_its_remedy(compose, case, mon
     options, words = REFUSED[case]
     config = compose(*options)
     with pytest.raises(UserError, match=words):
-        refuse_unsupported(config, build_model(config.model))
+        check_supported(config, build_model(config.model))
 
 
 def test_a_gpu_that_is_not_there_is_told(compose, monkeypatch):
@@ -193,7 +193,7 @@ def test_another_number_of_processes_than_was_started_is_told(compose, monkeypat
         monkeypatch.setenv(name, value)
     config = compose("trainer=ddp", "trainer.accelerator=cpu")
     with pytest.raises(UserError, match=rf"{launcher} started 4 processes but trainer.devices=2 .* make them agree"):
-        refuse_unsupported(config, build_model(config.model))
+        check_supported(config, build_model(config.model))
 
 
 def test_slurms_signal_leaves_resuming_to_our_checkpoints(compose, monkeypatch):

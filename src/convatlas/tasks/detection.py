@@ -70,7 +70,7 @@ class DetectionTask(Task):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the net's loss terms and their weighted sum."""
         terms = self.net(list(batch["images"]), batch["targets"])
-        return {"loss": weighted_sum(terms, self.config.recipe.loss.auxiliary), **terms}
+        return {"loss": weighted_sum(terms, self.term_weights), **terms}
 
     def evaluate(self, batch: Batch, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Update the metric; a row holds the image's index, what was found in it and what is there."""
