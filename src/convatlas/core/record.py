@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from convatlas.core.errors import UserError
 from convatlas.core.files import write_json, write_text
+from convatlas.core.metrics import Direction
 
-__all__ = ["Environment", "Metrics", "RunRecord", "Timing", "read_failure", "write_failure"]
+__all__ = ["REMEDY", "Environment", "Metrics", "RunRecord", "Timing", "read_failure", "write_failure"]
 
 REMEDY = "delete this run's folder and train it again."
 WHOLE_COLUMNS = ("epoch", "step")
@@ -33,6 +34,7 @@ class Metrics(_File):
 
     Attributes:
         monitor: the validation metric that chose the best epoch, such as `val/accuracy`.
+        monitor_mode: whether its highest or its lowest value is the best.
         epochs: epochs trained.
         best_epoch: the epoch, from 1, whose weights were tested.
         best: the row of that epoch, metrics alone.
@@ -46,6 +48,7 @@ class Metrics(_File):
     task: str
     data: str
     monitor: str
+    monitor_mode: Direction = "max"
     epochs: int
     best_epoch: int
     best: dict[str, float]
