@@ -50,9 +50,9 @@ class Metric:
         return 100.0 if self.is_share else 1.0
 
     @property
-    def lower_is_better(self) -> bool:
-        """Whether the lowest value is the best; where the direction is not known, the highest is taken for it."""
-        return self.direction == "min"
+    def sign(self) -> int:
+        """1 where the highest value is the best or that is not known, -1 where the lowest is."""
+        return -1 if self.direction == "min" else 1
 
 
 def _share(name: str, title: str, direction: Direction = "max") -> Metric:

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from convatlas.core.errors import UserError
+from convatlas.core.errors import UserError, first_mistake
 from convatlas.core.files import write_json, write_text
 from convatlas.core.metrics import Direction
 
@@ -183,10 +183,7 @@ def _read(kind: type[FileT], path: Path) -> FileT:
     try:
         return kind.model_validate(_read_mapping(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        message = "is missing" if first["type"] == "missing" else f"is wrong ({first['msg']})"
-        raise UserError(f"{path}: the key {key} {message}; {REMEDY}") from error
+        raise UserError(f"{path}: {first_mistake(error)}; {REMEDY}") from error
 
 
 def _read_if_there(kind: type[FileT], path: Path) -> FileT:
