@@ -19,6 +19,16 @@ from convatlas.core.statistics import Spread, spread
 from convatlas.reporting.predictions import Predictions, read_predictions
 from convatlas.studies.claims import Quantity
 
+COSTS = (
+    "parameters",
+    "macs",
+    "macs_inference",
+    "macs_of_weights",
+    "weight_megabytes",
+    "activation_bytes",
+    "batch_size",
+)
+"""What is counted and not measured, see `convatlas.models.costs.Costs`."""
 TIMES = ("train_seconds", "test_seconds", "latency_seconds")
 CURVE_POINTS = 60
 """Epochs kept of a learning curve; a longer one is thinned evenly."""

@@ -13,10 +13,10 @@ from convatlas.core.metrics import Metric, metric
 from convatlas.core.statistics import Spread
 from convatlas.reporting.paired import Pair, compare, reference_of
 from convatlas.reporting.statistics import not_significantly_worse
-from convatlas.reporting.study import TIMES, Group, SeedRun, Study, Variant
+from convatlas.reporting.study import COSTS, TIMES, Group, SeedRun, Study, Variant
 from convatlas.reporting.wording import DASH, duration, megabytes, metric_text, with_prefix
 
-COSTS = ("parameters", "macs", "macs_inference", "weight_megabytes", "activation_bytes", "batch_size")
+CSV_COSTS = tuple(name for name in COSTS if name != "macs_of_weights")
 _PAIR = ("against", "difference", "difference_low", "difference_high", "only_this_right", "only_reference_right")
 
 OfRun = Callable[[SeedRun], float | None]
@@ -220,7 +220,7 @@ def _record(study: Study, group: Group, variant: Variant) -> dict[str, Any]:
         found = variant.over_seeds(_validation(group, moment))
         record |= _mean_and_std(f"val_{group.score}_{moment}_epoch", found)
     record |= _mean_and_std("best_epoch", variant.over_seeds(_best_epoch))
-    record |= {name: variant.cost(name) for name in COSTS}
+    record |= {name: variant.cost(name) for name in CSV_COSTS}
     for name in TIMES:
         record |= _mean_and_std(name, variant.seconds(name))
     return record

@@ -17,7 +17,7 @@ from typing import Literal
 from convatlas.core.metrics import as_words, metric
 from convatlas.core.statistics import spread
 from convatlas.reporting.statistics import has_width, interval
-from convatlas.reporting.study import Claim, SeedRun, Study, Variant
+from convatlas.reporting.study import COSTS, Claim, SeedRun, Study, Variant
 from convatlas.reporting.wording import DASH, PLUS_MINUS, count, duration, listed, spread_text, with_prefix
 from convatlas.studies.claims import Comparison, Quantity, read_claim
 
@@ -112,7 +112,7 @@ def _values(quantity: Quantity, runs: Sequence[SeedRun]) -> dict[int, float]:
 
 def _is_counted(quantity: Quantity) -> bool:
     """Say whether a quantity is counted and not measured, so that one seed is enough."""
-    return quantity.figure in {"parameters", "macs", "macs_inference", "weight_megabytes", "activation_bytes"}
+    return quantity.figure in COSTS
 
 
 def _verdict(relation: str, low: float, high: float) -> Verdict:
