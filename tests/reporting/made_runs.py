@@ -48,6 +48,7 @@ class MadeVariant:
     task: str = "classification"
     data: str = "digits"
     monitor: str = "val/accuracy"
+    monitor_mode: str = "max"
     about: Mapping[str, Any] = field(default_factory=dict)
     costs: Mapping[str, Any] = field(default_factory=lambda: COSTS)
     train_seconds: float = 30.0
@@ -110,6 +111,7 @@ def make_run(folder: Path, made: MadeVariant, seed: int) -> None:
         "task": made.task,
         "data": made.data,
         "monitor": made.monitor,
+        "monitor_mode": made.monitor_mode,
         "epochs": len(history),
         "best_epoch": best + 1,
         "best": {key: value for key, value in history[best].items() if "/" in key},

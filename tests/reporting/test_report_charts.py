@@ -5,11 +5,10 @@ import math
 import pytest
 from made_runs import COSTS, MadeVariant, accuracies, make_study, rising_history
 
-from convatlas.reporting.charts import HUES, REST, colours, round_values
-from convatlas.reporting.curves import over_epochs, thinned
-from convatlas.reporting.gradients import gradient_chart
-from convatlas.reporting.learning_curves import inner_curves, learning_curves, whole_ticks
-from convatlas.reporting.results import read_study
+from convatlas.reporting.charts import HUES, REST, colours, scale
+from convatlas.reporting.curves import gradient_chart, inner_curves, learning_curves
+from convatlas.reporting.reading import read_study
+from convatlas.reporting.study import thinned
 from convatlas.reporting.trade_offs import trade_offs
 
 
@@ -41,7 +40,7 @@ def test_a_curve_ends_where_the_first_seed_stopped(tmp_path):
         1: rising_history("val/accuracy", (0.5, math.nan)),
     }
     variant = group(tmp_path, {"a": MadeVariant(test=accuracies(0.9, 0.9), history=history)}).variants[0]
-    assert list(over_epochs(variant, "val/accuracy")) == [(1, [0.5, 0.5])]
+    assert list(variant.curve("val/accuracy")) == [(1, [0.5, 0.5])]
 
 
 @pytest.mark.parametrize(("length", "limit"), [(1, 60), (60, 60), (61, 60), (200, 60), (1000, 20)])
@@ -112,16 +111,36 @@ def test_names_are_placed_apart_by_vega(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("last", "ticks"), [(1, [1]), (3, [1, 2, 3]), (20, [1, *range(2, 21, 2)]), (200, [1, *range(20, 201, 20)])]
+    ("values", "log", "domain"), [([1, 2], False, [0.93, 2.07]), ([3, 3], False, [2.7, 3.3]), ([0], False, [-1, 1])]
 )
-def test_epochs_are_ticked_by_whole_numbers(last, ticks):
-    assert whole_ticks(last) == ticks
+def test_an_axis_reaches_a_little_beyond_its_values(values, log, domain):
+    assert scale(values, log=log).domain == domain
 
 
-def test_logarithmic_axes_have_round_values():
-    assert round_values(0.7, 30) == [1, 2, 5, 10, 20]
-    assert round_values(1000, 1_000_000) == [1000, 3000, 10_000, 30_000, 100_000, 300_000, 1_000_000]
-    assert round_values(1, 1e6) == [1, 10, 100, 1e3, 1e4, 1e5, 1e6]
+def test_a_logarithmic_axis_reaches_as_far_in_proportion():
+    low, high = scale([1, 100], log=True).domain
+    assert (low, high) == (pytest.approx(100**-0.07, rel=1e-4), pytest.approx(100**1.07, rel=1e-4))
+
+
+def test_where_less_is_better_the_lowest_has_colour_front_and_headline(tmp_path):
+    """A score that the table knows as falling, and one whose direction only the runs know."""
+    for score, mode in (("mean_squared_error", "max"), ("regret", "min")):
+        made = {
+            f"v{n}": MadeVariant(
+                test={0: {score: 0.1 + n / 100}},
+                task="regression",
+                monitor=f"val/{score}",
+                monitor_mode=mode,
+                costs=COSTS | {"parameters": 1000 + n},
+                history={0: rising_history(f"val/{score}", (9, 0.5 + n / 100, 0.1 + n / 100))},
+            )
+            for n in range(10)
+        }
+        one = group(tmp_path / score, made)
+        assert one.best is one.variants[0]
+        assert [key for key, colour in colours(one).items() if colour == REST] == ["v8", "v9"]
+        assert [row["v"] for row in rows(trade_offs(one)[0]) if row["f"]] == ["v0"]
+        assert "The lowest at the end is v0 with 0.1" in learning_curves(one)[1].vega["description"]
 
 
 def test_what_nets_tell_and_their_gradients_are_drawn(tmp_path):

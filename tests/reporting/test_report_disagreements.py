@@ -12,10 +12,10 @@ from made_runs import MadeVariant, accuracies, make_study
 from PIL import Image
 
 from convatlas.data.prepared import PreparedData
-from convatlas.reporting.answers import Answers
 from convatlas.reporting.disagreements import SIDE, disagreements, entropies, majorities
+from convatlas.reporting.predictions import Predictions
+from convatlas.reporting.reading import read_study
 from convatlas.reporting.report import write_report
-from convatlas.reporting.results import read_study
 
 
 def made(*answers, labels, **options):
@@ -38,7 +38,7 @@ def test_a_variant_says_what_most_of_its_seeds_say_and_of_equals_the_first():
     arrays = {
         key: {seed: np.array(said, dtype=np.int32) for seed, said in seeds.items()} for key, seeds in predicted.items()
     }
-    majority, votes = majorities(Answers(np.arange(2), np.zeros(2), arrays))
+    majority, votes = majorities(Predictions(np.arange(2), np.zeros(2), arrays))
     assert majority.tolist() == [[2, 1], [4, 4]]
     assert votes.shape == (4, 2)
 
@@ -54,11 +54,11 @@ def test_the_images_with_the_most_disagreement_come_first(tmp_path):
     assert [image.position for image in shown.images] == [2, 1, 3]
     assert (shown.disputed, shown.total, shown.variants) == (3, 4, 3)
     _, second, third = shown.images
-    assert [(a.title, a.right, a.names) for a in second.answers] == [
+    assert [(a.title, a.right, a.names) for a in second.votes] == [
         ("class 1", True, "A and B"),
         ("class 9", False, "C"),
     ]
-    assert [(a.title, a.right, a.names) for a in third.answers] == [
+    assert [(a.title, a.right, a.names) for a in third.votes] == [
         ("class 5", False, "B and C"),
         ("class 3", True, "A"),
     ]
@@ -73,7 +73,7 @@ def test_of_equal_disagreement_the_one_that_seeds_dispute_more_comes_first(tmp_p
 def test_many_names_are_counted(tmp_path):
     variants = {f"v{n}": made([n == 9], labels=[0], title=f"V{n}") for n in range(10)}
     [image] = found(tmp_path, variants).images
-    assert image.answers[0].names == "V0, V1, V2 and 6 others"
+    assert image.votes[0].names == "V0, V1, V2 and 6 others"
 
 
 def test_without_two_variants_that_name_classes_there_is_nothing_to_show(tmp_path):
@@ -91,8 +91,8 @@ def test_the_pictures_are_those_of_the_prepared_test_split(tmp_path, prepared_di
         "b": made(wrong, labels=labels, prepared=prepared_digits),
     }
     [image] = found(tmp_path, variants).images
-    assert (image.position, image.title, image.width, image.height) == (17, str(labels[17]), SIDE, SIDE)
-    picture = Image.open(io.BytesIO(base64.b64decode(image.address.partition(",")[2]))).convert("L")
+    assert (image.position, image.title, image.image.width, image.image.height) == (17, str(labels[17]), SIDE, SIDE)
+    picture = Image.open(io.BytesIO(base64.b64decode(image.image.uri.partition(",")[2]))).convert("L")
     middles = np.asarray(picture, dtype=int)[SIDE // 16 :: SIDE // 8, SIDE // 16 :: SIDE // 8]
     assert np.abs(middles - split.images[17, 0]).max() < 30
 

@@ -4,7 +4,7 @@ import pytest
 from made_runs import MadeVariant, accuracies, make_study
 
 from convatlas.reporting.documents import as_latex, as_markdown, claim_records
-from convatlas.reporting.results import read_study
+from convatlas.reporting.reading import read_study
 
 CLAIM = {"says": "a is better", "holds": ["error[a] < error[b]"], "note": None}
 

@@ -8,8 +8,8 @@ import pytest
 from made_runs import COSTS, MadeVariant, accuracies, make_study
 
 from convatlas.reporting.lecture_figures import lecture_figures
+from convatlas.reporting.reading import read_study
 from convatlas.reporting.report import write_report
-from convatlas.reporting.results import read_study
 
 
 def figure(curves, **options):

@@ -7,7 +7,7 @@ from made_runs import MadeVariant, accuracies, make_study
 from PIL import Image
 
 from convatlas.core.errors import UserError
-from convatlas.reporting import pictures
+from convatlas.reporting import run_pictures
 from convatlas.reporting.rendering import data_block
 from convatlas.reporting.report import write_report
 
@@ -166,7 +166,7 @@ def test_a_study_without_any_run_is_a_page_without_charts(tmp_path):
 
 
 def test_a_hundred_variants_with_pictures_stay_below_the_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "TOTAL_BYTES", 20_000)
+    monkeypatch.setattr(run_pictures, "TOTAL_BYTES", 20_000)
     noise = {"samples": Image.effect_noise((100, 100), 90)}
     variants = {f"v{n}": MadeVariant(test=accuracies(0.5 + n / 250), pictures=noise) for n in range(100)}
     page = report(tmp_path, variants, seeds=[0])
@@ -197,7 +197,7 @@ def test_a_broken_picture_is_named_with_a_remedy(tmp_path):
     broken = runs / "overview" / "a" / "seed=0" / "figures" / "samples.png"
     broken.parent.mkdir()
     broken.write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"samples\.png is not a readable picture; delete the folder"):
+    with pytest.raises(UserError, match=r"samples\.png is not a readable picture; delete this run's folder"):
         write_report(study_file, runs, tmp_path / "report")
     assert not (tmp_path / "report").exists()
 

@@ -9,11 +9,12 @@ import pytest
 from made_runs import MadeVariant, accuracies, make_study
 
 from convatlas.core.errors import UserError
-from convatlas.reporting.paired import compare, crossed_interval, drawn_intervals, interval_text, reference_of, signed
+from convatlas.core.metrics import metric
+from convatlas.reporting.paired import compare, crossed_interval, interval_text, reference_of, signed
+from convatlas.reporting.reading import read_study
 from convatlas.reporting.report import write_report
-from convatlas.reporting.results import read_study
-from convatlas.reporting.verdicts import interval
-from convatlas.reporting.wording import Metric
+from convatlas.reporting.score_plots import interval_plots
+from convatlas.reporting.statistics import interval
 
 LABELS = [0, 1, 2, 3]
 RIGHT, FIRST_WRONG, LAST_WRONG = [0, 1, 2, 3], [9, 1, 2, 3], [0, 1, 2, 9]
@@ -125,11 +126,11 @@ def test_a_broken_file_of_predictions_is_named_with_a_remedy(tmp_path):
 
 def test_intervals_share_a_scale_with_zero_on_it(tmp_path):
     variants = {"a": made(RIGHT, RIGHT), "b": made(FIRST_WRONG, FIRST_WRONG), "c": MadeVariant(test={})}
-    metric, pairs = Metric("accuracy"), compare(group(tmp_path, variants))
-    (drawn, empty), (low, high) = drawn_intervals(pairs, metric)
+    pairs = compare(group(tmp_path, variants))
+    (drawn, empty), (low, high) = interval_plots(pairs)
     assert low <= -0.25 <= 0 <= high
     assert drawn.low <= drawn.mean <= drawn.high
-    assert drawn.label == f"difference −25.00, 95 % interval {interval_text(pairs[0], metric)}, 2 common seeds"
+    assert drawn.label == f"difference −25.00, 95 % interval {interval_text(pairs[0])}, 2 common seeds"
     assert (empty.mean, empty.low, empty.label) == (None, None, "no common seed")
     assert drawn.zero == empty.zero
 
@@ -143,7 +144,7 @@ def test_an_interval_far_wider_than_the_others_is_cut_at_the_scales_end(tmp_path
 
     variants = {"a": dice(0.8, 0.81), "b": dice(0.9, 0.92), "c": dice(0.85, 0.88), "wild": dice(0.1, 0.9)}
     pairs = compare(group(tmp_path, variants))
-    drawn, (low, high) = drawn_intervals(pairs, Metric("dice"))
+    drawn, (low, high) = interval_plots(pairs)
     widths = [pair.interval[1] - pair.interval[0] for pair in pairs]
     assert [each.cut for each in drawn] == [(), (), ("low", "high")]
     assert pairs[2].interval[0] < low < pairs[2].difference < 0 < high < pairs[2].interval[1]
@@ -152,11 +153,11 @@ def test_an_interval_far_wider_than_the_others_is_cut_at_the_scales_end(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("metric", "value", "text"),
+    ("name", "value", "text"),
     [("accuracy", 0.0123, "+1.23"), ("loss", -0.5, "−0.5000"), ("accuracy", -1e-9, "0.00"), ("accuracy", None, "–")],
 )
-def test_differences_have_a_sign(metric, value, text):
-    assert signed(value, Metric(metric)) == text
+def test_differences_have_a_sign(name, value, text):
+    assert signed(value, metric(name)) == text
 
 
 def test_the_page_and_the_csv_say_it(tmp_path):

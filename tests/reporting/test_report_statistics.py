@@ -2,24 +2,25 @@ import math
 
 import pytest
 
-from convatlas.reporting.statistics import as_good, pareto_front, sampling_error, spread
+from convatlas.core.statistics import spread
+from convatlas.reporting.statistics import interval, not_significantly_worse, pareto_front, sampling_error
 
 
 def test_the_deviation_is_the_sample_one():
     found = spread([0.90, 0.92, 0.97])
     # mean 0.93; squares 0.0009 + 0.0001 + 0.0016 = 0.0026, over n - 1 = 2
     assert found.mean == pytest.approx(0.93, abs=1e-12)
-    assert found.deviation == pytest.approx(math.sqrt(0.0013), abs=1e-12)
+    assert found.std == pytest.approx(math.sqrt(0.0013), abs=1e-12)
     assert (found.n, found.low, found.high) == (3, 0.90, 0.97)
 
 
 def test_a_single_figure_has_no_deviation():
-    assert spread([0.9]).deviation is None
+    assert spread([0.9]).std is None
 
 
 def test_equal_figures_deviate_by_exactly_nothing():
     found = spread([0.1] * 3)
-    assert (found.mean, found.deviation) == (0.1, 0.0)
+    assert (found.mean, found.std) == (0.1, 0.0)
 
 
 def test_missing_figures_are_left_out_of_n():
@@ -33,19 +34,19 @@ def test_a_diverged_seed_is_not_left_out():
     assert found.n == 3
 
 
-def test_two_standard_errors_of_the_difference_decide_what_is_as_good():
+def test_two_standard_errors_of_the_difference_decide_what_is_not_significantly_worse():
     # standard error of the difference: sqrt(0.01^2 / 4 + 0.01^2 / 4) = 0.00707...
     best = spread([0.99, 1.01, 0.99, 1.01])
-    assert best.deviation == pytest.approx(0.0115470, abs=1e-7)
-    twice = 2 * math.sqrt(2 * best.deviation**2 / 4)
+    assert best.std == pytest.approx(0.0115470, abs=1e-7)
+    twice = 2 * math.sqrt(2 * best.std**2 / 4)
     near = spread([value - 0.99 * twice for value in (0.99, 1.01, 0.99, 1.01)])
     far = spread([value - 1.01 * twice for value in (0.99, 1.01, 0.99, 1.01)])
-    assert as_good(best, near)
-    assert not as_good(best, far)
+    assert not_significantly_worse(best, near)
+    assert not not_significantly_worse(best, far)
 
 
-def test_a_single_seed_is_never_as_good():
-    assert not as_good(spread([0.9, 0.8]), spread([0.9]))
+def test_a_single_seed_is_never_not_significantly_worse():
+    assert not not_significantly_worse(spread([0.9, 0.8]), spread([0.9]))
 
 
 def test_the_front_holds_what_nothing_beats_in_both():
@@ -64,3 +65,14 @@ def test_the_front_is_what_its_definition_says():
 
 def test_the_sampling_error_is_binomial():
     assert sampling_error(0.9, 100) == pytest.approx(0.03)
+
+
+def test_the_interval_is_students():
+    low, high = interval([1.0, 2.0, 4.0])
+    mean, reach = 7 / 3, 4.302653 * math.sqrt(7 / 3 / 3)
+    assert (low, high) == (pytest.approx(mean - reach, rel=1e-6), pytest.approx(mean + reach, rel=1e-6))
+
+
+def test_one_value_has_no_interval_and_equal_ones_have_a_point():
+    assert interval([1.0]) == (-math.inf, math.inf)
+    assert interval([0.5, 0.5, 0.5]) == (0.5, 0.5)

@@ -5,8 +5,9 @@ import math
 import pytest
 from made_runs import COSTS, MadeVariant, accuracies, make_study, rising_history
 
-from convatlas.reporting.results import read_study
-from convatlas.reporting.statistics import spread
+from convatlas.core.metrics import metric
+from convatlas.core.statistics import spread
+from convatlas.reporting.reading import read_study
 from convatlas.reporting.tables import as_csv, further_table, leaders, main_table, records
 
 
@@ -22,7 +23,7 @@ def test_the_table_holds_hand_computed_means_and_deviations(tmp_path):
         "c": MadeVariant(test={}),
     }
     found = cells(read_study(*make_study(tmp_path, made)), "accuracy, %")
-    assert [(cell.text, cell.deviation) for cell in found] == [("93.00", "3.61"), ("80.00", ""), ("–", "")]
+    assert [(cell.text, cell.std) for cell in found] == [("93.00", "3.61"), ("80.00", ""), ("–", "")]
 
 
 def test_the_csv_holds_them_in_full(tmp_path):
@@ -74,12 +75,17 @@ def test_a_diverged_seed_is_shown_and_sorts_last(tmp_path):
 
 def test_what_noise_could_set_apart_leads_together():
     best, near, far, single = [0.90, 0.92], [0.89, 0.91], [0.70, 0.71], [0.91]
-    assert leaders([spread(values) for values in (far, best, near, single)]) == [False, True, True, True]
-    assert leaders([spread([0.91]), spread([0.90, 0.92]), None]) == [True, True, False]
+    assert leaders([spread(values) for values in (far, best, near, single)], metric("accuracy")) == [
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert leaders([spread([0.91]), spread([0.90, 0.92]), None], metric("accuracy")) == [True, True, False]
 
 
 def test_alone_nothing_leads():
-    assert leaders([None, spread([0.9, 0.8])]) == [False, False]
+    assert leaders([None, spread([0.9, 0.8])], metric("accuracy")) == [False, False]
 
 
 def test_of_errors_the_lowest_leads(tmp_path):
@@ -105,7 +111,7 @@ def test_points_are_earned_by_each_seed(tmp_path):
     grading = {"metric": "f1_macro", "points": {"0.83": 1, "0.97": 15, "0.96": 14}}
     study = read_study(*make_study(tmp_path, variants, grading=grading))
     [column] = [column for column in main_table(study.groups[0]).columns if column.title == "points for macro F1"]
-    assert [(cell.text, cell.deviation) for cell in column.cells] == [("10.0", "8.7"), ("–", "")]
+    assert [(cell.text, cell.std) for cell in column.cells] == [("10.0", "8.7"), ("–", "")]
     assert column.meaning.startswith("15 from 97.00% macro F1 on the test split, 1 from 83.00%, none below")
     assert records(study)[0]["points_mean"] == 10
 

@@ -2,8 +2,9 @@ import math
 
 import pytest
 
-from convatlas.reporting.statistics import spread
-from convatlas.reporting.wording import Metric, duration, listed, with_prefix
+from convatlas.core.metrics import metric
+from convatlas.core.statistics import spread
+from convatlas.reporting.wording import duration, listed, spread_text, with_prefix
 
 
 @pytest.mark.parametrize(
@@ -38,42 +39,24 @@ def test_three_digits_and_a_prefix(value, text):
         (7_199, "2 h 0 min"),
     ],
 )
-def test_a_duration_reads_as_a_person_would_say_it(seconds, text):
+def test_a_duration_reads_in_two_units(seconds, text):
     assert duration(seconds).replace("\u202f", " ") == text
 
 
-def test_a_share_is_written_in_percent_with_its_deviation():
-    assert Metric("accuracy").spread_text(spread([0.98, 0.99])) == "98.50 ± 0.71\u202f%"
+def test_a_share_is_written_in_percent_with_its_standard_deviation():
+    assert spread_text(metric("accuracy"), spread([0.98, 0.99])) == "98.50 ± 0.71\u202f%"
 
 
 def test_a_single_seed_is_written_without_one():
-    assert Metric("accuracy").spread_text(spread([0.98])) == "98.00\u202f%"
+    assert spread_text(metric("accuracy"), spread([0.98])) == "98.00\u202f%"
 
 
 def test_a_loss_is_no_share():
-    assert Metric("loss").spread_text(spread([0.25])) == "0.2500"
+    assert spread_text(metric("loss"), spread([0.25])) == "0.2500"
 
 
 def test_a_diverged_figure_says_so():
-    assert Metric("loss").spread_text(spread([math.nan, 0.5])) == "not finite"
-
-
-@pytest.mark.parametrize(
-    ("name", "title", "lower"),
-    [
-        ("accuracy", "accuracy", False),
-        ("map_50", "mAP@.5", False),
-        ("dice_right_ventricle", "Dice, right ventricle", False),
-        ("calibration_error", "calibration error", True),
-        ("loss", "loss", True),
-        ("edge_dice", "Dice of the edges", False),
-        ("hausdorff_mm", "Hausdorff distance in mm", True),
-        ("hausdorff_px_right_ventricle", "Hausdorff distance in px, right ventricle", True),
-    ],
-)
-def test_metrics_have_names_and_a_direction(name, title, lower):
-    assert Metric(name).title == title
-    assert Metric(name).lower_is_better is lower
+    assert spread_text(metric("loss"), spread([math.nan, 0.5])) == "not finite"
 
 
 def test_a_list_is_one_phrase():

@@ -1,7 +1,6 @@
 """The students' pages: what was measured comes into them from the reports, and nothing in them leads nowhere."""
 
 import re
-import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 from made_runs import ENVIRONMENT, MadeVariant, accuracies, make_study
 
 from convatlas.core.errors import UserError
-from convatlas.reporting.report import write_report
 from convatlas.reporting.study_pages import BEGIN, END, update_pages
 from helpers import ROOT
 
@@ -20,40 +18,35 @@ SVG = "{http://www.w3.org/2000/svg}"
 # ---- the program ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    """Write the report of a study of which one run is missing."""
-    folder = tmp_path_factory.mktemp("report")
+@pytest.fixture
+def folders(tmp_path):
+    """Make two empty pages, and plan and runs of one of their studies, of which one run is missing."""
     made = {
         "a": MadeVariant(test=accuracies(0.95, 0.96, 0.94), title="a | 1 of 2"),
         "b": MadeVariant(test=accuracies(0.85, 0.87), title="b", environment=ENVIRONMENT | {"dirty": True}),
     }
     claims = [{"says": "a is better", "holds": ["error[a] < error[b]"], "note": None}]
-    write_report(*make_study(folder, made, question="Which?", claims=claims), folder / "overview")
-    return folder / "overview"
-
-
-@pytest.fixture
-def folders(tmp_path, report):
-    """Make two empty pages, and the report of one of their studies."""
-    pages, reports = tmp_path / "pages", tmp_path / "reports"
-    shutil.copytree(report, reports / "overview")
+    study_file, runs = make_study(tmp_path, made, question="Which?", claims=claims)
+    make_study(tmp_path, {"c": MadeVariant(test={})}, name="unfinished")
+    pages = tmp_path / "pages"
     pages.mkdir()
-    for name in ("overview", "densenet"):
+    for name in ("overview", "densenet", "unfinished"):
         (pages / f"{name}.md").write_text(EMPTY)
     (pages / "README.md").write_text(
+        "| study | question | claims |\n|---|---|---|\n"
         "| [Overview](overview.md) | Which? | |\n| [Densenet](densenet.md) | Why? | old |\n"
     )
-    return pages, reports
+    return pages, study_file.parent, runs
 
 
-def test_a_page_gets_the_tables_and_verdicts_of_its_report(folders):
-    pages, reports = folders
-    assert update_pages(pages, reports) == [pages / "overview.md", pages / "README.md"]
-    index = "| [Overview](overview.md) | Which? | 1 confirmed |\n| [Densenet](densenet.md) | Why? |  |\n"
-    assert (pages / "README.md").read_text() == index
-    text = (pages / "overview.md").read_text()
-    before, measured, after = re.split(f"{BEGIN}\n|{END}", text)
+def test_a_page_gets_the_tables_and_verdicts_of_its_study_and_the_index_counts_them(folders):
+    pages = folders[0]
+    assert update_pages(*folders) == [pages / "overview.md", pages / "README.md"]
+    assert (pages / "README.md").read_text().splitlines()[2:] == [
+        "| [Overview](overview.md) | Which? | 1 confirmed |",
+        "| [Densenet](densenet.md) | Why? | old |",
+    ]
+    before, measured, after = re.split(f"{BEGIN}\n|{END}", (pages / "overview.md").read_text())
     assert (before, after) == tuple(re.split(f"{BEGIN}\n.*\n{END}", EMPTY))
     assert measured.startswith(
         "3 seeds, scale laptop, 5 of 6 runs, commits 0123456 and 0123456 with changes.\n\n"
@@ -64,26 +57,19 @@ def test_a_page_gets_the_tables_and_verdicts_of_its_report(folders):
     assert "Which?" not in measured
 
 
-def test_a_page_without_a_report_stays_as_it_is_and_a_second_time_changes_nothing(folders):
+def test_a_page_without_results_stays_as_it_is_and_a_second_time_changes_nothing(folders):
     update_pages(*folders)
-    assert (folders[0] / "densenet.md").read_text() == EMPTY
+    assert (folders[0] / "densenet.md").read_text() == (folders[0] / "unfinished.md").read_text() == EMPTY
     assert update_pages(*folders) == []
 
 
 def test_what_was_measured_before_is_replaced(folders):
-    pages, reports = folders
-    update_pages(pages, reports)
-    first = (pages / "overview.md").read_text()
-    (pages / "overview.md").write_text(first.replace("95.00", "12.34"))
-    update_pages(pages, reports)
-    assert (pages / "overview.md").read_text() == first
-
-
-def test_a_report_without_its_html_page_leaves_scale_and_commit_unsaid(folders):
-    pages, reports = folders
-    (reports / "overview" / "index.html").unlink()
-    update_pages(pages, reports)
-    assert f"{BEGIN}\n3 seeds, 5 of 6 runs.\n" in (pages / "overview.md").read_text()
+    update_pages(*folders)
+    page = folders[0] / "overview.md"
+    first = page.read_text()
+    page.write_text(first.replace("95.00", "12.34"))
+    update_pages(*folders)
+    assert page.read_text() == first
 
 
 @pytest.mark.parametrize(
@@ -96,23 +82,16 @@ def test_a_report_without_its_html_page_leaves_scale_and_commit_unsaid(folders):
     ],
 )
 def test_a_page_with_wrong_marks_is_named_and_no_page_is_written(folders, text, counts):
-    pages, reports = folders
+    pages = folders[0]
     (pages / "zebra.md").write_text(text)  # the last to be read
     with pytest.raises(UserError, match=rf"zebra\.md must have {BEGIN} and below it {END}, each once, .* {counts};"):
-        update_pages(pages, reports)
+        update_pages(*folders)
     assert (pages / "overview.md").read_text() == EMPTY
-
-
-def test_a_table_that_is_none_is_named(folders):
-    pages, reports = folders
-    (reports / "overview" / "table.md").write_text("# Overview\n\nNothing.\n")
-    with pytest.raises(UserError, match=r"table\.md is not the table of a report; run `python -m convatlas.report"):
-        update_pages(pages, reports)
 
 
 def test_a_folder_without_pages_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no page of a study; start this in the root"):
-        update_pages(tmp_path, tmp_path)
+        update_pages(tmp_path, tmp_path, tmp_path)
 
 
 # ---- the pages ------------------------------------------------------------------------------------------------------

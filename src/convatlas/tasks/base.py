@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -14,6 +14,7 @@ from torchmetrics import Metric
 
 from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError, near_matches
+from convatlas.core.metrics import Direction, direction
 from convatlas.core.processes import of_all_processes
 from convatlas.core.seeds import mixed_seed
 from convatlas.core.targets import build
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from convatlas.data.card import Card
 
 Batch = dict[str, Any]
-Direction = Literal["max", "min"]
 
 
 class DivergedError(UserError):
@@ -109,11 +109,8 @@ class Task(pl.LightningModule, ABC):
 
     def direction(self, name: str) -> Direction | None:
         """Say whether a metric of `summarise` is better when it is higher ("max") or lower; None where nobody says."""
-        for known, metric in self.validation_metrics.items():
-            if name == known or name.startswith(f"{known}_"):
-                higher = metric.higher_is_better
-                return None if higher is None else "max" if higher else "min"
-        return "min" if name == "loss" else None
+        own = next((m for known, m in self.validation_metrics.items() if f"{name}_".startswith(f"{known}_")), None)
+        return direction(name, own)
 
     @abstractmethod
     def figures(self, batch: Batch, predictions: pd.DataFrame) -> dict[str, Figure]:

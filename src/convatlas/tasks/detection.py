@@ -16,7 +16,7 @@ from torchvision.ops import box_iou, clip_boxes_to_image
 
 from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
-from convatlas.tasks.base import Batch, Direction, Task
+from convatlas.tasks.base import Batch, Task
 from convatlas.tasks.losses import CrossEntropy, weighted_sum
 from convatlas.tasks.predicting import PALETTE, canvas_of, fitted_image
 
@@ -94,10 +94,6 @@ class DetectionTask(Task):
         values = metrics["average_precision"].compute()
         others = {name: metric for name, metric in metrics.items() if name != "average_precision"}
         return {**{name: float(values[name]) for name in FIGURES}, **super().summarise(others)}
-
-    def direction(self, name: str) -> Direction | None:
-        """Return the direction of a metric: precision and recall are better when they are higher."""
-        return "max" if name in FIGURES else super().direction(name)
 
     def figures(self, batch: Batch, predictions: pd.DataFrame) -> dict[str, Figure]:
         """Draw test images with true and found boxes, and precision over recall on all images, by class and pooled."""

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric, Metric
 
 from convatlas.core.config import RunConfig
 from convatlas.models.layers.crop import centre_crop
-from convatlas.tasks.base import Batch, Direction, Task
+from convatlas.tasks.base import Batch, Task
 from convatlas.tasks.classification import check_class_weights, check_logits
 from convatlas.tasks.hausdorff import DistanceMeans, hausdorff_distances
 from convatlas.tasks.losses import check_terms, edge_loss, soft_dice_loss, weighted_sum
@@ -165,12 +165,6 @@ class SegmentationTask(Task):
 
     def _others(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         return {name: metric for name, metric in metrics.items() if name not in OWN_METRICS}
-
-    def direction(self, name: str) -> Direction | None:
-        """Return the direction of a metric: overlaps are better when they are higher, distances when lower."""
-        if name.startswith(("dice", "iou", "edge_dice")):
-            return "max"
-        return "min" if name.startswith("hausdorff_") else super().direction(name)
 
     def _may_come(self, monitor: str) -> bool:
         units = ("dice", "hausdorff_px", "hausdorff_mm")

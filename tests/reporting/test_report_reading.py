@@ -5,7 +5,9 @@ import pytest
 from made_runs import MadeVariant, accuracies, make_study
 
 from convatlas.core.errors import UserError
-from convatlas.reporting.results import read_studies, read_study
+from convatlas.core.files import write_yaml
+from convatlas.reporting.reading import read_studies, read_study
+from convatlas.studies.claims import Quantity
 
 
 def test_a_seed_without_metrics_is_missing_and_the_rest_stands(tmp_path):
@@ -34,7 +36,7 @@ def test_a_seed_that_finished_after_all_has_not_failed(tmp_path):
 
 def test_a_failure_without_its_reason_is_named(tmp_path):
     study_file, runs = make_study(tmp_path, {"a": MadeVariant(test={}, failures={0: ""})})
-    with pytest.raises(UserError, match=r"seed=0/failure\.json does not say what failed; delete the folder"):
+    with pytest.raises(UserError, match=r"seed=0/failure\.json does not say what failed; delete this run's folder"):
         read_study(study_file, runs)
 
 
@@ -98,7 +100,7 @@ def test_two_variants_of_one_title_are_told_apart(tmp_path):
 def test_an_empty_cell_of_the_history_is_nan(tmp_path):
     study_file, runs = make_study(tmp_path, {"a": MadeVariant(test=accuracies(0.9))})
     (runs / "overview" / "a" / "seed=0" / "history.csv").write_text("epoch,val/accuracy\n1,\n2,0.5\n")
-    history = read_study(study_file, runs).variants[0].runs[0].history
+    history = read_study(study_file, runs).variants[0].runs[0].record.columns
     assert history["epoch"] == [1, 2]
     assert math.isnan(history["val/accuracy"][0])
 
@@ -110,7 +112,7 @@ def test_a_run_with_metrics_alone_is_read(tmp_path):
         (folder / name).unlink()
     study = read_study(study_file, runs)
     run = study.variants[0].runs[0]
-    assert (run.test("accuracy"), run.seconds("train_seconds"), run.history) == (0.9, None, {})
+    assert (run.test("accuracy"), run.seconds("train_seconds"), run.record.history) == (0.9, None, ())
     assert study.groups[0].test_images is None
 
 
@@ -119,7 +121,7 @@ def test_a_broken_file_is_named_with_a_remedy(tmp_path, name):
     study_file, runs = make_study(tmp_path, {"a": MadeVariant(test=accuracies(0.9))})
     broken = runs / "overview" / "a" / "seed=0" / name
     broken.write_text("{not json\nx,y\n")
-    with pytest.raises(UserError, match=r"delete the folder of that run") as raised:
+    with pytest.raises(UserError, match=r"delete this run's folder") as raised:
         read_study(study_file, runs)
     assert str(broken) in str(raised.value)
 
@@ -134,3 +136,44 @@ def test_the_seeds_of_the_resolved_config_count(tmp_path):
     resolved = study_file.with_suffix("") / "a.yaml"
     resolved.write_text(json.dumps({"config": {"seeds": [5], "data": {"name": "digits", "task": "classification"}}}))
     assert read_study(study_file, runs).variants[0].seeds == (5,)
+
+
+@pytest.mark.parametrize("key", ["..", ".", "../other", "/etc", "a\\b", ""])
+def test_no_name_in_a_plan_leads_out_of_the_folder_of_runs(tmp_path, key):
+    plan = tmp_path / "plan"
+    for where, entry in {"variants": {"variants": {key: {}}}, "name": {"name": key, "variants": {"a": {}}}}.items():
+        write_yaml(plan / f"{where}.yaml", entry)
+        with pytest.raises(UserError, match=rf"plan/{where}\.yaml: the key {where}.* cannot be the name of a folder"):
+            read_study(plan / f"{where}.yaml", tmp_path / "runs")
+
+
+WRONG_PLANS = {
+    "null": (None, "the file is wrong"),
+    "a list": ([1], "the file is wrong"),
+    "no variants": ({"variants": {}}, "the key variants is wrong"),
+    "variants that are null": ({"variants": None}, "the key variants is missing"),
+    "a variant that is a word": ({"variants": {"a": "lenet"}}, "the key variants.a is wrong"),
+    "seeds that are no numbers": ({"variants": {"a": None}, "seeds": ["x"]}, "the key seeds.0 is wrong"),
+    "a figure without its axis": (
+        {"variants": {"a": None}, "figures": [{"title": "x", "curves": {}}]},
+        "the key figures.0.y is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize(("plan", "words"), WRONG_PLANS.values(), ids=WRONG_PLANS)
+def test_a_wrongly_shaped_plan_is_named_with_a_remedy(tmp_path, plan, words):
+    write_yaml(tmp_path / "mini.yaml", plan)
+    with pytest.raises(UserError) as raised:
+        read_study(tmp_path / "mini.yaml", tmp_path)
+    message = str(raised.value)
+    assert message.startswith(f"{tmp_path / 'mini.yaml'}: {words}")
+    assert message.endswith("run `dvc repro resolve`, which writes it.")
+    assert "\n" not in message
+
+
+def test_a_cost_of_zero_is_a_cost(tmp_path):
+    made = MadeVariant(test=accuracies(0.9), costs={"macs_of_weights": 0})
+    [run] = read_study(*make_study(tmp_path, {"a": made})).variants[0].runs
+    values = [run.value(Quantity(name, "a")) for name in ("macs_of_weights", "train_seconds", "epoch_seconds", "x")]
+    assert values == [0, 30, None, None]

@@ -1,7 +1,7 @@
 from made_runs import ENVIRONMENT, MadeVariant, accuracies, make_study
 
-from convatlas.reporting.provenance import cautions, provenance, sampling_note
-from convatlas.reporting.results import read_study
+from convatlas.reporting.origin import cautions, origin, sampling_note
+from convatlas.reporting.reading import read_study
 
 
 def test_a_clean_study_needs_no_caution(tmp_path):
@@ -41,10 +41,10 @@ def test_single_seeds_are_cautioned_against(tmp_path):
     ]
 
 
-def test_provenance_counts_commits_and_merges_environments(tmp_path):
+def test_origin_counts_commits_and_merges_environments(tmp_path):
     other = ENVIRONMENT | {"commit": "beef", "dirty": True, "threads": 4}
     made = {"a": MadeVariant(test=accuracies(0.9)), "b": MadeVariant(test=accuracies(0.9, 0.9), environment=other)}
-    found = provenance(read_study(*make_study(tmp_path, made)))
+    found = origin(read_study(*make_study(tmp_path, made)))
     assert found.commits == ((ENVIRONMENT["commit"], 1), ("beef with changes", 2))
     assert found.fingerprints == (("digits", ("sha256:aa",)),)
     assert dict(found.environment) == {

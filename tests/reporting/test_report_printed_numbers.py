@@ -1,13 +1,13 @@
 import pytest
 from made_runs import COSTS, MadeVariant, accuracies, make_study
 
-from convatlas.reporting.printed import printed_figures
-from convatlas.reporting.results import read_study
+from convatlas.reporting.printed_numbers import printed_numbers
+from convatlas.reporting.reading import read_study
 
 
 def laid_out(tmp_path, printed, variants=None):
     made = variants or {"other": MadeVariant(test={})}
-    return printed_figures(read_study(*make_study(tmp_path, made, printed=printed)))
+    return printed_numbers(read_study(*make_study(tmp_path, made, printed=printed)))
 
 
 def test_single_figures_are_facts(tmp_path):
