@@ -229,7 +229,10 @@ def test_a_store_that_belongs_to_another_user_is_one_sentence(made, protected):
     try:
         (folder / "mlflow.db").chmod(0o444 if protected == "file" else 0o666)
         folder.chmod(0o777 if protected == "file" else 0o555)
-        with somebody_else(), pytest.raises(UserError, match=r"cannot be written; change its permissions.*tracking=none"):
+        with (
+            somebody_else(),
+            pytest.raises(UserError, match=r"cannot be written; change its permissions.*tracking=none"),
+        ):
             connect(uri)
         with somebody_else(), pytest.raises(UserError, match="cannot be written"):
             publish_reports({"digits": folder}, uri)

@@ -12,6 +12,8 @@ __all__ = ["Address", "hide_passwords", "split_address", "without_password"]
 
 USERNAME, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"  # MLflow's own names
 
+HIDDEN = "***"
+
 # A password may hold a slash or an at sign that its writer did not escape, so it reaches to the last at sign.
 _USER_AND_PASSWORD = re.compile(r"(?<=://)(?P<user>[^\s:/?#@]*):(?P<password>\S*)@")
 _TOKEN = re.compile(r"(?P<scheme>https?://)(?P<token>[^\s:/?#@]+)@")
@@ -40,15 +42,16 @@ class Address(NamedTuple):
 
 def without_password(text: str) -> str:
     """Return a text as it may be shown: `***` in place of the passwords of the addresses in it."""
-    text = _USER_AND_PASSWORD.sub(r"\g<user>:***@", text)
-    return _OPTION.sub(r"\1***", _TOKEN.sub(r"\g<scheme>***@", text))
+    text = _USER_AND_PASSWORD.sub(rf"\g<user>:{HIDDEN}@", text)
+    return _OPTION.sub(rf"\1{HIDDEN}", _TOKEN.sub(rf"\g<scheme>{HIDDEN}@", text))
 
 
 def split_address(address: str) -> Address:
     """Take user and password out of an address."""
     if found := _USER_AND_PASSWORD.search(address):
         rest = address[: found.start()] + address[found.end() :]
-        return Address(rest, unquote(found["user"]), "" if found["password"] == "***" else unquote(found["password"]))
+        password = "" if found["password"] == HIDDEN else unquote(found["password"])
+        return Address(rest, unquote(found["user"]), password)
     if found := re.match(r"([\w+.-]+://)([^\s:/?#@]+)@", address):
         return Address(found[1] + address[found.end() :], unquote(found[2]), "")
     return Address(address, "", "")

@@ -57,7 +57,7 @@ def tracking_uri(configured: str | None) -> str:
         if named is None:
             raise UserError(f"The tracking store {address} names no file; write it as sqlite:///mlflow.db.")
         return f"sqlite:///{(_project_folder() / named[1]).resolve()}{named[2] or ''}"
-    is_folder = address.startswith("file:") or "://" not in address and not address.startswith("databricks")
+    is_folder = address.startswith("file:") or ("://" not in address and not address.startswith("databricks"))
     if is_folder and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("1", "true"):
         raise UserError(
             f"The tracking store {address} is a folder, which MLflow no longer supports; "
@@ -118,7 +118,7 @@ def connect(uri: str, *, read_only: bool = False) -> MlflowClient:
 
 
 @contextmanager
-def explained(uri: str) -> Iterator[None]:
+def explained(uri: str, problem: str = "does not answer") -> Iterator[None]:
     """Turn whatever a store raises into one sentence with a remedy.
 
     Raises:
@@ -139,7 +139,7 @@ def explained(uri: str) -> Iterator[None]:
             remedy = f"Mend the file or its folder, {ANOTHER_STORE}."
         else:
             remedy = f"Start it, {ANOTHER_STORE}."
-        raise UserError(f"The tracking store {shown} does not answer ({reason}). {remedy}") from error
+        raise UserError(f"The tracking store {shown} {problem} ({reason}). {remedy}") from error
 
 
 def first_sentence(error: Exception) -> str:
