@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class UserError(Exception):
@@ -24,3 +28,13 @@ def near_matches(word: str, known: Iterable[str], how_many: int = 4) -> str:
         return f"Did you mean {' or '.join(close)}?"
     shown = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
     return f"There is: {shown}." if names else ""
+
+
+def first_mistake(error: ValidationError) -> str:
+    """Put the first finding of pydantic into words that name the key: `the key test.accuracy is missing`."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    place = f"the key {key}" if key else "the file"
+    if first["type"] == "missing":
+        return f"{place} is missing"
+    return f"{place} is wrong ({first['msg'].removeprefix('Value error, ')})"

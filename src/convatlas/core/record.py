@@ -13,10 +13,11 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from convatlas.core.errors import UserError
+from convatlas.core.errors import UserError, first_mistake
 from convatlas.core.files import write_json, write_text
+from convatlas.core.metrics import Direction
 
-__all__ = ["Environment", "Metrics", "RunRecord", "Timing", "read_failure", "write_failure"]
+__all__ = ["REMEDY", "Environment", "Metrics", "RunRecord", "Timing", "read_failure", "write_failure"]
 
 REMEDY = "delete this run's folder and train it again."
 WHOLE_COLUMNS = ("epoch", "step")
@@ -33,6 +34,7 @@ class Metrics(_File):
 
     Attributes:
         monitor: the validation metric that chose the best epoch, such as `val/accuracy`.
+        monitor_mode: whether its highest or its lowest value is the best.
         epochs: epochs trained.
         best_epoch: the epoch, from 1, whose weights were tested.
         best: the row of that epoch, metrics alone.
@@ -46,6 +48,7 @@ class Metrics(_File):
     task: str
     data: str
     monitor: str
+    monitor_mode: Direction = "max"
     epochs: int
     best_epoch: int
     best: dict[str, float]
@@ -180,10 +183,7 @@ def _read(kind: type[FileT], path: Path) -> FileT:
     try:
         return kind.model_validate(_read_mapping(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        message = "is missing" if first["type"] == "missing" else f"is wrong ({first['msg']})"
-        raise UserError(f"{path}: the key {key} {message}; {REMEDY}") from error
+        raise UserError(f"{path}: {first_mistake(error)}; {REMEDY}") from error
 
 
 def _read_if_there(kind: type[FileT], path: Path) -> FileT:

@@ -1,4 +1,4 @@
-"""What all charts of the page share: colours, looks, and how they are compiled.
+"""What all charts of a page share: colours, axes, and how they are compiled.
 
 Charts are written with Altair (Vega-Lite) and compiled to Vega here, so that a mistake shows when the report is made,
 not in a browser. Colours are CSS variables: the page alone decides what light, dark and print look like.
@@ -14,9 +14,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from convatlas.reporting.results import Group
-from convatlas.reporting.tables import tested
-from convatlas.reporting.variants import Variant
+from convatlas.reporting.study import Group, Variant
 
 HUES = 8
 """Variants with a colour of their own; more cannot be told apart. In a larger group the best ones have them."""
@@ -24,18 +22,13 @@ REST = "var(--rest)"
 """The grey of all others."""
 
 ROWS = alt.NamedData(name="rows")
+COLOUR = alt.Color("c:N", scale=None)
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A compiled chart and what a reader is told about it.
-
-    Attributes:
-        title: heading.
-        note: how to read it.
-        vega: the specification, with a description for readers who do not see the chart.
-    """
+    """A compiled chart: its heading, how to read it, and its specification with a description in words."""
 
     title: str
     note: str
@@ -44,17 +37,15 @@ class Chart:
 
 def colours(group: Group) -> dict[str, str]:
     """Give a colour to each variant with a result; of more than `HUES` to the best, and grey to the others."""
+
+    def rank(variant: Variant) -> float:
+        found = variant.test(group.score)
+        return -group.metric.sign * found.mean if found and found.is_finite else math.inf
+
     chosen = [variant for variant in group.variants if variant.runs]
-    if len(chosen) > HUES:
-        chosen = sorted(chosen, key=lambda variant: -_rank(variant, group.score))[:HUES]
-    in_plan_order = [variant.key for variant in group.variants if variant in chosen]
-    hues = {key: f"var(--hue-{number})" for number, key in enumerate(in_plan_order)}
+    best = {variant.key for variant in sorted(chosen, key=rank)[:HUES]}
+    hues = {key: f"var(--hue-{number})" for number, key in enumerate(v.key for v in chosen if v.key in best)}
     return {variant.key: hues.get(variant.key, REST) for variant in group.variants}
-
-
-def _rank(variant: Variant, score: str) -> float:
-    found = tested(variant, score)
-    return found.mean if found and math.isfinite(found.mean) else -math.inf
 
 
 def compiled(layers: list[alt.Chart], rows: list[Row], description: str) -> dict[str, Any]:
@@ -62,6 +53,8 @@ def compiled(layers: list[alt.Chart], rows: list[Row], description: str) -> dict
 
     Altair copies and checks what it holds many times over; rows that are put in last cost nothing.
     """
+    ink = {f"{part}Color": "var(--ink-soft)" for part in ("label", "title")}
+    lines = {"gridColor": "var(--rule)"} | {f"{part}Color": "var(--rule-strong)" for part in ("domain", "tick")}
     chart = (
         alt.LayerChart(layer=layers)
         .add_params(alt.param(name="picked", value=""))
@@ -70,7 +63,7 @@ def compiled(layers: list[alt.Chart], rows: list[Row], description: str) -> dict
             background="transparent",
             font="system-ui, sans-serif",
             autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
-            axis=_axis_looks(),
+            axis=alt.AxisConfig(**ink, **lines, titleFontWeight="normal"),
             view=alt.ViewConfig(stroke=None),
         )
     )
@@ -79,18 +72,14 @@ def compiled(layers: list[alt.Chart], rows: list[Row], description: str) -> dict
     return vega
 
 
-def _axis_looks() -> alt.AxisConfig:
-    return alt.AxisConfig(
-        domainColor="var(--rule-strong)",
-        gridColor="var(--rule)",
-        labelColor="var(--ink-soft)",
-        labelFontSize=11,
-        tickColor="var(--rule-strong)",
-        titleColor="var(--ink-soft)",
-        titleFontSize=12,
-        titleFontWeight="normal",
-        titlePadding=10,
-    )
+def scale(values: list[float], *, log: bool) -> alt.Scale:
+    """Return the scale of an axis that reaches a little beyond the values at both ends."""
+    low, high = min(values), max(values)
+    if log:
+        factor = (high / low) ** 0.07 if high > low else 1.5
+        return alt.Scale(type="log", domain=[short(low / factor), short(high * factor)], nice=False)
+    margin = 0.07 * (high - low) or 0.1 * abs(high) or 1.0
+    return alt.Scale(domain=[short(low - margin), short(high + margin)], nice=False)
 
 
 def unless_another_is_picked(shown: float) -> Any:
@@ -98,18 +87,9 @@ def unless_another_is_picked(shown: float) -> Any:
     return alt.condition("picked === '' || picked === datum.v", alt.value(shown), alt.value(round(0.1 * shown, 3)))
 
 
-def called(field: str, title: str) -> alt.Tooltip:
-    """Return a line of a tooltip."""
-    return alt.Tooltip(f"{field}:N", title=title)
-
-
-def round_values(low: float, high: float) -> list[float]:
-    """Return round values between two positive ones for a logarithmic axis: the fewer of a decade, the more decades."""
-    span = high / low
-    steps = (1, 2, 5) if span < 200 else (1, 3) if span < 3000 else (1,)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    values = [short(step * 10.0**power) for power in powers for step in steps]
-    return [value for value in values if low <= value <= high]
+def tooltip(**titles: str) -> list[alt.Tooltip]:
+    """Return the lines of a tooltip: title by field."""
+    return [alt.Tooltip(f"{field}:N", title=title) for field, title in titles.items()]
 
 
 def short(value: float) -> float:

@@ -5,8 +5,6 @@ It is made of the prepared folder alone, holds nothing of time or machine, and n
 
 from __future__ import annotations
 
-import base64
-import io
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -20,10 +18,9 @@ from PIL import Image, ImageDraw
 
 from convatlas.core.files import write_text
 from convatlas.data.card import Card, NearPair, Rejected
-from convatlas.data.decoding import decode
 from convatlas.data.duplicates import SIMILARITY
 from convatlas.data.prepared import PreparedData, Split
-from convatlas.data.shards import ShardedImages
+from convatlas.reporting.images import EmbeddedImage, as_rgb, embedded, pixels_of, scaled
 from convatlas.reporting.rendering import render
 from convatlas.reporting.wording import count
 
@@ -44,16 +41,6 @@ _SIDES = {"classification": 64, "detection": 112, "segmentation": 96}  # of a pi
 
 
 @dataclass(frozen=True)
-class Strip:
-    """Pictures side by side: their `data:` address, width and height, and what they show."""
-
-    address: str
-    width: int
-    height: int
-    title: str
-
-
-@dataclass(frozen=True)
 class Bar:
     """How much of a class a split has, and how long its bar is, from 0 to 100."""
 
@@ -62,12 +49,12 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Row:
+class ClassRow:
     """One class: its name, a bar for each split, and its pictures where there is room for them."""
 
     name: str
     bars: tuple[Bar, ...]
-    samples: Strip | None
+    samples: EmbeddedImage | None
 
 
 @dataclass(frozen=True)
@@ -151,7 +138,7 @@ def _size(card: Card) -> str:
 # ---- classes --------------------------------------------------------------------------------------------------------
 
 
-def _rows(prepared: PreparedData) -> list[Row]:
+def _rows(prepared: PreparedData) -> list[ClassRow]:
     card = prepared.card
     names = list(card.counts["train"].classes)
     first = len(card.classes) - len(names)  # in detection the background is not counted
@@ -162,17 +149,19 @@ def _rows(prepared: PreparedData) -> list[Row]:
     for number, name in enumerate(names):
         bars = tuple(Bar(c.classes[name], 100 * c.classes[name] / most) for c in card.counts.values())
         samples = _samples(split, number + first, tiles, name) if number < MOST_CLASSES else None
-        rows.append(Row(name, bars, samples))
+        rows.append(ClassRow(name, bars, samples))
     return rows
 
 
-def _samples(split: Split, number: int, most: int, name: str) -> Strip | None:
+def _samples(split: Split, number: int, most: int, name: str) -> EmbeddedImage | None:
     """Show a few training images of a class, evenly spread over them."""
     items = _items_of(split, number)
     if not len(items):
         return None
     chosen = items[np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(np.int64))]
-    return _strip([_tile(split, int(item), number) for item in chosen], f"{len(chosen)} training images of {name}")
+    return _side_by_side(
+        [_tile(split, int(item), number) for item in chosen], f"{len(chosen)} training images of {name}"
+    )
 
 
 def _items_of(split: Split, number: int) -> NDArray[np.int64]:
@@ -192,26 +181,17 @@ def _items_of(split: Split, number: int) -> NDArray[np.int64]:
 
 
 def _tile(split: Split, item: int, number: int | None = None) -> Image.Image:
-    """Draw an image, with what belongs to a class marked; small ones are enlarged without smoothing."""
-    pixels = _pixels(split, item)
-    shown = pixels[:1].repeat(3, axis=0) if len(pixels) != 3 else pixels
+    """Draw an image, with what belongs to a class marked."""
+    pixels = pixels_of(split, item)
+    image = as_rgb(pixels)
     if number is not None and split.masks is not None and number > 0:
-        area = split.masks[item] == number
-        shown = np.where(area, (0.55 * shown + 0.45 * np.array(TINT)[:, None, None]).astype(np.uint8), shown)
-    picture = Image.fromarray(np.ascontiguousarray(shown.transpose(1, 2, 0)))
+        area = Image.fromarray((split.masks[item] == number).astype(np.uint8) * 115)  # 45 % of 255
+        image.paste(TINT, mask=area)
     side = _SIDES[split.card.task]
-    scale = side / picture.height
-    smooth = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR
-    picture = picture.resize((max(1, min(2 * side, round(picture.width * scale))), side), smooth)
+    image = scaled(image, side / image.height, max_width=2 * side)
     if number is not None and split.boxes is not None:
-        _draw_boxes(picture, split, item, number, (pixels.shape[2], pixels.shape[1]))
-    return picture
-
-
-def _pixels(split: Split, item: int) -> NDArray[np.uint8]:
-    if isinstance(split.images, ShardedImages):
-        return decode(split.images.read(item).to_pybytes(), split.card.image_shape[0]).pixels
-    return split.images[item]
+        _draw_boxes(image, split, item, number, (pixels.shape[2], pixels.shape[1]))
+    return image
 
 
 def _draw_boxes(picture: Image.Image, split: Split, item: int, number: int, size: tuple[int, int]) -> None:
@@ -225,7 +205,7 @@ def _draw_boxes(picture: Image.Image, split: Split, item: int, number: int, size
         draw.rectangle(box.tolist(), outline=TINT, width=2)
 
 
-def _strip(tiles: Sequence[Image.Image], title: str) -> Strip:
+def _side_by_side(tiles: Sequence[Image.Image], title: str) -> EmbeddedImage:
     gap = 4
     width = sum(tile.width for tile in tiles) + gap * (len(tiles) - 1)
     strip = Image.new("RGBA", (width, tiles[0].height))
@@ -233,15 +213,12 @@ def _strip(tiles: Sequence[Image.Image], title: str) -> Strip:
     for tile in tiles:
         strip.paste(tile, (left, 0))
         left += tile.width + gap
-    encoded = io.BytesIO()
-    strip.save(encoded, "webp", quality=80, method=2)
-    address = "data:image/webp;base64," + base64.b64encode(encoded.getvalue()).decode()
-    return Strip(address, strip.width, strip.height, title)
+    return embedded(strip, title)
 
 
-def _pair(prepared: PreparedData, pair: NearPair) -> Strip:
+def _pair(prepared: PreparedData, pair: NearPair) -> EmbeddedImage:
     tiles = [
         _tile(prepared.split(split), position)
         for split, position in ((pair.split, pair.position), (pair.other_split, pair.other_position))
     ]
-    return _strip(tiles, f"{pair.item} of {pair.split} beside {pair.other} of {pair.other_split}")
+    return _side_by_side(tiles, f"{pair.item} of {pair.split} beside {pair.other} of {pair.other_split}")

@@ -1,30 +1,27 @@
 """The test images on which the variants of a classification disagree most, and who says what.
 
-A variant's answer to an image is that of most of its seeds. The more evenly the answers of all variants fall on
-several classes, the more they disagree: the entropy of the answers.
+A variant predicts for an image what most of its seeds predict. The more evenly the predictions of all variants fall on
+several classes, the more they disagree: the entropy of the predictions.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from convatlas.core.errors import UserError
 from convatlas.data.card import CARD_FILE
-from convatlas.data.decoding import BadImageError, decode
+from convatlas.data.decoding import BadImageError
 from convatlas.data.prepared import PreparedData, Split
-from convatlas.data.shards import ShardedImages
-from convatlas.reporting.answers import Answers
-from convatlas.reporting.results import Group
+from convatlas.reporting.images import EmbeddedImage, as_rgb, embedded, pixels_of, scaled
+from convatlas.reporting.predictions import Predictions
+from convatlas.reporting.study import Group
 from convatlas.reporting.wording import listed
 
-__all__ = ["Answer", "Disagreements", "Disputed", "disagreements", "entropies", "majorities"]
+__all__ = ["Disagreements", "Disputed", "Vote", "disagreements", "entropies", "majorities"]
 
 MOST_IMAGES = 12
 MOST_NAMES = 4
@@ -34,8 +31,8 @@ SIDE = 96
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A class that some variants name, with who they are; `right` if it is the image's."""
+class Vote:
+    """A class that some variants predict, with who they are; `right` if it is the image's."""
 
     title: str
     right: bool
@@ -50,17 +47,14 @@ class Disputed:
     Attributes:
         position: in the test split, from 0.
         title: its class.
-        answers: what the variants say, the most frequent first.
-        address: the picture as a `data:` address; empty without one.
-        width, height: of the picture, in pixels.
+        votes: what the variants predict, the most frequent first.
+        image: None without the prepared data.
     """
 
     position: int
     title: str
-    answers: tuple[Answer, ...]
-    address: str
-    width: int
-    height: int
+    votes: tuple[Vote, ...]
+    image: EmbeddedImage | None
 
 
 @dataclass(frozen=True)
@@ -88,29 +82,29 @@ def disagreements(group: Group) -> Disagreements | None:
     Raises:
         UserError: a run's predictions are not readable.
     """
-    answers = group.answers
-    if answers is None or len(answers.predicted) < 2:
+    predictions = group.predictions
+    if predictions is None or len(predictions.classes) < 2:
         return None
-    majority, votes = majorities(answers)
+    majority, votes = majorities(predictions)
     doubt = entropies(majority)
     among_runs = entropies(votes)  # tells apart what is equal among the majorities
-    order = np.lexsort((answers.index, -among_runs.round(9), -doubt.round(9)))
+    order = np.lexsort((predictions.index, -among_runs.round(9), -doubt.round(9)))
     chosen = [int(place) for place in order[:MOST_IMAGES] if doubt[place] > 0]
     split, reason = _test_split(group) if chosen else (None, "")
-    if split is not None and not _same_images(split, answers):
+    if split is not None and not _same_images(split, predictions):
         split, reason = None, f"The data prepared for {group.data} are not those of these runs."
     titles = {variant.key: variant.title for variant in group.variants}
-    names = [titles[key] for key in answers.predicted]
-    images = tuple(_disputed(answers, place, majority[:, place], names, split) for place in chosen)
+    names = [titles[key] for key in predictions.classes]
+    images = tuple(_disputed(predictions, place, majority[:, place], names, split) for place in chosen)
     return Disagreements(images, int((doubt > 0).sum()), len(doubt), len(names), reason)
 
 
-def majorities(answers: Answers) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def majorities(predictions: Predictions) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Return `(V, N)` the class that most seeds of each variant name, and `(R, N)` the classes that all runs name.
 
     Of classes that as many seeds name, the one that the first of these seeds names counts.
     """
-    votes = [np.stack(list(by_seed.values())) for by_seed in answers.predicted.values()]
+    votes = [np.stack(list(by_seed.values())) for by_seed in predictions.classes.values()]
     majority = []
     for of_seeds in votes:
         support = (of_seeds[:, None, :] == of_seeds[None, :, :]).sum(axis=1)
@@ -128,9 +122,9 @@ def entropies(answers: NDArray[np.int32]) -> NDArray[np.float64]:
 
 
 def _disputed(
-    answers: Answers, place: int, said: NDArray[np.int32], names: Sequence[str], split: Split | None
+    predictions: Predictions, place: int, said: NDArray[np.int32], names: Sequence[str], split: Split | None
 ) -> Disputed:
-    label, position = int(answers.labels[place]), int(answers.index[place])
+    label, position = int(predictions.labels[place]), int(predictions.index[place])
     classes: Mapping[int, str] = dict(enumerate(split.card.classes)) if split is not None else {}
 
     def title(number: int) -> str:
@@ -140,10 +134,10 @@ def _disputed(
     for number in dict.fromkeys(said.tolist()):
         who = [name for name, answer in zip(names, said.tolist(), strict=True) if answer == number]
         shown = who if len(who) <= MOST_NAMES else [*who[: MOST_NAMES - 1], f"{len(who) - MOST_NAMES + 1} others"]
-        found.append(Answer(title(number), number == label, len(who), listed(shown)))
-    found.sort(key=lambda answer: -answer.variants)
-    picture = ("", 0, 0) if split is None else _picture(split, position)
-    return Disputed(position, title(label), tuple(found), *picture)
+        found.append(Vote(title(number), number == label, len(who), listed(shown)))
+    found.sort(key=lambda vote: -vote.variants)
+    image = None if split is None else _image(split, position, f"Test image {position}, of class {title(label)}")
+    return Disputed(position, title(label), tuple(found), image)
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------
@@ -163,27 +157,16 @@ def _test_split(group: Group) -> tuple[Split | None, str]:
         return None, f"There are no pictures: {error}"
 
 
-def _same_images(split: Split, answers: Answers) -> bool:
+def _same_images(split: Split, predictions: Predictions) -> bool:
     """Say whether the labels of a split are those that the runs were tested on."""
-    if split.labels is None or not len(answers.index) or int(answers.index.max()) >= len(split):
+    if split.labels is None or not len(predictions.index) or int(predictions.index.max()) >= len(split):
         return False
-    return bool(np.array_equal(split.labels[answers.index], answers.labels))
+    return bool(np.array_equal(split.labels[predictions.index], predictions.labels))
 
 
-def _picture(split: Split, position: int) -> tuple[str, int, int]:
-    """Return an image as a `data:` address with its width and height; small ones are enlarged without smoothing."""
-    if isinstance(split.images, ShardedImages):
-        try:
-            pixels = decode(split.images.read(position).to_pybytes(), split.card.image_shape[0]).pixels
-        except BadImageError:
-            return "", 0, 0
-    else:
-        pixels = split.images[position]
-    shown = pixels if len(pixels) == 3 else pixels[:1].repeat(3, axis=0)
-    picture = Image.fromarray(np.ascontiguousarray(shown.transpose(1, 2, 0)))
-    scale = SIDE / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    picture = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR)
-    encoded = io.BytesIO()
-    picture.save(encoded, "webp", quality=80, method=2)
-    return f"data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode()}", *picture.size
+def _image(split: Split, position: int, title: str) -> EmbeddedImage | None:
+    try:
+        image = as_rgb(pixels_of(split, position))
+    except BadImageError:
+        return None
+    return embedded(scaled(image, SIDE / max(image.size)), title)

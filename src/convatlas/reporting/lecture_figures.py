@@ -13,11 +13,11 @@ from typing import Any
 
 import altair as alt
 
-from convatlas.reporting.charts import HUES, REST, ROWS, Chart, Row, called, capital, compiled, round_values, short
-from convatlas.reporting.results import LectureFigure, Study
-from convatlas.reporting.statistics import Spread, spread
-from convatlas.reporting.variants import Variant
-from convatlas.reporting.wording import PLUS_MINUS, Metric, count
+from convatlas.core.metrics import metric
+from convatlas.core.statistics import Spread, spread
+from convatlas.reporting.charts import COLOUR, HUES, REST, ROWS, Chart, Row, capital, compiled, scale, short, tooltip
+from convatlas.reporting.study import LectureFigure, Study, Variant
+from convatlas.reporting.wording import PLUS_MINUS, count
 from convatlas.studies.claims import Quantity
 
 __all__ = ["Drawing", "lecture_figures"]
@@ -80,7 +80,7 @@ class _Point:
 
 def lecture_figures(study: Study) -> list[Drawing]:
     """Draw every figure of a study of which at least two nets, or parts of a net, have finished runs."""
-    drawings = (_drawing(figure, study) for figure in study.figures)
+    drawings = (_drawing(figure, study) for figure in study.plan.figures)
     return [drawing for drawing in drawings if drawing is not None]
 
 
@@ -89,14 +89,16 @@ def _drawing(figure: LectureFigure, study: Study) -> Drawing | None:
     if len({point.net for point in points}) < 2:
         return None
     x_title, y_title = figure.x_title or _axis(figure.x or "")[0], _axis(figure.y)[0]
-    printed = [_as_printed(title) for title, _ in figure.printed]
+    printed = [_as_printed(title) for title in figure.printed]
     names = list(dict.fromkeys([*(point.curve for point in points), *printed]))
     hues = {name: f"var(--hue-{number})" if number < HUES else REST for number, name in enumerate(names)}
     lines = [_our_line(point) for point in points]
     charts = [_our_chart(figure, points, hues, (x_title, y_title))]
     if figure.printed:
         charts.append(_printed_chart(figure, hues, (x_title, y_title)))
-        lines += [Line(_as_printed(title), "", f"{x:g}", f"{y:g}") for title, made in figure.printed for x, y in made]
+        lines += [
+            Line(_as_printed(title), "", f"{x:g}", f"{y:g}") for title, made in figure.printed.items() for x, y in made
+        ]
     legend = tuple(hues.items()) if len(hues) > 1 else ()
     return Drawing(figure.title, legend, tuple(charts), (x_title, y_title), tuple(lines))
 
@@ -105,16 +107,17 @@ def _points(figure: LectureFigure, variants: dict[str, Variant]) -> list[_Point]
     """Return a point for each entry of which at least one run has both figures, each curve from left to right."""
     factor = _axis(figure.y)[1]
     points = []
-    for curve in figure.curves:
+    for curve, entries in figure.curves.items():
         found = []
-        for key, part, given in curve.entries:
+        for entry in entries:
+            key, part = entry.variant, entry.part
             heights = _figures(figure.y, variants[key], part)
-            x = given if figure.x is None else _mean(figure.x, variants[key])
+            x = entry.x if figure.x is None else _mean(figure.x, variants[key])
             height = spread(factor * value for value in heights)
             if x is None or height is None or not _drawable(figure, x, heights):
                 continue
             net = variants[key].title + (f", {part.replace('_', ' ')}" if part else "")
-            found.append(_Point(curve.title, net, x, height, tuple(factor * value for value in heights)))
+            found.append(_Point(curve, net, x, height, tuple(factor * value for value in heights)))
         points += sorted(found, key=lambda point: point.x)
     return points
 
@@ -130,7 +133,7 @@ def _drawable(figure: LectureFigure, x: float, heights: Sequence[float]) -> bool
 
 
 def _figures(name: str, variant: Variant, part: str | None) -> list[float]:
-    found = (run.figure(Quantity(name, variant.key, part)) for run in variant.runs)
+    found = (run.value(Quantity(name, variant.key, part)) for run in variant.runs)
     return [value for value in found if value is not None]
 
 
@@ -141,14 +144,14 @@ def _as_printed(title: str) -> str:
 
 def _axis(name: str) -> tuple[str, float]:
     """Return the title of an axis, and what a run's figure is multiplied by on it."""
-    metric = Metric(name)
-    return AXES.get(name, (f"test {metric.axis}", metric.factor))
+    found = metric(name)
+    return AXES.get(name, (f"test {found.axis}", found.factor))
 
 
 def _our_line(point: _Point) -> Line:
     y = f"{point.y.mean:.4g}"
-    if point.y.deviation:
-        y += f" {PLUS_MINUS} {point.y.deviation:.2g}"
+    if point.y.std:
+        y += f" {PLUS_MINUS} {point.y.std:.2g}"
     return Line(point.curve, point.net, f"{point.x:.4g}", y)
 
 
@@ -169,7 +172,7 @@ def _our_chart(figure: LectureFigure, points: Sequence[_Point], hues: dict[str, 
 def _printed_chart(figure: LectureFigure, hues: dict[str, str], axes: tuple[str, str]) -> Chart:
     rows: list[Row] = [
         {"k": name, "c": hues[name], "x": x, "y": y, "v": name, "t": f"{y:g}", "o": "the lecture", "w": f"{x:g}"}
-        for name, points in ((_as_printed(title), points) for title, points in figure.printed)
+        for name, points in ((_as_printed(title), points) for title, points in figure.printed.items())
         for x, y in points
     ]
     description = f"{axes[1]} by {axes[0]} as printed: {len(rows)} points."
@@ -178,16 +181,16 @@ def _printed_chart(figure: LectureFigure, hues: dict[str, str], axes: tuple[str,
 
 def _compiled(figure: LectureFigure, rows: list[Row], axes: tuple[str, str], description: str) -> dict[str, Any]:
     base = alt.Chart(ROWS).encode(
-        x=alt.X("x:Q", title=axes[0], **_scale([row["x"] for row in rows], figure, "x")),
-        color=alt.Color("c:N", scale=None),
+        x=alt.X("x:Q", title=axes[0], **_axis_looks([row["x"] for row in rows], figure, "x")),
+        color=COLOUR,
         detail="k:N",
     )
-    y = {"title": axes[1], **_scale([row["y" if "y" in row else "s"] for row in rows], figure, "y")}
+    y = {"title": axes[1], **_axis_looks([row["y" if "y" in row else "s"] for row in rows], figure, "y")}
     means = base.transform_filter("isValid(datum.y)").encode(y=alt.Y("y:Q", **y))
-    tooltip = [called("k", "curve"), called("v", "net"), called("w", axes[0]), called("t", axes[1]), called("o", "of")]
+    lines = tooltip(k="curve", v="net", w=axes[0], t=axes[1], o="of")
     layers = [
         means.mark_line(aria=False, strokeWidth=1.5),
-        means.mark_point(aria=False, filled=True, size=64, opacity=1).encode(tooltip=tooltip),
+        means.mark_point(aria=False, filled=True, size=64, opacity=1).encode(tooltip=lines),
     ]
     if any("s" in row for row in rows):
         seeds = base.transform_filter("isValid(datum.s)").encode(y=alt.Y("s:Q", **y))
@@ -195,19 +198,9 @@ def _compiled(figure: LectureFigure, rows: list[Row], axes: tuple[str, str], des
     return compiled(layers, rows, capital(description))
 
 
-def _scale(values: Sequence[float], figure: LectureFigure, axis: str) -> dict[str, Any]:
-    """Choose scale and ticks of an axis: a margin at both ends, and the plan's own values marked where they are few."""
-    low, high = min(values), max(values)
-    distinct = sorted(set(values))
-    own = axis == "x" and figure.x is None and len(distinct) <= FEW_TICKS
-    if axis in figure.log:
-        margin = (high / low) ** 0.08 if high > low else 1.5
-        ends = (low / margin, high * margin)
-        ticks = distinct if own else round_values(*ends)
-        scale = alt.Scale(type="log", domain=[short(end) for end in ends], nice=False)
-        return {"scale": scale, "axis": alt.Axis(values=ticks, format="~g", grid=axis == "y")}
-    margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
-    scale = alt.Scale(domain=[short(low - margin), short(high + margin)], nice=False)
-    if own:
-        return {"scale": scale, "axis": alt.Axis(values=distinct, format="~g", grid=False)}
-    return {"scale": scale, "axis": alt.Axis(grid=axis == "y", tickCount=6)}
+def _axis_looks(values: list[float], figure: LectureFigure, axis: str) -> dict[str, Any]:
+    """Return scale and ticks of an axis; the plan's own values are marked where they are few."""
+    looks: dict[str, Any] = {"grid": axis == "y", "format": "~g", "tickCount": 6}
+    if axis == "x" and figure.x is None and len(distinct := sorted(set(values))) <= FEW_TICKS:
+        looks["values"] = distinct
+    return {"scale": scale(values, log=axis in figure.log), "axis": alt.Axis(**looks)}

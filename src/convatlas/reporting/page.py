@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from convatlas.reporting.charts import HUES, REST, Chart, colours
+from convatlas.reporting.curves import gradient_chart, inner_curves, learning_curves
 from convatlas.reporting.disagreements import Disagreements, disagreements
-from convatlas.reporting.gradients import gradient_chart
-from convatlas.reporting.learning_curves import inner_curves, learning_curves
 from convatlas.reporting.lecture_figures import lecture_figures
-from convatlas.reporting.paired import Drawn, Pair, compare, drawn_intervals, interval_text, reference_of, signed
-from convatlas.reporting.pictures import Plate, plates
-from convatlas.reporting.printed import printed_figures
-from convatlas.reporting.provenance import cautions, provenance, sampling_note
+from convatlas.reporting.origin import cautions, origin, sampling_note
+from convatlas.reporting.paired import Pair, compare, interval_text, reference_of, signed
+from convatlas.reporting.printed_numbers import printed_numbers
 from convatlas.reporting.rendering import render, template_source
-from convatlas.reporting.results import Group, Study
-from convatlas.reporting.strips import Strip, strips
-from convatlas.reporting.tables import Table, further_table, leaders, main_table, tested
+from convatlas.reporting.run_pictures import RunPictures, run_pictures
+from convatlas.reporting.score_plots import IntervalPlot, ScorePlot, interval_plots, score_plots
+from convatlas.reporting.study import Group, Study, Variant
+from convatlas.reporting.tables import Table, further_table, leaders, main_table
 from convatlas.reporting.trade_offs import trade_offs
-from convatlas.reporting.variants import Variant
 from convatlas.reporting.verdicts import judge, tally
-from convatlas.reporting.wording import DASH, Metric, count, listed
+from convatlas.reporting.wording import DASH, count, listed, spread_text
 
 
 @dataclass(frozen=True)
 class Headline:
-    """The best variant of a group: its name, its score with the deviation, and what that is."""
+    """The best variant of a group: its name, its score with the standard deviation, and what that is."""
 
     title: str
-    figure: str
+    score: str
     meaning: str
 
 
@@ -42,9 +39,8 @@ class Paired:
 
     reference: Variant
     pairs: Sequence[Pair]
-    drawn: Sequence[Drawn]
+    plots: Sequence[IntervalPlot]
     ends: tuple[str, str]
-    metric: Metric
     by_images: bool
     note: str
 
@@ -61,19 +57,14 @@ class Section:
     further: Table
     paired: Paired | None
     disagreements: Disagreements | None
-    strips: Sequence[Strip]
-    strip_ends: tuple[str, str]
+    scores: Sequence[ScorePlot]
+    score_ends: tuple[str, str]
     curves: Sequence[Chart]
     inner: Sequence[Chart]
     trade_offs: Sequence[Chart]
-    plates: Sequence[Plate]
+    pictures: Sequence[RunPictures]
     sampling: str
     colours: dict[str, str]
-
-    @property
-    def heading(self) -> str:
-        """Task and data set."""
-        return f"{self.group.task.capitalize()} on {self.group.data}"
 
     @property
     def coloured(self) -> list[Variant]:
@@ -90,23 +81,22 @@ def render_report(study: Study, runs: Path) -> str:
     """Return the page of a study; pictures come from below `runs`.
 
     Raises:
-        UserError: a picture is not readable.
+        UserError: a picture is not readable, or a claim cannot be read.
     """
-    all_plates = plates(study.groups, runs)
-    pairs = zip(study.groups, all_plates, strict=True)
-    sections = [_section(group, shown, number) for number, (group, shown) in enumerate(pairs, start=1)]
+    pairs = zip(study.groups, run_pictures(study.groups, runs), strict=True)
+    sections = [_section(group, pictures, number) for number, (group, pictures) in enumerate(pairs, start=1)]
     figures = lecture_figures(study)
-    charts = any(section.curves or section.inner or section.trade_offs for section in sections) or bool(figures)
+    has_charts = any(section.curves or section.inner or section.trade_offs for section in sections) or bool(figures)
     return render(
         "report.html.j2",
-        scripts=[*([_chart_library()] if charts else []), _own_script()],
+        scripts=[*([_chart_library()] if has_charts else []), _for_script_element(template_source("report.js"))],
         study=study,
         sections=sections,
         figures=figures,
         cautions=cautions(study),
-        printed=printed_figures(study),
+        printed=printed_numbers(study),
         claims=judge(study),
-        provenance=provenance(study),
+        origin=origin(study),
         net_deviations=_net_deviations(study),
         shared=_shared_overrides(study),
         hues=HUES,
@@ -121,31 +111,23 @@ def render_index(studies: Sequence[Study]) -> str:
     """Return the page that leads to all studies."""
     shown = []
     for study in studies:
-        headlines = [(f"{group.task.capitalize()} on {group.data}", headline(group)) for group in study.groups]
-        best_of = [(place, best) for place, best in headlines if best is not None]
-        shown.append((study, best_of, tally(judge(study))))
+        headlines = [(group.title, best) for group in study.groups if (best := headline(group))]
+        shown.append((study, headlines, tally(judge(study))))
     return render("index.html.j2", studies=shown)
 
 
 def headline(group: Group) -> Headline | None:
     """Name the best variant of a group and its score; None while no run has finished."""
-    best = best_variant(group)
-    found = tested(best, group.score) if best else None
-    if best is None or found is None:
+    found = group.best.test(group.score) if group.best else None
+    if group.best is None or found is None:
         return None
-    metric = Metric(group.score)
-    return Headline(best.title, metric.spread_text(found), f"{metric.title}, {count(found.n, 'seed')}")
+    meaning = f"{group.metric.title}, {count(found.n, 'seed')}"
+    return Headline(group.best.title, spread_text(group.metric, found), meaning)
 
 
-def best_variant(group: Group) -> Variant | None:
-    """Return the variant with the best mean test score; None while no run has finished."""
-    found = [(tested(variant, group.score), variant) for variant in group.variants]
-    scored = [(spread.mean, variant) for spread, variant in found if spread is not None and math.isfinite(spread.mean)]
-    return max(scored, key=lambda pair: pair[0])[1] if scored else None
-
-
-def _section(group: Group, shown: Sequence[Plate], number: int) -> Section:
-    found, ends = strips(group)
+def _section(group: Group, pictures: Sequence[RunPictures], number: int) -> Section:
+    scores, ends = score_plots(group)
+    gradients = gradient_chart(group)
     return Section(
         anchor=f"group-{number}",
         group=group,
@@ -155,12 +137,12 @@ def _section(group: Group, shown: Sequence[Plate], number: int) -> Section:
         further=further_table(group),
         paired=_paired(group),
         disagreements=disagreements(group),
-        strips=found,
-        strip_ends=ends,
+        scores=scores,
+        score_ends=ends,
         curves=learning_curves(group),
-        inner=[*inner_curves(group), *([gradients] if (gradients := gradient_chart(group)) else [])],
+        inner=[*inner_curves(group), *([gradients] if gradients else [])],
         trade_offs=trade_offs(group),
-        plates=shown,
+        pictures=pictures,
         sampling=sampling_note(group),
         colours=colours(group),
     )
@@ -171,11 +153,10 @@ def _paired(group: Group) -> Paired | None:
     reference, pairs = reference_of(group), compare(group)
     if reference is None or not any(pair.seeds for pair in pairs):
         return None
-    metric = Metric(group.score)
-    drawn, (low, high) = drawn_intervals(pairs, metric)
+    plots, ends = interval_plots(pairs)
     with_images = [pair.only_variant is not None for pair in pairs if pair.seeds]
-    ends = (signed(low, metric), signed(high, metric))
-    return Paired(reference, pairs, drawn, ends, metric, any(with_images), _how_paired(with_images))
+    low, high = (signed(end, group.metric) for end in ends)
+    return Paired(reference, pairs, plots, (low, high), any(with_images), _how_paired(with_images))
 
 
 def _how_paired(with_images: Sequence[bool]) -> str:
@@ -209,10 +190,9 @@ def _failures(variant: Variant) -> list[tuple[str, str]]:
 
 
 def _equals(group: Group) -> str:
-    """Name the variants that noise alone could set apart from the best."""
-    best = best_variant(group)
-    leading = leaders([tested(variant, group.score) for variant in group.variants])
-    others = [v.title for v, leads in zip(group.variants, leading, strict=True) if leads and v is not best]
+    """Name the variants that are not significantly worse than the best."""
+    leading = leaders([variant.test(group.score) for variant in group.variants], group.metric)
+    others = [v.title for v, leads in zip(group.variants, leading, strict=True) if leads and v is not group.best]
     return listed(others) if len(others) <= 6 else f"{len(others)} others, bold in the table"
 
 
@@ -227,14 +207,10 @@ def _net_deviations(study: Study) -> list[tuple[str, str, list[str]]]:
     nets: dict[str, tuple[str, str, list[str]]] = {}
     for variant in study.variants:
         about = variant.about
-        deviations = [str(deviation) for deviation in about.get("deviations") or ()]
-        if deviations:
+        if deviations := [str(deviation) for deviation in about.get("deviations") or ()]:
             title = str(about.get("title") or variant.title)
             nets[title] = (title, str(about.get("paper") or ""), deviations)
     return list(nets.values())
-
-
-# ---- scripts ---------------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -243,10 +219,6 @@ def _chart_library() -> str:
     import vl_convert
 
     return _for_script_element(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-
-
-def _own_script() -> str:
-    return _for_script_element(template_source("report.js"))
 
 
 def _for_script_element(script: str) -> str:

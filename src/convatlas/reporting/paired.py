@@ -12,25 +12,17 @@ Other tasks have no right answer for a whole image: there it is Student's t over
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convatlas.reporting.results import Group
-from convatlas.reporting.variants import Variant
-from convatlas.reporting.verdicts import CONFIDENCE, interval
-from convatlas.reporting.wording import DASH, Metric, count
+from convatlas.core.metrics import Metric
+from convatlas.reporting.statistics import Interval, has_width, interval, quantile
+from convatlas.reporting.study import Group, Variant
+from convatlas.reporting.wording import DASH
 
-__all__ = ["Drawn", "Pair", "compare", "crossed_interval", "drawn_intervals", "reference_of"]
-
-WIDTH, MARGIN = 132, 6
-"""Pixels of a drawn interval, and of the room for half a dot at its ends; the template has the same."""
-REACH = 3
-
-Range = tuple[float, float]
+__all__ = ["Pair", "compare", "crossed_interval", "interval_text", "reference_of", "signed"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +31,7 @@ class Pair:
 
     Attributes:
         variant: the one that is compared.
+        metric: what is compared.
         seeds: number of seeds that both have; without any, the rest is None.
         difference: mean score of the variant less that of the reference, over those seeds.
         interval: 95 % interval of the difference; None for a single seed, whose noise is not known.
@@ -47,9 +40,10 @@ class Pair:
     """
 
     variant: Variant
+    metric: Metric
     seeds: int
     difference: float | None
-    interval: Range | None
+    interval: Interval | None
     only_variant: float | None
     only_reference: float | None
 
@@ -59,27 +53,9 @@ class Pair:
         if self.interval is None:
             return DASH
         low, high = self.interval
+        if not has_width(low, high):
+            return "not told apart"
         return "higher" if low > 0 else "lower" if high < 0 else "not told apart"
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """An interval on a scale that all pairs share, in pixels from the left; None where there is none.
-
-    Attributes:
-        zero: where no difference lies.
-        mean: where the difference lies.
-        low, high: the ends of the interval, or of the scale where the interval goes on beyond it.
-        cut: which ends go on, of "low" and "high".
-        label: the same in words.
-    """
-
-    zero: float
-    mean: float | None
-    low: float | None
-    high: float | None
-    cut: tuple[str, ...]
-    label: str
 
 
 def reference_of(group: Group) -> Variant | None:
@@ -101,41 +77,35 @@ def _pair(group: Group, variant: Variant, reference: Variant) -> Pair:
         one, other = right
         found = crossed_interval(one.astype(np.int8) - other.astype(np.int8)) if len(one) > 1 else None
         only = [float((a & ~b).sum(axis=1).mean()) for a, b in ((one, other), (other, one))]
-        return Pair(variant, len(one), float(one.mean() - other.mean()), found, *only)
-    scores = [_finite_scores(each, group.score) for each in (variant, reference)]
+        return Pair(variant, group.metric, len(one), float(one.mean() - other.mean()), found, *only)
+    scores = [each.finite_tests(group.score) for each in (variant, reference)]
     differences = [scores[0][seed] - scores[1][seed] for seed in scores[0] if seed in scores[1]]
     if not differences:
-        return Pair(variant, 0, None, None, None, None)
+        return Pair(variant, group.metric, 0, None, None, None, None)
     found = interval(differences) if len(differences) > 1 else None
-    return Pair(variant, len(differences), math.fsum(differences) / len(differences), found, None, None)
+    mean = math.fsum(differences) / len(differences)
+    return Pair(variant, group.metric, len(differences), mean, found, None, None)
 
 
 def _right(group: Group, variant: Variant, reference: Variant) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
     """Return for each of the two `(S, N)` which images its common seeds get right; None where that is not known."""
-    answers = group.answers if group.score == "accuracy" else None
-    if answers is None:
+    predictions = group.predictions if group.score == "accuracy" else None
+    if predictions is None:
         return None
-    found = [answers.predicted.get(each.key, {}) for each in (variant, reference)]
+    found = [predictions.classes.get(each.key, {}) for each in (variant, reference)]
     common = sorted(set(found[0]) & set(found[1]))
     if not common:
         return None
-    one, other = (np.stack([each[seed] for seed in common]) == answers.labels for each in found)
+    one, other = (np.stack([each[seed] for seed in common]) == predictions.labels for each in found)
     return one, other
 
 
-def _finite_scores(variant: Variant, score: str) -> dict[int, float]:
-    found = {run.seed: run.test(score) for run in variant.runs}
-    return {seed: value for seed, value in found.items() if value is not None and math.isfinite(value)}
-
-
-def crossed_interval(differences: NDArray[np.int8]) -> Range:
+def crossed_interval(differences: NDArray[np.int8]) -> Interval:
     """Return the 95 % interval of the mean over seeds and images, both being samples.
 
     Args:
         differences: `(S, N)` for S seeds, at least two, and N images, at least two.
     """
-    from scipy.special import stdtrit
-
     seeds, images = differences.shape
     of_seeds, of_images = differences.mean(axis=1), differences.mean(axis=0)
     mean = float(of_seeds.mean())
@@ -146,58 +116,20 @@ def crossed_interval(differences: NDArray[np.int8]) -> Range:
     residual = max(left, 0.0) / ((seeds - 1) * (images - 1))
     both = by_seed + max(by_image - residual, 0.0)
     freedom = (seeds - 1) * (both / by_seed) ** 2 if by_seed > 0 else math.inf
-    reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(both / (seeds * images))
+    reach = quantile(freedom) * math.sqrt(both / (seeds * images))
     return mean - reach, mean + reach
 
 
-def drawn_intervals(pairs: Sequence[Pair], metric: Metric) -> tuple[list[Drawn], Range]:
-    """Place every pair on one scale that has zero on it; return them with the ends of the scale.
-
-    The scale ends at most `REACH` typical half intervals beyond the differences: one variant whose seeds disagree would
-    else press all others into a point.
-    """
-    differences = [0.0, *(pair.difference for pair in pairs if pair.difference is not None)]
-    intervals = [pair.interval for pair in pairs if pair.interval]
-    room = REACH * median((high - low) / 2 for low, high in intervals) if intervals else 0.0
-    low = max(min(differences) - room, min([*differences, *(interval[0] for interval in intervals)]))
-    high = min(max(differences) + room, max([*differences, *(interval[1] for interval in intervals)]))
-
-    def place(value: float) -> float:
-        share = (min(max(value, low), high) - low) / (high - low) if high > low else 0.5
-        return round(MARGIN + share * (WIDTH - 2 * MARGIN), 1)
-
-    def drawn(pair: Pair) -> Drawn:
-        mean = None if pair.difference is None else place(pair.difference)
-        if pair.interval is None:
-            return Drawn(place(0.0), mean, None, None, (), in_words(pair, metric))
-        beyond = {"low": pair.interval[0] < low, "high": pair.interval[1] > high}
-        cut = tuple(end for end, is_cut in beyond.items() if is_cut)
-        start, end = pair.interval
-        return Drawn(place(0.0), mean, place(start), place(end), cut, in_words(pair, metric))
-
-    return [drawn(pair) for pair in pairs], (low, high)
-
-
-def in_words(pair: Pair, metric: Metric) -> str:
-    """Say a difference in a sentence, for those who do not see it drawn."""
-    if pair.difference is None:
-        return "no common seed"
-    text = f"difference {signed(pair.difference, metric)}"
-    if pair.interval is not None:
-        text += f", 95 % interval {interval_text(pair, metric)}"
-    return f"{text}, {count(pair.seeds, 'common seed')}"
-
-
-def interval_text(pair: Pair, metric: Metric) -> str:
+def interval_text(pair: Pair) -> str:
     """Write the ends of an interval."""
-    return DASH if pair.interval is None else " to ".join(signed(end, metric) for end in pair.interval)
+    return DASH if pair.interval is None else " to ".join(signed(end, pair.metric) for end in pair.interval)
 
 
 def signed(value: float | None, metric: Metric) -> str:
     """Write a difference with its sign, in points where the metric is a share."""
     if value is None:
         return DASH
-    digits = 2 if metric.unit else 4
+    digits = 2 if metric.is_share else 4
     text = f"{abs(value) * metric.factor:.{digits}f}"
     if not float(text):
         return text

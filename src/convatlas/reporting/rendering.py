@@ -12,7 +12,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from convatlas.reporting.wording import Metric, count, spoken
+from convatlas.core.metrics import as_words
+from convatlas.reporting.wording import count
 
 __all__ = ["data_block", "render", "template_source", "templates"]
 
@@ -38,8 +39,8 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"spoken": spoken, "data_block": data_block}
-    environment.globals |= {"count": count, "Metric": Metric}
+    environment.filters |= {"as_words": as_words, "data_block": data_block}
+    environment.globals |= {"count": count}
     return environment
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from convatlas.core.files import write_json, write_text
 from convatlas.reporting.documents import as_latex, as_markdown, claim_records
 from convatlas.reporting.page import render_index, render_report
-from convatlas.reporting.results import read_studies, read_study
+from convatlas.reporting.reading import read_studies, read_study
 from convatlas.reporting.summary import curve_records, study_summary, variant_records
 from convatlas.reporting.tables import as_csv, records
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from convatlas.reporting.curves import over_epochs
-from convatlas.reporting.results import Group, Study
-from convatlas.reporting.statistics import Spread
-from convatlas.reporting.tables import cost, macs, tested, timed
-from convatlas.reporting.variants import Variant
+from convatlas.core.statistics import Spread
+from convatlas.reporting.study import Group, Study, Variant
 
 Record = dict[str, Any]
 
@@ -24,7 +20,7 @@ def study_summary(study: Study) -> dict[str, dict[str, float]]:
 
 
 def _group_summary(group: Group) -> dict[str, float]:
-    means = [found.mean for variant in group.variants if (found := _finite(tested(variant, group.score)))]
+    means = [found.mean for variant in group.variants if (found := _finite(variant.test(group.score)))]
     seconds = [taken for run in group.runs if (taken := run.seconds("train_seconds")) is not None]
     summary: dict[str, float] = {
         "variants": len(group.variants),
@@ -32,14 +28,17 @@ def _group_summary(group: Group) -> dict[str, float]:
         "train_seconds": round(sum(seconds), 1),
     }
     if means:
-        summary |= {"best_score": round(max(means), 4), "mean_score": round(statistics.fmean(means), 4)}
+        summary |= {
+            "best_score": round(max(means, key=lambda mean: group.metric.sign * mean), 4),
+            "mean_score": round(statistics.fmean(means), 4),
+        }
     return summary
 
 
 def variant_records(studies: Sequence[Study]) -> Iterable[Record]:
     """Give one record a variant that has a score; `run` is unique over all studies."""
     for study, group, variant in _variants(studies):
-        if found := _finite(tested(variant, group.score)):
+        if found := _finite(variant.test(group.score)):
             yield {
                 "run": f"{study.name}/{variant.key}",
                 "study": study.name,
@@ -47,18 +46,18 @@ def variant_records(studies: Sequence[Study]) -> Iterable[Record]:
                 "task": variant.task,
                 "data": variant.data,
                 "score": found.mean,
-                "score_std": found.deviation,
+                "score_std": found.std,
                 "seeds": found.n,
-                "parameters": cost(variant, "parameters"),
-                "macs": macs(variant),
-                "train_seconds": seconds.mean if (seconds := timed(variant, "train_seconds")) else None,
+                "parameters": variant.cost("parameters"),
+                "macs": variant.macs,
+                "train_seconds": seconds.mean if (seconds := variant.seconds("train_seconds")) else None,
             }
 
 
 def curve_records(studies: Sequence[Study]) -> Iterable[Record]:
     """Give the validation score of each variant and epoch, the mean over its seeds."""
     for study, group, variant in _variants(studies):
-        for epoch, values in over_epochs(variant, f"val/{group.score}"):
+        for epoch, values in variant.curve(f"val/{group.score}"):
             names = {"run": f"{study.name}/{variant.key}", "study": study.name, "variant": variant.key}
             yield names | {"epoch": epoch, "score": statistics.fmean(values)}
 
@@ -69,4 +68,4 @@ def _variants(studies: Sequence[Study]) -> Iterable[tuple[Study, Group, Variant]
 
 def _finite(found: Spread | None) -> Spread | None:
     """Leave out the mean of a variant of which a seed diverged: JSON and the plots have no word for NaN."""
-    return found if found is not None and math.isfinite(found.mean) else None
+    return found if found is not None and found.is_finite else None

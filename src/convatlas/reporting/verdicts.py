@@ -3,23 +3,25 @@
 A claim compares two sides. Each seed that all variants of the claim have gives one difference of the sides, so what a
 seed shares (the order of the batches, the test images) cancels. The verdict looks at the 95 % interval of their mean
 (Student's t): wholly on the claimed side it confirms, wholly on the other it does not, across the border it is noise.
+Seeds that all give the same measured difference have an interval of no width: it says nothing of other seeds or images,
+and so decides nothing. What is counted (parameters, multiply-adds, bytes) needs no interval.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from convatlas.reporting.results import Claim, Study
-from convatlas.reporting.statistics import spread
-from convatlas.reporting.variants import SeedRun, Variant
-from convatlas.reporting.wording import Metric, count, duration, listed, spoken, with_prefix
-from convatlas.studies.claims import Comparison, Quantity
+from convatlas.core.metrics import as_words, metric
+from convatlas.core.statistics import spread
+from convatlas.reporting.statistics import has_width, interval
+from convatlas.reporting.study import Claim, SeedRun, Study, Variant
+from convatlas.reporting.wording import DASH, PLUS_MINUS, count, duration, listed, spread_text, with_prefix
+from convatlas.studies.claims import Comparison, Quantity, read_claim
 
 Verdict = Literal["confirmed", "not confirmed", "within noise", "not tested"]
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Checked:
     Attributes:
         text: the comparison as the study states it.
         verdict: what our runs say of it.
-        figures: the quantities with mean and deviation, in words.
+        figures: the quantities with mean and standard deviation, in words.
         interval: the compared value with its interval, in words; empty where it was not tested.
         reason: why it was not tested; empty otherwise.
     """
@@ -51,26 +53,17 @@ class Judged:
 
 
 def judge(study: Study) -> list[Judged]:
-    """Judge every claim of a study, in its order."""
+    """Judge every claim of a study, in its order.
+
+    Raises:
+        UserError: a claim is not of the form of `convatlas.studies.claims`.
+    """
     judged = []
-    for claim in study.claims:
-        checked = tuple(_check(comparison, study) for comparison in claim.holds)
+    for claim in study.plan.claims:
+        comparisons = [read_claim(text, f"the plan of the study {study.name}") for text in claim.holds]
+        checked = tuple(_check(comparison, study) for comparison in comparisons)
         judged.append(Judged(claim, _together([part.verdict for part in checked]), checked))
     return judged
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of independent values; everything where there is one value alone."""
-    from scipy.special import stdtrit  # half a second faster to import than scipy.stats
-
-    found = spread(values)
-    assert found is not None
-    if found.low == found.high:
-        return (found.low, found.high) if len(values) > 1 else (-math.inf, math.inf)
-    if found.deviation is None or not math.isfinite(found.deviation):
-        return -math.inf, math.inf
-    reach = float(stdtrit(found.n - 1, (1 + CONFIDENCE) / 2)) * math.sqrt(found.squared_error)
-    return found.mean - reach, found.mean + reach
 
 
 def _together(verdicts: Sequence[Verdict]) -> Verdict:
@@ -85,43 +78,40 @@ def _together(verdicts: Sequence[Verdict]) -> Verdict:
 def _check(comparison: Comparison, study: Study) -> Checked:
     quantities = comparison.quantities()
     variants = {variant.key: variant for variant in study.variants}
-    runs = {q: {run.seed: run for run in variants[q.variant].runs} for q in quantities}
-    missing = [q for q in quantities if all(run.figure(q) is None for run in runs[q].values())]
-    if missing:
-        reason = f"no run has {_name(missing[0], variants)}"
-        return Checked(comparison.text, "not tested", "", "", reason)
-    common = sorted(
-        set.intersection(*({s for s, r in found.items() if r.figure(q) is not None} for q, found in runs.items()))
-    )
-    if len(common) < 2 and not all(_is_exact(q) for q in quantities):
-        reason = (
-            f"it needs two seeds that all its variants have; there {'is' if len(common) == 1 else 'are'} {len(common)}"
-        )
-        return Checked(comparison.text, "not tested", _figures(quantities, runs, variants), "", reason)
-    sides = [comparison.sides({q: _of(runs[q][seed], q) for q in quantities}) for seed in common]
+    values = {q: _values(q, variants[q.variant].runs) for q in quantities}
+    figures = "; ".join(f"{_name(q, variants)} {_written(q, values[q])}" for q in quantities)
+
+    def not_tested(reason: str) -> Checked:
+        return Checked(comparison.text, "not tested", figures, "", reason)
+
+    if missing := [q for q in quantities if not values[q]]:
+        return not_tested(f"no run has {_name(missing[0], variants)}")
+    common = sorted(set.intersection(*(set(found) for found in values.values())))
+    is_counted = all(map(_is_counted, quantities))
+    if len(common) < 2 and not (is_counted and common):
+        verb = "is" if len(common) == 1 else "are"
+        return not_tested(f"it needs two seeds that all its variants have; there {verb} {len(common)}")
+    sides = [comparison.sides({q: found[seed] for q, found in values.items()}) for seed in common]
     differences = [left - right for left, right in sides]
     if not all(map(math.isfinite, differences)):
-        return Checked(
-            comparison.text, "not tested", _figures(quantities, runs, variants), "", "a figure is not finite"
-        )
+        return not_tested("a value is not finite")
     low, high = interval(differences) if len(common) > 1 else (differences[0], differences[0])
-    return Checked(
-        comparison.text,
-        _verdict(comparison.relation, low, high),
-        _figures(quantities, runs, variants),
-        _interval_text(comparison, sides, low, high),
-        "",
-    )
+    decides = is_counted or has_width(low, high)
+    verdict = _verdict(comparison.relation, low, high) if decides else "within noise"
+    text = _interval_text(comparison, sides, low, high)
+    if not decides:
+        text += "; all seeds have the same difference, so its noise is not known"
+    return Checked(comparison.text, verdict, figures, text, "")
 
 
-def _of(run: SeedRun, quantity: Quantity) -> float:
-    value = run.figure(quantity)
-    assert value is not None
-    return value
+def _values(quantity: Quantity, runs: Sequence[SeedRun]) -> dict[int, float]:
+    """Return a quantity by seed, of the runs that have it."""
+    found = ((run.seed, run.value(quantity)) for run in runs)
+    return {seed: value for seed, value in found if value is not None}
 
 
-def _is_exact(quantity: Quantity) -> bool:
-    """Say whether a figure is counted and not measured, so that one seed is enough."""
+def _is_counted(quantity: Quantity) -> bool:
+    """Say whether a quantity is counted and not measured, so that one seed is enough."""
     return quantity.figure in {"parameters", "macs", "macs_inference", "weight_megabytes", "activation_bytes"}
 
 
@@ -146,38 +136,32 @@ def _interval_text(comparison: Comparison, sides: Sequence[tuple[float, float]],
         name, border = "difference", 0.0
         middle = math.fsum(left - right for left, right in sides) / len(sides)
     seeds = count(len(sides), "seed")
-    measured = f"{name} {middle:.4g}, 95 % interval {low:.4g} to {high:.4g} ({seeds})"
-    return f"{measured}; claimed {comparison.relation} {border:g}"
-
-
-def _figures(
-    quantities: Sequence[Quantity], runs: dict[Quantity, dict[int, SeedRun]], variants: dict[str, Variant]
-) -> str:
-    return "; ".join(f"{_name(q, variants)} {_written(q, runs[q])}" for q in quantities)
+    compared = f"{name} {middle:.4g}, 95 % interval {low:.4g} to {high:.4g} ({seeds})"
+    return f"{compared}; claimed {comparison.relation} {border:g}"
 
 
 def _name(quantity: Quantity, variants: dict[str, Variant]) -> str:
-    figure = spoken(quantity.figure)
+    figure = as_words(quantity.figure)
     if quantity.figure == "history":
         epoch = quantity.epoch or 0
-        figure = f"{spoken(quantity.column or '')} at " + (f"epoch {epoch}" if epoch > 0 else "the last epoch")
-    part = f", {spoken(quantity.part)}" if quantity.part else ""
+        figure = f"{as_words(quantity.column or '')} at " + (f"epoch {epoch}" if epoch > 0 else "the last epoch")
+    part = f", {as_words(quantity.part)}" if quantity.part else ""
     return f"{figure} of {variants[quantity.variant].title}{part}"
 
 
-def _written(quantity: Quantity, runs: dict[int, SeedRun]) -> str:
-    found = spread(run.figure(quantity) for run in runs.values())
+def _written(quantity: Quantity, values: Mapping[int, float]) -> str:
+    found = spread(values.values())
     if found is None:
-        return "–"
+        return DASH
     if quantity.figure == "error":
-        return Metric("accuracy").spread_text(found)
+        return spread_text(metric("accuracy"), found)
     if quantity.figure.endswith("_seconds"):
-        return f"{duration(found.mean)}" + (f" ± {duration(found.deviation)}" if found.deviation else "")
-    if _is_exact(quantity):
+        return duration(found.mean) + (f" {PLUS_MINUS} {duration(found.std)}" if found.std else "")
+    if _is_counted(quantity):
         return with_prefix(found.mean)
-    if Metric(quantity.figure).unit:
-        return Metric(quantity.figure).spread_text(found)
-    return f"{found.mean:.3g}" + (f" ± {found.deviation:.2g}" if found.deviation is not None else "")
+    if metric(quantity.figure).is_share:
+        return spread_text(metric(quantity.figure), found)
+    return f"{found.mean:.3g}" + (f" {PLUS_MINUS} {found.std:.2g}" if found.std is not None else "")
 
 
 def tally(judged: Sequence[Judged]) -> str:

@@ -1,98 +1,35 @@
-"""How figures and names are written: units, digits, and what a metric is called."""
+"""How values are written: units, digits, lists of words."""
 
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass
 
-from convatlas.reporting.statistics import Spread
+from convatlas.core.metrics import Metric
+from convatlas.core.statistics import Spread
 
 DASH = "–"
 PLUS_MINUS = "±"
 THIN_SPACE = "\u202f"
 
-# Shares between 0 and 1, written in percent. `map` and `mar` are detection's mean average precision and recall.
-_SHARES = re.compile(r"^(accuracy|f1|calibration_error|precision|recall|map|mar|dice|iou|edge_dice)(_|$)")
-_FALLING = re.compile(r"(loss|error|distance|hausdorff)")
-_NAMES = {
-    "accuracy": "accuracy",
-    "accuracy_top5": "top-5 accuracy",
-    "f1_macro": "macro F1",
-    "calibration_error": "calibration error",
-    "map": "mAP@[.5:.95]",
-    "map_50": "mAP@.5",
-    "map_75": "mAP@.75",
-    "dice": "Dice",
-    "iou": "IoU",
-    "edge_dice": "Dice of the edges",
-}
+NOT_FINITE = "not finite"
 
 
-@dataclass(frozen=True)
-class Metric:
-    """How one metric is named and written.
+def metric_text(metric: Metric, value: float | None) -> str:
+    """Write a value of a metric: two decimals of percent, four of anything else; no unit."""
+    if value is None:
+        return DASH
+    if not math.isfinite(value):
+        return NOT_FINITE
+    return f"{value * metric.factor:.2f}" if metric.is_share else f"{value:.4f}"
 
-    Attributes:
-        name: its key in `metrics.json`, for example `accuracy`.
-    """
 
-    name: str
-
-    @property
-    def title(self) -> str:
-        """Its name for people, for example `macro F1`."""
-        if self.name in _NAMES:
-            return _NAMES[self.name]
-        head, _, rest = self.name.partition("_")
-        known = {"dice": "Dice", "iou": "IoU", "map": "mAP", "mar": "mAR"}
-        if head == "hausdorff":
-            unit, _, area = rest.partition("_")
-            return f"Hausdorff distance in {unit}" + (f", {spoken(area)}" if area else "")
-        return f"{known[head]}, {spoken(rest)}" if head in known and rest else spoken(self.name)
-
-    @property
-    def unit(self) -> str:
-        """`%` or nothing."""
-        return "%" if _SHARES.match(self.name) else ""
-
-    @property
-    def axis(self) -> str:
-        """Title and unit, as an axis or a column has it."""
-        return f"{self.title}, {self.unit}" if self.unit else self.title
-
-    @property
-    def factor(self) -> float:
-        """What a value is multiplied by to be written."""
-        return 100.0 if self.unit else 1.0
-
-    @property
-    def lower_is_better(self) -> bool:
-        """Whether less of it is better."""
-        return bool(_FALLING.search(self.name))
-
-    def text(self, value: float | None) -> str:
-        """Write a value: two decimals of percent, four of anything else; no unit."""
-        if value is None:
-            return DASH
-        if not math.isfinite(value):
-            return "not finite"
-        return f"{value * self.factor:.2f}" if self.unit else f"{value:.4f}"
-
-    def spread_text(self, found: Spread | None) -> str:
-        """Write mean and standard deviation, `98.61 ± 0.12 %`; no deviation where there is one figure."""
-        if found is None:
-            return DASH
-        text = self.text(found.mean)
-        if math.isfinite(found.mean):
-            text += f" {PLUS_MINUS} {self.text(found.deviation)}" if found.deviation is not None else ""
-            text += f"{THIN_SPACE}{self.unit}" if self.unit else ""
+def spread_text(metric: Metric, found: Spread | None) -> str:
+    """Write mean and standard deviation, `98.61 ± 0.12 %`; the mean alone for a single value."""
+    text = metric_text(metric, found.mean if found else None)
+    if found is None or not found.is_finite:
         return text
-
-
-def spoken(name: str) -> str:
-    """Turn a key into words: `test_error` becomes `test error`."""
-    return name.replace("_", " ").replace("/", " ").strip()
+    text += f" {PLUS_MINUS} {metric_text(metric, found.std)}" if found.std is not None else ""
+    return text + (f"{THIN_SPACE}{metric.unit}" if metric.unit else "")
 
 
 def with_prefix(value: float | None, digits: int = 3) -> str:
@@ -100,7 +37,7 @@ def with_prefix(value: float | None, digits: int = 3) -> str:
     if value is None:
         return DASH
     if not math.isfinite(value):
-        return "not finite"
+        return NOT_FINITE
     power = 0
     while abs(_significant(value / 1000**power, digits)) >= 1000 and power < 4:
         power += 1
@@ -116,11 +53,11 @@ def megabytes(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Write a time for people: `3.21 ms`, `45.2 s`, `12 min 5 s`, `20 h 42 min`."""
+    """Write a time: `3.21 ms`, `45.2 s`, `12 min 5 s`, `20 h 42 min`."""
     if seconds is None:
         return DASH
     if not math.isfinite(seconds):
-        return "not finite"
+        return NOT_FINITE
     if seconds < 0.9995:
         return f"{_plain(seconds * 1e3, 3)}{THIN_SPACE}ms"
     if seconds < 99.95:

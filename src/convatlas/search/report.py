@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convatlas.core.files import read_json, write_text
-from convatlas.reporting.statistics import Spread, as_good, spread
+from convatlas.core.statistics import Spread, spread
+from convatlas.reporting.images import data_uri
+from convatlas.reporting.statistics import not_significantly_worse
 from convatlas.reporting.wording import count
 from convatlas.search.config import SearchRun
 from convatlas.search.drawing import as_svg, draw_architecture, draw_course
@@ -78,9 +79,9 @@ def verdict(name: str, ours: Spread | None, rival: str, other: Spread | None) ->
         return f"{name} and {rival}: a training of {name if ours is None else rival} diverged, so neither is better."
     points = 100 * (ours.mean - other.mean)
     figures = f"{100 * ours.mean:.2f} % against {100 * other.mean:.2f} %, {count(ours.n, 'seed')}"
-    if ours.deviation is None or other.deviation is None:
+    if ours.std is None or other.std is None:
         return f"{name} and {rival}: {figures}; one seed tells nothing of the spread, so neither is called better."
-    if as_good(ours, other):
+    if not_significantly_worse(ours, other):
         return f"{name} does not beat {rival}: {figures}, a difference within two standard errors."
     if points > 0:
         return f"{name} beats {rival} by {points:.2f} points: {figures}."
@@ -105,7 +106,7 @@ def write_report(run: SearchRun, context: Context, phases: list[Phase], result: 
         result=result,
         phases=phases,
         described=_described(phases),
-        pictures={name: _inline(svg) for name, svg in pictures.items()},
+        pictures={name: data_uri(svg.encode(), "image/svg+xml") for name, svg in pictures.items()},
         gpu_hours=GPU_HOURS,
         machine=None if context.table is None else context.table.machine,
     )
@@ -120,7 +121,3 @@ def _described(phases: list[Phase]) -> dict[str, dict[str, Any]]:
         if sampled:
             best[next(iter(phase.architectures))] = max(sampled, key=lambda row: row["reward"])
     return best
-
-
-def _inline(svg: str) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"

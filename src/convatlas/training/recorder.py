@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
-from convatlas.core.files import write_text
+from convatlas.core.metrics import SCORES
 
 LOGGED = ("train/", "val/", "net/", "gradient/")
+PRINTED = {"train/loss", "val/loss", *(f"val/{score}" for score, *_ in SCORES.values())}
 
 
 class Recorder(Checkpoint):
@@ -66,8 +64,8 @@ class Recorder(Checkpoint):
                 print(self._line(row), flush=True)
 
     def _line(self, row: dict[str, float]) -> str:
-        figures = "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k in ("train/loss", "val/loss") or _is_score(k))
-        return f"{self._label}  epoch {int(row['epoch'])}/{self._epochs}  {figures}  {self.epoch_seconds[-1]:.1f} s"
+        metrics = "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k in PRINTED)
+        return f"{self._label}  epoch {int(row['epoch'])}/{self._epochs}  {metrics}  {self.epoch_seconds[-1]:.1f} s"
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the checkpoint keeps."""
@@ -77,18 +75,3 @@ class Recorder(Checkpoint):
         """Take the rows of the epochs before the interruption."""
         self.rows = [dict(row) for row in state_dict["rows"]]
         self.epoch_seconds = list(state_dict["epoch_seconds"])
-
-
-def _is_score(key: str) -> bool:
-    return key in {"val/accuracy", "val/map_50", "val/dice"}
-
-
-def write_history(path: Path, rows: list[dict[str, float]]) -> None:
-    """Write the rows as CSV; figures keep every digit, so that equal runs give equal bytes."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: int(v) if k in ("epoch", "step") else repr(v) for k, v in row.items()})
-    write_text(path, text.getvalue())

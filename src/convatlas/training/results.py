@@ -1,21 +1,27 @@
-"""What a finished seed leaves: metrics, history, predictions, pictures, costs, and how they came about."""
+"""What a finished seed leaves: its record, predictions and pictures."""
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from convatlas.core import record
 from convatlas.core.config import RunConfig
 from convatlas.core.environment import environment
-from convatlas.core.files import replace_folder, write_json, write_yaml
+from convatlas.core.errors import UserError
+from convatlas.core.files import replace_folder, write_yaml
+from convatlas.core.metrics import Direction, direction
+from convatlas.core.record import REMEDY, Environment, Metrics, RunRecord, Timing
 from convatlas.data.module import DataModule
 from convatlas.models.build import build_model
 from convatlas.models.costs import costs_of, measure_latency
 from convatlas.tasks.base import Task
-from convatlas.training.recorder import Recorder, write_history
+from convatlas.training.recorder import Recorder
 from convatlas.training.work_folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -25,14 +31,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Results:
-    """Everything a seed's folder will hold beside its checkpoints."""
+    """Everything a seed's folder will hold beside its checkpoints and its configuration."""
 
-    metrics: dict[str, Any]
-    timing: dict[str, Any]
-    history: list[dict[str, float]]
+    record: RunRecord
     predictions: pd.DataFrame
     figures: Mapping[str, Figure]
-    environment: dict[str, Any]
 
 
 def collect_results(
@@ -40,8 +43,10 @@ def collect_results(
     task: Task,
     data: DataModule,
     *,
+    work: WorkFolder,
     recorder: Recorder,
     test: Mapping[str, float],
+    parts: Mapping[str, dict[str, float]],
     test_seconds: float,
 ) -> Results:
     """Gather the results of a seed after its test. Whatever differs between equal runs (seconds) goes to `timing`."""
@@ -50,50 +55,61 @@ def collect_results(
     monitor = config.recipe.monitor or task.monitor
     channels, size = config.data.in_channels, config.data.image_size
     costs = costs_of(lambda: build_model(config.model), (channels, size, size), config.recipe.batch_size)
-    best = max(recorder.rows, key=lambda row: row[monitor])  # the first of equals, as the checkpoint callback has it
+    mode = direction(monitor) or "max"
+    best = best_row(recorder.rows, monitor, mode)
     predictions = pd.DataFrame(task.test_rows)
     task.eval()
-    return Results(
-        metrics={
-            "study": config.study,
-            "variant": config.variant,
-            "seed": task.seed,
-            "task": config.data.task,
-            "model": config.model["about"]["title"],
-            "data": config.data.name,
-            "data_fingerprint": data.prepared.card.fingerprint,
-            "monitor": monitor,
-            "epochs": len(recorder.rows),
-            "best_epoch": int(best["epoch"]),
-            "best": {k: v for k, v in best.items() if "/" in k},
-            "last": {k: v for k, v in recorder.rows[-1].items() if "/" in k},
-            "test": dict(test),
-            "costs": asdict(costs),
-        },
-        timing={
-            "train_seconds": sum(recorder.epoch_seconds),
-            "epoch_seconds": recorder.epoch_seconds,
-            "test_seconds": test_seconds,
-            "latency_seconds": measure_latency(task.net, (channels, size, size)),
-        },
-        history=recorder.rows,
-        predictions=predictions,
-        figures=task.figures(data.sample_batch(predictions["index"].tolist()), predictions),
-        environment=environment(config),
+    metrics = Metrics(
+        study=config.study,
+        variant=config.variant,
+        seed=task.seed,
+        task=config.data.task,
+        model=config.model["about"]["title"],
+        data=config.data.name,
+        data_fingerprint=data.prepared.card.fingerprint,
+        monitor=monitor,
+        monitor_mode=mode,
+        epochs=len(recorder.rows),
+        best_epoch=int(best["epoch"]),
+        best={k: v for k, v in best.items() if "/" in k},
+        last={k: v for k, v in recorder.rows[-1].items() if "/" in k},
+        test=dict(test),
+        parts=dict(parts),
+        costs=asdict(costs),
     )
+    timing = Timing(
+        train_seconds=sum(recorder.epoch_seconds),
+        epoch_seconds=recorder.epoch_seconds,
+        test_seconds=test_seconds,
+        latency_seconds=measure_latency(task.net, (channels, size, size)),
+    )
+    run = RunRecord(
+        metrics=metrics,
+        timing=timing,
+        environment=Environment.model_validate(environment(config)),
+        identity=work.identity,
+        history=tuple(recorder.rows),
+    )
+    figures = task.figures(data.sample_batch(predictions["index"].tolist()), predictions)
+    return Results(run, predictions, figures)
+
+
+def best_row(rows: Sequence[dict[str, float]], monitor: str, mode: Direction) -> dict[str, float]:
+    """Return the row of the best epoch, the first of equals; NaN is the worst, as Lightning's checkpoints have it."""
+    sign = 1 if mode == "max" else -1
+
+    def score(row: dict[str, float]) -> float:
+        return -math.inf if math.isnan(row[monitor]) else sign * row[monitor]
+
+    return max(rows, key=score)
 
 
 def write_results(results: Results, config: RunConfig, work: WorkFolder, folder: Path) -> None:
     """Write the folder of a seed under another name, then put it in its place."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = _new_folder_beside(folder)
     (partial / "figures").mkdir(parents=True)
     write_yaml(partial / "config.yaml", config.plain(), "The whole configuration of this run, as it was trained.")
-    write_json(partial / "identity.json", work.identity)
-    write_json(partial / "environment.json", results.environment)
-    write_json(partial / "metrics.json", results.metrics)
-    write_json(partial / "timing.json", results.timing)
-    write_history(partial / "history.csv", results.history)
+    results.record.write(partial)
     results.predictions.to_parquet(partial / "predictions.parquet", index=False)
     for name, figure in results.figures.items():
         figure.savefig(partial / "figures" / f"{name}.png", dpi=110)
@@ -102,11 +118,36 @@ def write_results(results: Results, config: RunConfig, work: WorkFolder, folder:
     replace_folder(partial, folder)
 
 
+def read_whole(folder: Path) -> RunRecord:
+    """Return the record in a seed's folder if all that `write_results` writes there is whole.
+
+    Raises:
+        UserError: a file is missing or broken.
+    """
+    found = RunRecord.read(folder)
+    predictions, checkpoint = folder / "predictions.parquet", folder / "best.ckpt"
+    whole = {
+        folder / "identity.json": found.identity is not None,
+        folder / "history.csv": len(found.history) == found.metrics.epochs,
+        folder / "config.yaml": (folder / "config.yaml").is_file(),
+        predictions: predictions.is_file() and predictions.read_bytes()[-4:] == b"PAR1",  # how every Parquet file ends
+        checkpoint: checkpoint.is_file() and zipfile.is_zipfile(checkpoint),
+    }
+    for path, is_whole in whole.items():
+        if not is_whole:
+            raise UserError(f"{path} is {'broken' if path.exists() else 'missing'}; {REMEDY}")
+    return found
+
+
 def write_failure(folder: Path, error: str) -> Path:
     """Write, as the folder of a seed, why it has no result, and return the folder."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_json(partial / "failure.json", {"error": error})
+    partial = _new_folder_beside(folder)
+    record.write_failure(partial, error)
     replace_folder(partial, folder)
     return folder
+
+
+def _new_folder_beside(folder: Path) -> Path:
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    return partial

@@ -19,8 +19,8 @@ from torch import nn
 from convatlas.core.config import RunConfig
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
-from convatlas.core.files import read_json
 from convatlas.core.processes import rank, rank_zero_first
+from convatlas.core.record import RunRecord
 from convatlas.core.source_code import run_code
 from convatlas.data.module import DataModule, batches_done
 from convatlas.data.prepared import PreparedData
@@ -38,7 +38,7 @@ from convatlas.training.checkpoints import checkpoint_callbacks
 from convatlas.training.machine import refuse_unsupported, with_scaled_rate
 from convatlas.training.net_callbacks import FollowsNet, GradientNorms, InvertsImages
 from convatlas.training.recorder import Recorder
-from convatlas.training.results import collect_results, write_failure, write_results
+from convatlas.training.results import collect_results, read_whole, write_failure, write_results
 from convatlas.training.strategies import ChannelsLast, build_plugins, build_strategy, prepare_net
 from convatlas.training.transfer import begin_from, refuse_unfit_weights, weights_digest
 from convatlas.training.work_folder import WorkFolder, difference
@@ -136,8 +136,16 @@ def _fit_and_test(
     parts = test_parts(task, data, trainer)
     task.float()  # what `trainer.precision=64-true` made wide
     if trainer.is_global_zero:
-        results = collect_results(config, task, data, recorder=fitted.recorder, test=test, test_seconds=test_seconds)
-        results.metrics["parts"] = parts
+        results = collect_results(
+            config,
+            task,
+            data,
+            work=work,
+            recorder=fitted.recorder,
+            test=test,
+            parts=parts,
+            test_seconds=test_seconds,
+        )
         write_results(results, config, work, folder)
         tracker.log_results(folder)
     trainer.strategy.barrier("written")
@@ -326,14 +334,21 @@ def run_identity(config: RunConfig, seed: int, data_fingerprint: str) -> dict[st
 
 
 def _is_finished(folder: Path, identity: dict[str, Any], config: RunConfig, *, strict: bool) -> bool:
-    if not (folder / "metrics.json").exists():
+    if config.overwrite or not RunRecord.is_in(folder):
         return False
-    before = read_json(folder / "identity.json", "delete the folder and train again.")
-    if before == identity and not config.overwrite:
+    try:
+        before = read_whole(folder).identity
+    except UserError as error:
+        if strict:
+            raise
+        if rank() == 0:
+            print(f"{error} In the pipeline that is done now.")
+        return False
+    if before == identity:
         if rank() == 0:
             print(f"{folder} is finished already; pass overwrite=true to train it again.")
         return True
-    if strict and not config.overwrite:
+    if strict:
         raise UserError(
             f"{folder} holds a finished run with other settings ({difference(before, identity)}). "
             "Choose another output_dir, or pass overwrite=true."

@@ -1,20 +1,18 @@
-"""The figures that the lecture prints, laid out as tables with ours beside them.
+"""The numbers that the lecture prints, laid out as tables with ours beside them.
 
-A study notes them as it found them: single figures, figures by net, figures by data set and net, or columns of a table.
+A study notes them as it found them: single numbers, numbers by net, numbers by data set and net, or columns of a table.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convatlas.reporting.results import Study
-from convatlas.reporting.tables import cost, macs, tested
-from convatlas.reporting.variants import Variant
-from convatlas.reporting.wording import DASH, PLUS_MINUS, listed, megabytes, spoken
+from convatlas.core.metrics import as_words
+from convatlas.reporting.study import Study, Variant
+from convatlas.reporting.wording import DASH, PLUS_MINUS, listed, megabytes
 
 Ours = Callable[[Variant], str]
 
@@ -38,27 +36,27 @@ class PrintedTable:
 
 
 @dataclass(frozen=True)
-class Printed:
+class PrintedNumbers:
     """All printed figures of a study: single ones, and tables."""
 
     facts: tuple[tuple[str, str], ...]
     tables: tuple[PrintedTable, ...]
 
 
-def printed_figures(study: Study) -> Printed:
+def printed_numbers(study: Study) -> PrintedNumbers:
     """Lay out the printed figures of a study."""
     facts: list[tuple[str, str]] = []
     by_net: dict[str, Mapping[str, Any]] = {}
     tables: list[PrintedTable] = []
-    for name, value in _flat(study.printed):
+    for name, value in _flat(study.plan.printed):
         if not isinstance(value, Mapping):
-            facts.append((spoken(name), _written(value)))
+            facts.append((as_words(name), _written(value)))
         elif _is_columns(value):
             tables.append(_from_columns(value))
         else:
             by_net[name] = {str(net): figure for net, figure in value.items()}
     tables += [_from_nets(study, columns) for columns in _that_share_nets(by_net)]
-    return Printed(tuple(facts), tuple(tables))
+    return PrintedNumbers(tuple(facts), tuple(tables))
 
 
 def _flat(printed: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
@@ -79,7 +77,7 @@ def _is_columns(value: Mapping[str, Any]) -> bool:
 
 
 def _from_columns(value: Mapping[str, list[Any]]) -> PrintedTable:
-    columns = tuple((spoken(str(name)), False) for name in value)
+    columns = tuple((as_words(str(name)), False) for name in value)
     rows = (tuple(map(_written, row)) for row in zip(*value.values(), strict=True))
     return PrintedTable(columns, tuple((str(number), row) for number, row in enumerate(rows, start=1)))
 
@@ -102,7 +100,7 @@ def _from_nets(study: Study, columns: Mapping[str, Mapping[str, Any]]) -> Printe
     titles: list[tuple[str, bool]] = []
     figures: list[list[str]] = []
     for name, column in columns.items():
-        titles.append((spoken(name), False))
+        titles.append((as_words(name), False))
         figures.append([_written(column.get(net)) for net in nets])
         measure = ours_beside(name)
         data = list(dict.fromkeys(variants[net].data for net in nets if net in variants))
@@ -110,7 +108,7 @@ def _from_nets(study: Study, columns: Mapping[str, Mapping[str, Any]]) -> Printe
         if any(figure != DASH for figure in own):
             titles.append((f"ours on {listed(data)}", True))
             figures.append(own)
-    names = [variants[net].title if net in variants else spoken(net) for net in nets]
+    names = [variants[net].title if net in variants else as_words(net) for net in nets]
     rows = zip(names, zip(*figures, strict=True), strict=True)
     return PrintedTable(tuple(titles), tuple(rows))
 
@@ -129,20 +127,20 @@ def ours_beside(name: str) -> Ours | None:
     if words & {"map", "ap"}:
         return lambda variant: _share(variant, "map")
     if words & {"params", "parameters"}:
-        return lambda variant: _scaled(cost(variant, "parameters"), scale)
+        return lambda variant: _scaled(variant.cost("parameters"), scale)
     if words & {"macs", "madds", "flops"}:
-        return lambda variant: _scaled(macs(variant), scale)
+        return lambda variant: _scaled(variant.macs, scale)
     if "megabytes" in words:
-        return lambda variant: megabytes(cost(variant, "weight_megabytes"))
+        return lambda variant: megabytes(variant.cost("weight_megabytes"))
     return None
 
 
 def _share(variant: Variant, metric: str, *, wrong: bool = False) -> str:
-    found = tested(variant, metric)
-    if found is None or not math.isfinite(found.mean):
+    found = variant.test(metric)
+    if found is None or not found.is_finite:
         return DASH
     mean = 100 * (1 - found.mean if wrong else found.mean)
-    return f"{mean:.2f}" if found.deviation is None else f"{mean:.2f} {PLUS_MINUS} {100 * found.deviation:.2f}"
+    return f"{mean:.2f}" if found.std is None else f"{mean:.2f} {PLUS_MINUS} {100 * found.std:.2f}"
 
 
 def _scaled(value: float | None, scale: float) -> str:

@@ -6,18 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convatlas.reporting.results import Group, Study
+from convatlas.core.record import Environment
 from convatlas.reporting.statistics import sampling_error
-from convatlas.reporting.tables import tested
-from convatlas.reporting.variants import SeedRun
-from convatlas.reporting.wording import THIN_SPACE, Metric, count, listed
+from convatlas.reporting.study import Group, SeedRun, Study
+from convatlas.reporting.wording import THIN_SPACE, count, listed, metric_text
 
 SHOWN_UNFINISHED = 12
 """Unfinished variants named one by one; more are only counted."""
 
 
 @dataclass(frozen=True)
-class Provenance:
+class Origin:
     """What the runs say about their code, data and machine.
 
     Attributes:
@@ -33,19 +32,27 @@ class Provenance:
     packages: tuple[tuple[str, str], ...]
 
 
-def provenance(study: Study) -> Provenance:
+def origin(study: Study) -> Origin:
     """Sum up where the finished runs of a study come from."""
-    runs = [run for group in study.groups for run in group.runs]
-    apart = {"commit", "dirty", "packages", "command"}  # each run has a command of its own; the plan has them all
-    fingerprints: dict[str, list[Any]] = {group.data: [] for group in study.groups}
-    for group in study.groups:
-        fingerprints[group.data] += [run.metrics.get("data_fingerprint") for run in group.runs]
-    return Provenance(
-        commits=tuple(_distinct(_commit(run) for run in runs).items()),
-        fingerprints=tuple((name, tuple(_distinct(found))) for name, found in fingerprints.items()),
-        environment=_merged([{k: v for k, v in run.environment.items() if k not in apart} for run in runs]),
-        packages=_merged([run.environment.get("packages") or {} for run in runs]),
+    environments = [run.record.environment for group in study.groups for run in group.runs]
+    return Origin(
+        commits=tuple(_distinct(map(commit_of, environments)).items()),
+        fingerprints=tuple((name, tuple(found)) for name, found in _fingerprints(study).items()),
+        environment=_merged([each.machine for each in environments]),
+        packages=_merged([each.packages for each in environments]),
     )
+
+
+def commit_of(environment: Environment) -> str | None:
+    """Return the commit, with a word on changes that it does not have; None where there is none."""
+    return f"{environment.commit} with changes" if environment.commit and environment.dirty else environment.commit
+
+
+def _fingerprints(study: Study) -> dict[str, dict[str, int]]:
+    return {
+        name: _distinct(r.record.metrics.data_fingerprint for g in study.groups if g.data == name for r in g.runs)
+        for name in dict.fromkeys(group.data for group in study.groups)
+    }
 
 
 def cautions(study: Study) -> list[str]:
@@ -55,9 +62,9 @@ def cautions(study: Study) -> list[str]:
     """
     runs = [run for group in study.groups for run in group.runs]
     found = [_failed(study), _unfinished(study)]
-    if dirty := sum(bool(run.environment.get("dirty")) for run in runs):
+    if dirty := sum(bool(run.record.environment.dirty) for run in runs):
         found.append(f"{count(dirty, 'run')} used code with changes that are in no commit.")
-    for name, fingerprints in provenance(study).fingerprints:
+    for name, fingerprints in _fingerprints(study).items():
         if len(fingerprints) > 1:
             found.append(f"The runs on {name} saw {len(fingerprints)} versions of it: do not compare their figures.")
     found += [
@@ -74,7 +81,7 @@ def cautions(study: Study) -> list[str]:
 def sampling_note(group: Group) -> str:
     """Say how coarse a test split is, for the share of right answers; nothing where that is not the score."""
     images = group.test_images if group.score == "accuracy" else None
-    means = [found.mean for variant in group.variants if (found := tested(variant, group.score))]
+    means = [found.mean for variant in group.variants if (found := variant.test(group.score))]
     shares = [mean for mean in means if 0 <= mean <= 1]
     if not images or not shares:
         return ""
@@ -82,7 +89,7 @@ def sampling_note(group: Group) -> str:
     best = max(shares)
     error = 100 * sampling_error(best, images)
     if error:
-        note += f" Other images from the same source would move {Metric('accuracy').text(best)}{THIN_SPACE}% by about"
+        note += f" Other images from the same source would move {metric_text(group.metric, best)}{THIN_SPACE}% by about"
         note += f" {error:.2g} points (one standard error), which the spread over seeds does not contain."
     return note
 
@@ -110,16 +117,10 @@ def _named(variants: list[tuple[str, tuple[int, ...]]]) -> str:
     return listed(named)
 
 
-def _commit(run: SeedRun) -> str | None:
-    commit = run.environment.get("commit")
-    return f"{commit} with changes" if commit and run.environment.get("dirty") else commit
-
-
 def _machine(run: SeedRun) -> str | None:
-    environment = run.environment
-    packages = environment.get("packages") or {}
-    parts = [environment.get(key) for key in ("platform", "processor_cores", "gpu", "threads")]
-    return str([*parts, packages.get("torch")]) if environment else None
+    environment = run.record.environment
+    parts = [environment.machine.get(key) for key in ("platform", "processor_cores", "gpu", "threads")]
+    return str([*parts, environment.packages.get("torch")]) if environment.machine else None
 
 
 def _distinct(values: Any) -> dict[str, int]:
