@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from convatlas.core.cli import run
+from convatlas.core.cli import print_message, run
 from convatlas.core.errors import UserError, near_matches
 from convatlas.core.files import read_yaml
 from convatlas.core.imports import quick_imports
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def publish(folders: Mapping[str, Path]) -> None:
-    """Put the reports into MLflow; a store that does not answer is told and costs nothing else."""
+    """Put the reports into MLflow; a store that does not take them is reported and costs nothing else."""
     variant = min((PLAN / min(folders)).glob("*.yaml"))
     tracking = read_yaml(variant, "run `dvc repro resolve`.")["config"]["tracking"]
     if not tracking["enabled"]:
@@ -52,7 +52,7 @@ def publish(folders: Mapping[str, Path]) -> None:
     try:
         publish_reports(folders, tracking["uri"])
     except UserError as error:
-        print(f"{error} The reports are complete; MLflow has not got them.", file=sys.stderr)
+        print_message(f"{error} The reports are complete, only MLflow does not have them.")
 
 
 if __name__ == "__main__":

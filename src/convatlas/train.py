@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convatlas.core.cli import run, run_hydra
+from convatlas.core.cli import GOES_ON, run, run_hydra
 from convatlas.core.errors import UserError
 from convatlas.core.imports import quick_imports
 from convatlas.core.processes import die_with_parent
@@ -63,8 +63,8 @@ def command() -> None:
     if "--from-plan" in sys.argv:
         if len(sys.argv) != 3:
             run(lambda: (_ for _ in ()).throw(UserError("--from-plan takes one key, for example overview/lenet5.")))
-        run(lambda: from_plan(sys.argv[2]))
-    run_hydra(main, "train")
+        run(lambda: from_plan(sys.argv[2]), interrupted=GOES_ON)
+    run_hydra(main, "train", interrupted=GOES_ON)
 
 
 if __name__ == "__main__":

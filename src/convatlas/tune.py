@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 
-from convatlas.core.cli import run
+from convatlas.core.cli import GOES_ON, run
 from convatlas.core.imports import quick_imports
 
 
@@ -33,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, "tune")
+    run(main, "tune", interrupted=GOES_ON)

@@ -18,8 +18,7 @@ from convatlas.core.errors import UserError
 from convatlas.data.prepared import PreparedData
 from convatlas.tasks.classification import ClassificationTask
 from convatlas.tracking.reports import publish_reports
-from convatlas.tracking.store import connect, tracking_uri
-from convatlas.tracking.tracker import mark_dead_runs
+from convatlas.tracking.runs import Experiment
 from convatlas.training.run import train
 from helpers import ROOT
 
@@ -123,13 +122,13 @@ def test_a_training_that_ends_badly_says_so_and_resumes_in_the_same_run(compose,
 
 def test_a_run_of_a_process_that_is_gone_is_marked_killed(compose, uri):
     train(compose(*tracked(uri, "tracking.log_model=false")), strict=True)
-    client = connect(uri)
+    client = MlflowClient(uri)
     (run,) = runs_of(uri, "seed")
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     client.set_tag(run.info.run_id, "convatlas.process", str(gone.pid))
     client.update_run(run.info.run_id, status="RUNNING")
-    mark_dead_runs(client, run.info.experiment_id)
+    Experiment(uri, "adhoc")
     assert client.get_run(run.info.run_id).info.status == "KILLED"
 
 
@@ -159,12 +158,6 @@ def test_the_logged_model_answers_as_the_net_does_and_has_its_alias(compose, uri
 def test_a_server_that_does_not_answer_is_told_in_one_sentence(compose):
     with pytest.raises(UserError, match=r"tracking store http://127.0.0.1:9 does not answer .* tracking=none"):
         train(compose("tracking=mlflow", "tracking.uri=http://127.0.0.1:9"), strict=True)
-
-
-def test_an_experiment_of_dvc_tracks_in_the_original_project(monkeypatch, tmp_path):
-    copy = tmp_path / "project" / ".dvc" / "tmp" / "exps" / "standalone" / "copy"
-    monkeypatch.setenv("DVC_ROOT", str(copy))
-    assert tracking_uri(None) == f"sqlite:///{tmp_path / 'project' / 'mlflow.db'}"
 
 
 @pytest.mark.slow

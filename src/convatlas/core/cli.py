@@ -1,9 +1,10 @@
-"""How every entry point starts and ends: Hydra's command line, and one clear sentence for a person's mistake."""
+"""How every entry point starts and ends: Hydra's command line, and one clear sentence for a user's mistake."""
 
 from __future__ import annotations
 
 import atexit
 import errno
+import io
 import os
 import sys
 import threading
@@ -17,35 +18,77 @@ from pydantic import ValidationError
 from convatlas.core.composing import conf_dir, explain_hydra
 from convatlas.core.config import Section, describe
 from convatlas.core.errors import UserError, near_matches
+from convatlas.core.passwords import hide_passwords, without_password
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def run_hydra(main: Callable[[DictConfig], None], config_name: str) -> NoReturn:
+GOES_ON = "The same command goes on from the last checkpoint."
+
+
+def run_hydra(main: Callable[[DictConfig], None], config_name: str, *, interrupted: str = "") -> NoReturn:
     """Run `main` with what Hydra composes from the command line, and exit.
 
     Hydra's own flags work: `--cfg job` prints the configuration, `--multirun` runs several, `--help` lists the groups.
+    The jobs of a `--multirun` after one that fails still run; the end lists those that failed.
     """
     import hydra
 
+    failed: dict[str, int] = {}
+
     def checked_main(config: DictConfig) -> None:
+        job = _job_of_multirun()
         try:
             main(config)
-        except UserError as error:  # leaves at once, before Hydra adds lines of its own
-            leave(str(error), 2)
+        except Exception as error:
+            if job is not None:
+                failed[job] = _explain(error, config_name)
+            elif isinstance(error, UserError) and not _is_multirun():  # at once, before Hydra adds lines of its own
+                leave(str(error), 2)
+            else:
+                raise
 
     def compose_and_run() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, not printed by Hydra
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name=config_name)(checked_main)()
+        if failed:
+            leave(f"{len(failed)} of the jobs failed: {'; '.join(failed)}.", max(failed.values()))
 
-    run(compose_and_run, config_name)
+    run(compose_and_run, config_name, interrupted=interrupted)
 
 
-def run(main: Callable[[], None], config_name: str = "train") -> NoReturn:
-    """Run `main` and exit: 0, 2 for a mistake that the person can mend, 130 when interrupted, 1 for a bug."""
+def _is_multirun() -> bool:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+def _job_of_multirun() -> str | None:
+    """Return the overrides of a job that Hydra's own launcher runs after others in this process; None elsewhere."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    if not _is_multirun() or not hydra.launcher["_target_"].endswith(".BasicLauncher"):
+        return None
+    return " ".join(hydra.overrides.task)
+
+
+def run(main: Callable[[], None], config_name: str = "train", *, interrupted: str = "") -> NoReturn:
+    """Run `main` and exit: 0, 2 for a mistake that the user can mend, 130 when interrupted, 1 for a bug.
+
+    Args:
+        main: the entry point.
+        config_name: the file of `conf/` whose options a message proposes.
+        interrupted: what follows "Interrupted." when the user pressed Ctrl-C.
+    """
+    sys.argv[1:] = hide_passwords(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that a terminal cannot show costs no run
+            stream.reconfigure(errors="backslashreplace")
     try:
-        _run(main, config_name)
+        _run(main, config_name, interrupted)
     except SystemExit as end:
         if sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith("convatlas."):  # no debugger, profiler or test
             _end_at_once(end.code)
@@ -63,24 +106,38 @@ def _end_at_once(code: int | str | None) -> NoReturn:
         os._exit(code if isinstance(code, int) else code is not None)
 
 
-def _run(main: Callable[[], None], config_name: str) -> NoReturn:
+def _run(main: Callable[[], None], config_name: str, interrupted: str) -> NoReturn:
     try:
         main()
-    except UserError as error:
-        leave(str(error), 2)
-    except KeyboardInterrupt:
-        leave("Interrupted. The same command goes on where the last checkpoint was.", 130)
     except BrokenPipeError:  # the reader of the output has seen enough
         os._exit(0)
+    except (KeyboardInterrupt, SystemExit) as end:
+        if not _is_interrupt(end):
+            raise
+        leave(f"Interrupted. {interrupted}".strip(), 130)
     except Exception as error:
+        sys.exit(_explain(error, config_name))
+    sys.exit(0)
+
+
+def _is_interrupt(end: BaseException) -> bool:
+    """Say whether Ctrl-C is behind the end of the process: Lightning answers it with `sys.exit(1)`."""
+    return isinstance(end, KeyboardInterrupt) or (end.args == (1,) and isinstance(end.__context__, KeyboardInterrupt))
+
+
+def _explain(error: Exception, config_name: str) -> int:
+    """Print one sentence for what the user can mend, or the traceback of a bug; returns the exit status."""
+    sentence: str | None = str(error)
+    if not isinstance(error, UserError):
         sentence = explain_hydra(error, config_name)  # before the others: Hydra's missing file is an OSError, too
         if sentence is None and isinstance(error, OSError):
             sentence = explain_os_error(error)
-        if sentence is not None:
-            leave(sentence, 2)
-        traceback.print_exc()
-        leave("This is a bug in convatlas, not your mistake; the lines above say where.", 1)
-    sys.exit(0)
+    if sentence is not None:
+        print_message(sentence)
+        return 2
+    print(without_password(traceback.format_exc()), end="", file=sys.stderr)
+    print_message("This is a bug in convatlas, not your mistake; the lines above say where.")
+    return 1
 
 
 OptionsT = TypeVar("OptionsT", bound=Section)
@@ -117,14 +174,19 @@ def _plain_value(text: str) -> Any:
     return text.split(",") if isinstance(value, str) and "," in value else value
 
 
+def print_message(sentence: str) -> None:
+    """Print one sentence on standard error."""
+    print(f"convatlas: {without_password(sentence)}", file=sys.stderr, flush=True)
+
+
 def leave(sentence: str, status: int) -> NoReturn:
-    """Say one sentence on standard error and exit."""
-    print(f"convatlas: {sentence}", file=sys.stderr, flush=True)
+    """Print one sentence on standard error and exit."""
+    print_message(sentence)
     sys.exit(status)
 
 
 def explain_os_error(error: OSError) -> str | None:
-    """Say what to do about a full disk, a missing or a protected file."""
+    """Return what to do about a full disk, a missing or a protected file."""
     name = error.filename or "a file"
     if error.errno == errno.ENOSPC:
         return f"No space is left on the disk while writing {name}. Free some and start the same command again."

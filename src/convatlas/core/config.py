@@ -9,9 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from convatlas.core.errors import UserError
+from convatlas.core.passwords import split_address
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -205,13 +214,15 @@ class TrackingConfig(Section):
     """`conf/tracking`: what goes to MLflow."""
 
     enabled: bool
-    uri: str | None
-    """A tracking server or database; null takes MLFLOW_TRACKING_URI, and without it `mlflow.db` here."""
+    uri: Annotated[str | None, PlainSerializer(lambda uri: uri and split_address(uri).shown)]
+    """A tracking server or database; null takes MLFLOW_TRACKING_URI, and without it `mlflow.db` here. A password in it
+    is used and never written down; MLFLOW_TRACKING_PASSWORD is the better place for one."""
     system_metrics: bool
-    log_model: bool
-    """Log the best net as an MLflow model, with signature and input example, so that it can be served."""
+    log_model: bool | Literal["each_seed"]
+    """Log the net of the best seed as an MLflow model, with signature and input example, so that it can be served;
+    `each_seed` logs that of every seed."""
     register_as: str | None
-    """Register that model under this name."""
+    """Register the model of the best seed under this name."""
     alias: str | None
     """Alias of the registered version, for example `champion`."""
 

@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from convatlas.core.config import RunConfig
+from convatlas.core.passwords import without_password
 
 __all__ = ["environment", "git_state"]
 
@@ -30,7 +31,7 @@ def environment(config: RunConfig) -> dict[str, Any]:
         "threads": config.trainer.threads,
         "workers": config.trainer.workers,
         "packages": {name: metadata.version(name) for name in PACKAGES},
-        "command": " ".join(["python -m convatlas.train", *sys.argv[1:]]),
+        "command": without_password(" ".join(["python -m convatlas.train", *sys.argv[1:]])),
         **git_state(),
     }
 

@@ -5,18 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
-import socket
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from convatlas.core.digests import flat
-from convatlas.core.files import write_text
 from convatlas.search.config import SearchRun
-from convatlas.tracking.store import connect, experiment_id, store_lock, tracking_uri
-from convatlas.tracking.tracker import LONGEST_VALUE, end_status, mark_dead_runs
+from convatlas.tracking.runs import Experiment, end_status, metrics_of, warn
 
 if TYPE_CHECKING:
     from convatlas.data.card import Card
@@ -54,76 +48,40 @@ class MlflowSearchTracker(SearchTracker):
     A search that goes on after a kill goes on in its run. If the store stops answering, the search goes on without.
     """
 
-    def __init__(self, run: SearchRun, card: Card, work: Path) -> None:
-        self.run = run
-        self.card = card
-        self.record = work / "mlflow_run_id"
-        self.uri = tracking_uri(run.tracking.uri)
-        self.client = connect(self.uri)
-        self.experiment = experiment_id(self.client, self.uri, f"search_{run.search.name}")
+    def __init__(self, search: SearchRun, card: Card, work: Path) -> None:
+        experiment = Experiment(search.tracking.uri, f"search_{search.search.name}")
         self.logged: dict[str, int] = {}
-        self.run_id = ""
-
-    def __enter__(self) -> Self:
-        """Start a run, or go on with the one that a killed process left."""
-        with store_lock(self.uri):
-            mark_dead_runs(self.client, self.experiment)
-        self.run_id = self._resumed() or self._new_run()
-        return self
-
-    def _resumed(self) -> str | None:
-        from mlflow.exceptions import MlflowException
-
-        if not self.record.exists():
-            return None
-        run_id = self.record.read_text().strip()
-        try:
-            self.client.update_run(run_id, status="RUNNING")
-            for phase in ("search", "random"):
-                self.logged[phase] = len(self.client.get_metric_history(run_id, f"{phase}/row"))
-        except MlflowException:
-            return None  # another store than before
-        return run_id
-
-    def _new_run(self) -> str:
-        from mlflow.entities import Param
-
-        tags = {
-            "convatlas.role": "search",
-            "convatlas.data": self.card.fingerprint,
-            "convatlas.host": socket.gethostname(),
-            "convatlas.process": str(os.getpid()),
-            "mlflow.source.name": "convatlas.search",
-            "mlflow.source.type": "LOCAL",
-        }
-        name = f"{self.run.search.name} seed {self.run.seed}"
-        run_id = str(self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id)
-        params = [Param(k, str(v)[:LONGEST_VALUE]) for k, v in flat(self.run.identity()).items()]
-        for start in range(0, len(params), 100):  # MLflow's limit a request
-            self.client.log_batch(run_id, params=params[start : start + 100])
-        write_text(self.record, run_id)
-        return run_id
+        with experiment.explained():
+            resumed = experiment.resume(work / "mlflow_run_id")
+            if resumed is not None:
+                self.run = resumed
+                self.logged = {phase: len(resumed.steps(f"{phase}/row")) for phase in ("search", "random")}
+                return
+            tags = {
+                "convatlas.role": "search",
+                "convatlas.data": card.fingerprint,
+                "mlflow.source.name": "convatlas.search",
+            }
+            self.run = experiment.start(f"{search.search.name} seed {search.seed}", tags)
+            self.run.remember(work / "mlflow_run_id")
+            self.run.log_params(search.identity())
 
     def log_rows(self, phase: str, rows: list[dict[str, Any]]) -> None:
         """Log the numbers of new rows as `<phase>/<figure>`, by row; all rows, with the architectures, as a table."""
-        from mlflow.entities import Metric
-
         first = self.logged.get(phase, 0)
         if first >= len(rows):
             return
-        now = int(time.time() * 1000)
-        metrics = [
-            Metric(f"{phase}/{key}", float(value), now, number)
-            for number, row in enumerate(rows[first:], start=first)
-            for key, value in {"row": number, **row}.items()
-            if isinstance(value, (int, float)) and math.isfinite(value)
-        ]
+        metrics = []
+        for number, row in enumerate(rows[first:], start=first):
+            figures = {key: v for key, v in row.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+            metrics += metrics_of(
+                {f"{phase}/{key}": value for key, value in {**figures, "row": number}.items()}, number
+            )
         try:
-            for start in range(0, len(metrics), 1000):  # MLflow's limit a request
-                self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
-            self.client.log_text(self.run_id, _table(rows), f"{phase}.csv")
+            self.run.log_metrics(metrics)
+            self.run.client.log_text(self.run.id, _table(rows), f"{phase}.csv")
         except Exception as failure:
-            print(f"MLflow did not take this: {_line(failure)} The search's own files are complete.", flush=True)
+            warn(failure)
         else:
             self.logged[phase] = len(rows)
 
@@ -132,18 +90,18 @@ class MlflowSearchTracker(SearchTracker):
         try:
             for path in sorted(folder.iterdir()):
                 if path.is_file():
-                    self.client.log_artifact(self.run_id, str(path))
+                    self.run.client.log_artifact(self.run.id, str(path))
         except Exception as failure:
-            print(f"MLflow did not take this: {_line(failure)} The search's own files are complete.", flush=True)
+            warn(failure)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End the run as FINISHED, FAILED or KILLED."""
         try:
-            self.client.set_terminated(self.run_id, end_status(kind))
+            self.run.end(end_status(kind))
         except Exception as failure:
-            print(f"MLflow did not take this: {_line(failure)}", flush=True)
+            warn(failure)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -153,7 +111,3 @@ def _table(rows: list[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _line(failure: Exception) -> str:
-    return (str(failure).strip() or type(failure).__name__).splitlines()[0]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from convatlas.tracking.store import connect, tracking_uri
+from convatlas.tracking.store import connect, database_file, explained, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 __all__ = ["publish_reports"]
 
@@ -25,23 +29,30 @@ def publish_reports(folders: Mapping[str, Path], uri: str | None) -> list[str]:
         The studies whose experiment is there; a study that was not tracked has none.
 
     Raises:
-        UserError: the store does not answer.
+        UserError: the store does not take them.
     """
     address = tracking_uri(uri)
-    if address.startswith("sqlite:///") and not Path(address.removeprefix("sqlite:///")).exists():
+    database = database_file(address)
+    if database is not None and not database.exists():
         return []
     client = connect(address)
-    published = []
-    for study, folder in folders.items():
-        experiment = client.get_experiment_by_name(study)
-        if experiment is None or experiment.lifecycle_stage == "deleted":
-            continue
-        found = client.search_runs([experiment.experiment_id], "tags.`convatlas.role` = 'report'", max_results=1)
-        run = found[0] if found else client.create_run(experiment.experiment_id, run_name="report", tags=ROLE)
+    with explained(address):
+        return [study for study, folder in folders.items() if _published(client, study, folder)]
+
+
+def _published(client: MlflowClient, study: str, folder: Path) -> bool:
+    experiment = client.get_experiment_by_name(study)
+    if experiment is None or experiment.lifecycle_stage == "deleted":
+        return False
+    found = client.search_runs([experiment.experiment_id], "tags.`convatlas.role` = 'report'", max_results=1)
+    run = found[0] if found else client.create_run(experiment.experiment_id, run_name="report", tags=ROLE)
+    try:
         client.log_artifacts(run.info.run_id, str(folder))
-        client.set_terminated(run.info.run_id)
-        table = (folder / "table.md").read_text()
-        if len(table) <= LONGEST:
-            client.set_experiment_tag(experiment.experiment_id, DESCRIPTION, table)
-        published.append(study)
-    return published
+    except Exception:
+        client.set_terminated(run.info.run_id, "FAILED")
+        raise
+    client.set_terminated(run.info.run_id)
+    table = (folder / "table.md").read_text(encoding="utf-8")
+    if len(table) <= LONGEST:
+        client.set_experiment_tag(experiment.experiment_id, DESCRIPTION, table)
+    return True

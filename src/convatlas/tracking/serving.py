@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from convatlas.core.config import RunConfig
-from convatlas.core.files import read_json
 from convatlas.models.build import build_model
 from convatlas.models.weights import load_net
 
@@ -37,14 +37,16 @@ class ServedNet(nn.Module):
         return logits.softmax(dim=1)
 
 
-def log_served_model(run_id: str, config: RunConfig, card: Card, folder: Path) -> str:
+def log_served_model(run_id: str, config: RunConfig, card: Card, folder: Path, packages: Mapping[str, str]) -> str:
     """Log the best net of a finished seed with signature and input example; return its address in MLflow.
 
-    Detectors return lists of different lengths, which MLflow's tensor signatures cannot describe; they are not
-    logged as models, and an empty string is returned.
+    Args:
+        run_id: of the seed's run.
+        config: the run.
+        card: of its data, with their mean and standard deviation.
+        folder: of the seed.
+        packages: the versions it was trained with.
     """
-    if config.data.task == "detection":
-        return ""
     import mlflow
     import mlflow.pytorch
     from mlflow.models import infer_signature
@@ -55,7 +57,6 @@ def log_served_model(run_id: str, config: RunConfig, card: Card, folder: Path) -
     example = torch.rand(2, config.data.in_channels, config.data.image_size, config.data.image_size).numpy()
     with torch.no_grad():
         answer = served(torch.from_numpy(example)).numpy()
-    packages: dict[str, Any] = read_json(folder / "environment.json", "train again.")["packages"]
     with mlflow.start_run(run_id=run_id):
         logged = mlflow.pytorch.log_model(
             served,

@@ -1,41 +1,67 @@
-"""Trackers: of a variant (the parent run) and of a seed (its child), and two that do nothing where tracking is off."""
+"""Trackers: of a variant (the parent run) and of a seed (its child), and two that do nothing where tracking is off.
+
+A seed's run is known by the seed's identity. Whatever it lacks, after a kill or an outage, is completed from the
+seed's files by the next start of the training or by `python -m convatlas.track`.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-import os
-import socket
 import statistics
-import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from convatlas.core.config import RunConfig
-from convatlas.core.digests import digest, flat
-from convatlas.core.files import read_json, write_text
+from convatlas.core.digests import digest
+from convatlas.core.environment import git_state
+from convatlas.core.errors import UserError
+from convatlas.core.files import read_json
 from convatlas.core.processes import rank
+from convatlas.core.record import Environment, RunRecord
+from convatlas.tracking.runs import Experiment, Run, end_status, metrics_of, warn
 from convatlas.tracking.sender import Sender
-from convatlas.tracking.store import connect, experiment_id, store_lock, tracking_uri
+from convatlas.tracking.store import store_lock
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Run as Found
 
     from convatlas.data.card import Card
 
 PARENT = "mlflow.parentRunId"
+IDENTITY = "convatlas.identity"
+MODEL = "convatlas.model_uri"
 ONCE = 0  # the step of what is measured once: MLflow draws a bar a run of it, and curves of the others
-LONGEST_VALUE = 500  # longer ones are cut as parameters; the configuration is there whole as an artifact
+LAST = ("lr", "best_epoch")  # logged last among metrics of their kind: where they are, the others are
 
 
-def open_tracker(config: RunConfig, card: Card) -> VariantTracker:
-    """Return the tracker of a variant: MLflow's on rank zero, and elsewhere one that does nothing."""
+def open_tracker(config: RunConfig, card: Card, *, strict: bool = True) -> VariantTracker:
+    """Return the tracker of a variant: MLflow's on rank zero, and elsewhere one that does nothing.
+
+    Args:
+        config: the run.
+        card: of its data.
+        strict: raise where the store cannot be used. In the pipeline the training goes on without it instead.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
     if rank() > 0 or not config.tracking.enabled:
         return VariantTracker()
-    return MlflowVariantTracker(config, card)
+    try:
+        return MlflowVariantTracker(config, card.fingerprint, card).opened()
+    except UserError as error:
+        if strict:
+            raise
+        warn(error, send_again(config.output_dir))
+        return VariantTracker()
+
+
+def send_again(folder: Path) -> str:
+    """Return how finished runs get into MLflow later."""
+    return f"`python -m convatlas.track {folder}` sends it once it is finished."
 
 
 class SeedTracker:
@@ -45,7 +71,7 @@ class SeedTracker:
         """Log the metrics of one epoch."""
 
     def log_results(self, folder: Path) -> None:
-        """Log the test's metrics, the costs, the files and the net."""
+        """Log the record and the files of a finished seed."""
 
     def end(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED."""
@@ -67,60 +93,91 @@ class VariantTracker:
         """Start tracking a seed; `work` is where its unfinished training lives."""
         return SeedTracker()
 
+    def complete(self, folder: Path) -> None:
+        """Log what is missing of a seed that was finished before, in `folder`."""
+
 
 class MlflowVariantTracker(VariantTracker):
-    """The parent run of a variant."""
+    """The parent run of a variant.
 
-    def __init__(self, config: RunConfig, card: Card) -> None:
+    Args:
+        config: the run.
+        fingerprint: of the data it was trained on.
+        card: of the same data, without which no model can be logged.
+        code: commit and state of the code that trained; None takes those of the code that runs.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+
+    def __init__(self, config: RunConfig, fingerprint: str, card: Card | None, code: Environment | None = None) -> None:
         self.config = config
+        self.code = code or Environment.model_validate(git_state())
         self.card = card
-        self.uri = tracking_uri(config.tracking.uri)
-        self.client: MlflowClient = connect(self.uri)
-        self.experiment = experiment_id(self.client, self.uri, config.study)
-        self.variant = digest([config.identity, card.fingerprint])
-        self.run_id = ""
-        self.models: dict[int, str] = {}
+        self.fingerprint = fingerprint
+        self.variant = digest([config.identity, fingerprint])
+        self.experiment = Experiment(config.tracking.uri, config.study)
+        self.client = self.experiment.client
+        self.run: Run
 
-    def __enter__(self) -> Self:
-        """Find the variant's run or make it, and mark the runs of dead processes as killed."""
-        with store_lock(self.uri):
-            mark_dead_runs(self.client, self.experiment)
-            self.run_id = self._oldest_run() or self._new_run()
-        if (oldest := self._oldest_run()) != self.run_id:  # on a server no lock keeps two processes from making one
-            self.client.delete_run(self.run_id)
-            self.run_id = oldest
-        self.client.update_run(self.run_id, status="RUNNING")
-        _set_tags(self.client, self.run_id, _process_tags())
+    @property
+    def run_id(self) -> str:
+        """The id of the variant's run."""
+        return self.run.id
+
+    def opened(self) -> Self:
+        """Find the variant's run or make it; a store that does not even take its configuration is found here.
+
+        Raises:
+            UserError: the store cannot be written.
+        """
+        with self.experiment.explained():
+            with store_lock(self.experiment.uri):
+                self.run = self._oldest_run() or self._new_run()
+            oldest = self._oldest_run()
+            if (
+                oldest is not None and oldest.id != self.run.id
+            ):  # on a server no lock keeps two processes from making one
+                self.client.delete_run(self.run.id)
+                self.run = oldest
+            try:
+                self.client.update_run(self.run.id, status="RUNNING")
+                self.client.log_text(self.run.id, json.dumps(self.config.plain(), indent=2), "config.json")
+            except BaseException:
+                self.run.end("FAILED")
+                raise
         return self
 
-    def _oldest_run(self) -> str:
-        """Return this variant's run; an empty word if there is none."""
+    def _oldest_run(self) -> Run | None:
         query = f"tags.`convatlas.variant` = '{self.variant}' and tags.`convatlas.role` = 'variant'"
-        found = self.client.search_runs([self.experiment], query)
-        return min(((run.info.start_time, run.info.run_id) for run in found), default=(0, ""))[1]
+        found = min(((run.info.start_time, run.info.run_id) for run in self.experiment.search(query)), default=None)
+        return None if found is None else Run(self.experiment, found[1])
 
-    def _new_run(self) -> str:
-        tags = {"convatlas.role": "variant", **self.common_tags(), **_process_tags()}
-        run = self.client.create_run(self.experiment, run_name=self.config.variant, tags=tags)
-        _log_params(self.client, run.info.run_id, self.config)
-        return str(run.info.run_id)
+    def _new_run(self) -> Run:
+        run = self.experiment.start(self.config.variant, {"convatlas.role": "variant", **self._tags(self.code)})
+        run.log_params(self._params())
+        return run
 
-    def common_tags(self) -> dict[str, str]:
+    def _tags(self, code: Environment) -> dict[str, str]:
         """Return the tags of a variant and its seeds: which plan, which data, which code."""
-        from convatlas.core.environment import git_state
-
-        state = git_state()
-        commit = {"mlflow.source.git.commit": state["commit"]} if state["commit"] else {}
+        commit = {"mlflow.source.git.commit": code.commit} if code.commit else {}
         return {
             "convatlas.study": self.config.study,
             "convatlas.variant": self.variant,
-            "convatlas.data": self.card.fingerprint,
+            "convatlas.data": self.fingerprint,
             "convatlas.model": str(self.config.model["about"]["title"]),
-            "convatlas.dirty": str(state["dirty"]).lower(),
+            "convatlas.dirty": str(code.dirty).lower(),
             "mlflow.source.name": "convatlas.train",
-            "mlflow.source.type": "LOCAL",
             **commit,
         }
+
+    def _params(self) -> dict[str, Any]:
+        hidden = {"output_dir", "work_dir", "overwrite", "seeds"}
+        values = {key: value for key, value in self.config.plain().items() if key not in hidden}
+        values["model"] = {key: value for key, value in values["model"].items() if key != "about"}
+        return values
+
+    # ---- seeds ------------------------------------------------------------------------------------------------------
 
     def start_seed(self, seed: int, work: Path) -> SeedTracker:
         """Start a child run, or go on with the one that a killed process left.
@@ -130,61 +187,204 @@ class MlflowVariantTracker(VariantTracker):
         try:
             return MlflowSeedTracker(self, seed, work)
         except Exception as failure:
-            warn(failure)
+            warn(failure, send_again(self.config.output_dir))
             return SeedTracker()
+
+    def new_seed(self, seed: int, identity: str, code: Environment) -> Run:
+        """Start the run of a seed."""
+        tags = {"convatlas.role": "seed", PARENT: self.run.id, IDENTITY: identity, **self._tags(code)}
+        return self.experiment.start(f"{self.config.variant} seed {seed}", tags)
+
+    def describe(self, run: Run, seed: int) -> None:
+        """Log how a seed is trained, and on what, unless that is there."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
+
+        run.log_params({**self._params(), "seed": seed})
+        if run.found.inputs.dataset_inputs:
+            return
+        dataset = Dataset(
+            name=self.config.data.name,
+            digest=self.fingerprint[:36],  # MLflow's limit
+            source_type="local",
+            source=json.dumps({"uri": self.config.data.prepared.as_posix()}),
+        )
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+        try:
+            self.client.log_inputs(run.id, inputs)
+        except MlflowException:  # another process entered the same data in this moment; it is there now
+            self.client.log_inputs(run.id, inputs)
+
+    def complete(self, folder: Path) -> None:
+        """Log what the store lacks of a seed that was finished before."""
+        try:
+            self.send(folder)
+        except Exception as failure:
+            warn(failure, send_again(folder))
+
+    def send(self, folder: Path) -> bool:
+        """Log what the store lacks of a finished seed; returns whether it lacked something.
+
+        Raises:
+            UserError: the record cannot be read, or the store does not answer.
+        """
+        record = RunRecord.read(folder)
+        with self.experiment.explained("did not take this"):
+            found = self._run_of(record)
+            if found is not None and found.info.status == "FINISHED" and "best_epoch" in found.data.metrics:
+                return False
+            seed = record.metrics.seed
+            if found is None:
+                run = self.new_seed(seed, digest(record.identity), record.environment)
+            else:
+                run = Run(self.experiment, found.info.run_id)
+            try:
+                self.log_record(run, record, folder)
+            except BaseException:
+                run.end("KILLED")
+                raise
+            run.end("FINISHED")
+        return True
+
+    def log_record(self, run: Run, record: RunRecord, folder: Path) -> None:
+        """Log of a seed's record what its run does not have."""
+        self.describe(run, record.metrics.seed)
+        there = run.steps("lr")
+        metrics = [
+            metric
+            for epoch, row in enumerate(record.history, start=1)
+            if epoch not in there
+            for metric in metrics_of(row_of(row), epoch)
+        ]
+        if "best_epoch" not in run.found.data.metrics:
+            metrics += metrics_of(final_metrics(record), ONCE)
+        run.log_metrics(metrics)
+        run.log_params({"cost": record.metrics.costs})
+        run.log_files(folder)
+
+    def _run_of(self, record: RunRecord) -> Found | None:
+        """Return the run of a finished seed; one of an earlier version says no more than its variant and seed."""
+        query = (
+            f"tags.`convatlas.variant` = '{self.variant}' and tags.`convatlas.role` = 'seed' "
+            f"and params.seed = '{record.metrics.seed}'"
+        )
+        identity = digest(record.identity)
+        found = [run for run in self.experiment.search(query) if run.data.tags.get(IDENTITY, identity) == identity]
+        return next((run for run in found if run.info.status == "FINISHED"), next(iter(found), None))
+
+    # ---- the end ----------------------------------------------------------------------------------------------------
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Log mean and spread over the finished seeds, and end the run."""
-        status = end_status(kind)
+        """Log mean and standard deviation over the finished seeds and the best model, and end the run."""
         try:
-            if status == "FINISHED":
-                self._log_mean_and_spread()
-                self._register()
-            self.client.set_terminated(self.run_id, status)
+            if kind is None:
+                self.finish()
+            else:
+                self.run.end(end_status(kind))
         except Exception as failure:
-            warn(failure)
-            if error is None and self.config.tracking.register_as:
-                raise
+            if kind is None and self.config.tracking.register_as:
+                raise UserError(
+                    f"The model was not registered as {self.config.tracking.register_as}: {failure} "
+                    f"The runs are complete; `python -m convatlas.track {self.config.output_dir}` tries it again."
+                ) from failure
+            warn(failure, send_again(self.config.output_dir))
 
-    def _log_mean_and_spread(self) -> None:
-        folders = sorted(path.parent for path in self.config.output_dir.glob("seed=*/metrics.json"))
-        if not folders:
+    def finish(self) -> None:
+        """Log what is of all seeds, and end the run; it may be repeated.
+
+        Raises:
+            UserError: a record cannot be read, or the store does not answer.
+        """
+        with self.experiment.explained("did not take this"):
+            try:
+                folders = self._folders()
+                if folders:
+                    self._log_mean_and_std(list(folders.values()))
+            except BaseException:
+                self.run.end("FAILED")
+                raise
+            self.run.end("FINISHED")
+            if folders:
+                self._log_models(folders)
+
+    def _folders(self) -> dict[Path, RunRecord]:
+        """Return the finished seeds of these settings, data and code; the folder may hold older ones."""
+        records = {
+            path.parent: RunRecord.read(path.parent)
+            for path in sorted(self.config.output_dir.glob("seed=*/metrics.json"))
+        }
+        asked = [record for record in records.values() if record.metrics.seed in self.config.seeds]
+        same = settings_of(asked[-1]) if asked else None
+        return {folder: record for folder, record in records.items() if settings_of(record) == same}
+
+    def _log_mean_and_std(self, records: Sequence[RunRecord]) -> None:
+        content = digest([record.model_dump(mode="json", exclude={"environment"}) for record in records])
+        found = self.run.found
+        if found.data.tags.get("convatlas.averaged") == content:
             return
-        if self.client.get_run(self.run_id).data.metrics:
+        if found.data.metrics:
             self._replace_run()  # MLflow keeps every value of a metric: a second mean would stand beside the first
-        histories = [_read_history(folder / "history.csv") for folder in folders]
-        now = int(time.time() * 1000)
         metrics = []
-        for epoch in range(1, max(map(len, histories)) + 1):
-            rows = [history[epoch - 1] for history in histories if len(history) >= epoch]
-            metrics += _mean_and_spread(rows, epoch, now, spread=len(folders) > 1)
-        finals = [_final_metrics(folder) for folder in folders]
-        metrics += _mean_and_spread(finals, ONCE, now, spread=len(folders) > 1)
-        _log_metrics(self.client, self.run_id, metrics)
-        _log_costs(self.client, self.run_id, folders[0])
-        self.client.set_tag(self.run_id, "convatlas.seeds", str(len(folders)))
+        for epoch in range(1, max(len(record.history) for record in records) + 1):
+            rows = [row_of(record.history[epoch - 1]) for record in records if len(record.history) >= epoch]
+            metrics += metrics_of(mean_and_std(rows), epoch)
+        metrics += metrics_of(mean_and_std([final_metrics(record) for record in records]), ONCE)
+        self.run.log_metrics(metrics)
+        self.run.log_params({"cost": records[0].metrics.costs})
+        self.run.set_tags({"convatlas.seeds": str(len(records)), "convatlas.averaged": content})
 
     def _replace_run(self) -> None:
-        old, self.run_id = self.run_id, self._new_run()
-        children = self.client.search_runs([self.experiment], f"tags.`{PARENT}` = '{old}'", max_results=1000)
-        for child in children:
-            self.client.set_tag(child.info.run_id, PARENT, self.run_id)
-        self.client.delete_run(old)
+        old, self.run = self.run, self._new_run()
+        for child in self.experiment.search(f"tags.`{PARENT}` = '{old.id}'"):
+            self.client.set_tag(child.info.run_id, PARENT, self.run.id)
+        self.client.delete_run(old.id)
 
-    def _register(self) -> None:
-        name = self.config.tracking.register_as
-        if not name or not self.models:
-            return
+    def _log_models(self, folders: Mapping[Path, RunRecord]) -> None:
+        """Log the model of the best seed, or of each, and register that of the best; each is done once."""
+        options = self.config.tracking
+        if not (options.log_model or options.register_as) or self.config.data.task == "detection":
+            return  # detectors return lists of different lengths, which MLflow's tensor signatures cannot describe
+        best = best_seed(folders)
+        for folder in folders if options.log_model == "each_seed" else [best]:
+            self._model_of(folder, folders[folder])
+        if options.register_as:
+            self._register(self._model_of(best, folders[best]), options.register_as)
+
+    def _model_of(self, folder: Path, record: RunRecord) -> str:
+        """Return the address of a seed's model, which is logged unless it is there; empty where the seed has no run."""
+        from convatlas.tracking.serving import log_served_model
+
+        found = self._run_of(record)
+        if found is None:
+            return ""
+        if MODEL in found.data.tags:
+            return str(found.data.tags[MODEL])
+        if self.card is None or self.card.fingerprint != self.fingerprint:
+            raise UserError(
+                f"The model of {folder} cannot be logged, since {self.config.data.prepared} does not hold the data it "
+                "was trained on; prepare those again."
+            )
+        address = log_served_model(found.info.run_id, self.config, self.card, folder, record.environment.packages)
+        run = Run(self.experiment, found.info.run_id)
+        run.set_tags({MODEL: address})
+        run.end(found.info.status, found.info.end_time)  # the time of the model is not the time of the training
+        return address
+
+    def _register(self, address: str, name: str) -> None:
         import mlflow
+        from mlflow.exceptions import MlflowException
 
-        def validation_score(seed: int) -> float:
-            metrics = read_json(self.config.output_dir / f"seed={seed}" / "metrics.json", "train again.")
-            return float(metrics["best"][metrics["monitor"]])
-
-        best = max(self.models, key=validation_score)
-        version = mlflow.register_model(self.models[best], name)
+        if not address:
+            raise UserError("MLflow has no run of the best seed.")
+        try:
+            versions = self.client.search_model_versions(f"name = '{name}'")
+        except MlflowException:
+            versions = []
+        version = next((known for known in versions if address in (known.source, known.model_id)), None)
+        if version is None:
+            version = mlflow.register_model(address, name)
         if self.config.tracking.alias:
             self.client.set_registered_model_alias(name, self.config.tracking.alias, version.version)
 
@@ -194,203 +394,132 @@ class MlflowSeedTracker(SeedTracker):
 
     def __init__(self, variant: MlflowVariantTracker, seed: int, work: Path) -> None:
         self.variant = variant
-        self.client = variant.client
-        self.config = variant.config
-        self.seed = seed
-        self.run_id, self._logged = self._resumed(work / "mlflow_run_id")
-        self._sender = Sender(lambda metrics: _log_metrics(self.client, self.run_id, metrics), warn)
+        resumed = variant.experiment.resume(work / "mlflow_run_id")
+        if resumed is None:
+            identity = work / "identity.json"
+            known = read_json(identity, "start the training again.") if identity.exists() else None
+            self.run = variant.new_seed(seed, digest(known), variant.code)
+            self.run.remember(work / "mlflow_run_id")
+            self._logged: set[int] = set()
+        else:
+            self.run = resumed
+            self.run.set_tags({PARENT: variant.run.id})
+            self._logged = self.run.steps("lr")
         self._monitor: Any = None
-        if self.config.tracking.system_metrics:
-            self._start_system_metrics()
-
-    def _resumed(self, record: Path) -> tuple[str, set[int]]:
-        """Return the run of this training and the epochs it has; a new run if there is none."""
-        from mlflow.exceptions import MlflowException
-
-        if record.exists():
-            run_id = record.read_text().strip()
-            try:
-                self.client.update_run(run_id, status="RUNNING")
-                _set_tags(self.client, run_id, {PARENT: self.variant.run_id, **_process_tags()})
-                return run_id, {metric.step for metric in self.client.get_metric_history(run_id, "lr")}
-            except MlflowException:
-                pass  # another store than before: start a run there
-        tags = {"convatlas.role": "seed", PARENT: self.variant.run_id, **self.variant.common_tags(), **_process_tags()}
-        run = self.client.create_run(
-            self.variant.experiment, run_name=f"{self.config.variant} seed {self.seed}", tags=tags
+        self._sender = Sender(
+            self.run.log_metrics, lambda failure: warn(failure, send_again(variant.config.output_dir))
         )
-        run_id = str(run.info.run_id)
-        write_text(record, run_id)
-        _log_params(self.client, run_id, self.config, seed=self.seed)
-        self._log_lineage(run_id)
-        return run_id, set()
-
-    def _log_lineage(self, run_id: str) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-        from mlflow.exceptions import MlflowException
-
-        card = self.variant.card
-        dataset = Dataset(
-            name=card.name,
-            digest=card.fingerprint[:36],  # MLflow's limit
-            source_type="local",
-            source=f'{{"uri": "{self.config.data.prepared.as_posix()}"}}',
-        )
-        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
         try:
-            self.client.log_inputs(run_id, inputs)
-        except MlflowException:  # another process entered the same data in this moment; it is there now
-            self.client.log_inputs(run_id, inputs)
+            variant.describe(self.run, seed)
+            if variant.config.tracking.system_metrics:
+                self._start_system_metrics()
+        except Exception as failure:  # the run goes on, and is completed at its end
+            warn(failure)
+
+    @property
+    def run_id(self) -> str:
+        """The id of the seed's run."""
+        return self.run.id
 
     def _start_system_metrics(self) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        self._monitor = SystemMetricsMonitor(
-            self.run_id, resume_logging=bool(self._logged), tracking_uri=self.variant.uri
-        )
-        self._monitor.start()
+        uri = self.variant.experiment.uri
+        monitor = SystemMetricsMonitor(self.run.id, resume_logging=bool(self._logged), tracking_uri=uri)
+        monitor.start()
+        self._monitor = monitor
 
     def log_epoch(self, row: Mapping[str, float]) -> None:
         """Log an epoch in one request, without waiting for the answer."""
         epoch = int(row["epoch"])
         if epoch not in self._logged:
-            self._sender.put(_metrics({k: v for k, v in row.items() if k not in ("epoch", "step")}, epoch, _now()))
+            self._sender.put(metrics_of(row_of(row), epoch))
             self._logged.add(epoch)
 
     def log_results(self, folder: Path) -> None:
-        """Log the test's metrics, the costs, the run's files and, on request, the net as a model that can be served."""
+        """Log the record of the finished seed and its files, and what the store did not take during the training."""
+        self._sender.close()
         try:
-            metrics = self._sender.close() + self._forgotten(folder) + _metrics(_final_metrics(folder), ONCE, _now())
-            _log_metrics(self.client, self.run_id, metrics)
-            _log_costs(self.client, self.run_id, folder)
-            for path in sorted(folder.rglob("*")):
-                if path.is_file() and path.suffix != ".ckpt":
-                    place = path.parent.relative_to(folder).as_posix()
-                    self.client.log_artifact(self.run_id, str(path), None if place == "." else place)
-            if self.config.tracking.log_model:
-                from convatlas.tracking.serving import log_served_model
-
-                self.variant.models[self.seed] = log_served_model(self.run_id, self.config, self.variant.card, folder)
+            self.variant.log_record(self.run, RunRecord.read(folder), folder)
         except Exception as failure:
-            if self.config.tracking.register_as:
-                raise
-            warn(failure)
-
-    def _forgotten(self, folder: Path) -> list[Metric]:
-        """Return the epochs that are in the history alone: a process was killed before it had sent them."""
-        history = enumerate(_read_history(folder / "history.csv"), start=1)
-        rows = [_metrics(row, epoch, _now()) for epoch, row in history if epoch not in self._logged]
-        return [metric for row in rows for metric in row]
+            warn(failure, send_again(folder))
 
     def end(self, status: str) -> None:
         """End the run."""
         self._sender.close()
-        if self._monitor is not None:
-            self._monitor.finish()
         try:
-            self.client.set_terminated(self.run_id, status)
+            if self._monitor is not None:
+                self._monitor.finish()
+            self.run.end(status)
         except Exception as failure:
-            warn(failure)
+            warn(failure, send_again(self.variant.config.output_dir))
 
 
-def end_status(error: type[BaseException] | None) -> str:
-    """Return MLflow's word for how a run ended: a failure is FAILED, an interruption KILLED."""
-    if error is None:
-        return "FINISHED"
-    return "FAILED" if issubclass(error, Exception) else "KILLED"
+# ---- numbers --------------------------------------------------------------------------------------------------------
 
 
-def mark_dead_runs(client: MlflowClient, experiment: str) -> None:
-    """Mark runs as KILLED that still say RUNNING though their process on this machine is gone."""
-    import psutil
-
-    query = f"attributes.status = 'RUNNING' and tags.`convatlas.host` = '{socket.gethostname()}'"
-    for run in client.search_runs([experiment], query, max_results=1000):
-        pid = int(run.data.tags.get("convatlas.process", "0"))
-        if pid != os.getpid() and not psutil.pid_exists(pid):
-            client.set_terminated(run.info.run_id, "KILLED")
+def row_of(row: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of an epoch, the one last by which a whole row is known."""
+    return _ordered({name: value for name, value in row.items() if name not in ("epoch", "step")})
 
 
-def _process_tags() -> dict[str, str]:
-    return {"convatlas.host": socket.gethostname(), "convatlas.process": str(os.getpid())}
+def final_metrics(record: RunRecord) -> dict[str, float | None]:
+    """Return a finished seed's metrics that have no epochs, under the names by which MLflow groups."""
+    metrics, timing = record.metrics, record.timing
+    return _ordered(
+        {
+            **{f"test/{name}": value for name, value in metrics.test.items()},
+            **{
+                f"test_{part}/{name}": value for part, tested in metrics.parts.items() for name, value in tested.items()
+            },
+            "time/train_seconds": timing.train_seconds,
+            "time/latency_seconds": timing.latency_seconds,
+            f"{metrics.monitor}_best": metrics.best_score,
+            "best_epoch": float(metrics.best_epoch),
+        }
+    )
 
 
-def _set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
-    from mlflow.entities import RunTag
-
-    client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+def _ordered(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: values[name] for name in sorted(values, key=LAST.__contains__)}
 
 
-def _log_params(client: MlflowClient, run_id: str, config: RunConfig, **more: object) -> None:
-    from mlflow.entities import Param
+def mean_and_std(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
+    """Return the mean of each metric over the seeds that have it, and beside it the standard deviation.
 
-    hidden = {"output_dir", "work_dir", "overwrite", "seeds"}
-    values = {k: v for k, v in config.plain().items() if k not in hidden}
-    values["model"] = {k: v for k, v in values["model"].items() if k != "about"}
-    params = [Param(k, str(v)[:LONGEST_VALUE]) for k, v in {**flat(values), **more}.items()]
-    for start in range(0, len(params), 100):  # MLflow's limit a request
-        client.log_batch(run_id, params=params[start : start + 100])
-
-
-def _log_costs(client: MlflowClient, run_id: str, folder: Path) -> None:
-    """Log what the net costs as parameters: they do not change over a training, and would be charts of one point."""
-    from mlflow.entities import Param
-
-    costs = read_json(folder / "metrics.json", "train again.")["costs"]
-    client.log_batch(run_id, params=[Param(f"cost.{k}", str(v)) for k, v in costs.items()])
-
-
-def _log_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
-    for start in range(0, len(metrics), 1000):  # MLflow's limit a request
-        client.log_batch(run_id, metrics=metrics[start : start + 1000])
-
-
-def _metrics(values: Mapping[str, float], step: int, timestamp: int) -> list[Metric]:
-    from mlflow.entities import Metric
-
-    return [Metric(key, float(value), timestamp, step) for key, value in values.items()]
-
-
-def _mean_and_spread(rows: list[dict[str, float]], step: int, timestamp: int, *, spread: bool) -> list[Metric]:
+    A NaN makes both NaN. `val_std/accuracy` stands beside `val/accuracy`, in a section of its own in the charts.
+    """
     values: dict[str, float] = {}
-    for key in rows[0]:
-        column = [row[key] for row in rows if key in row]
-        values[key] = statistics.fmean(column)
-        group, slash, name = key.rpartition("/")
-        if spread and len(column) > 1 and slash:
-            values[f"{group}_std/{name}"] = statistics.stdev(column)  # a section of its own in the charts
-    return _metrics(values, step, timestamp)
+    for name in dict.fromkeys(name for row in rows for name in row):
+        column = [value for row in rows if (value := row.get(name)) is not None]
+        if not column:
+            continue
+        finite = all(map(math.isfinite, column))
+        values[name] = statistics.fmean(column) if finite else math.nan
+        group, slash, metric = name.rpartition("/")
+        if len(column) > 1 and slash:
+            values[f"{group}_std/{metric}"] = statistics.stdev(column) if finite else math.nan
+    return _ordered(values)
 
 
-def _final_metrics(folder: Path) -> dict[str, float]:
-    """Return a finished seed's metrics that have no epochs, under the names MLflow groups by."""
-    metrics = read_json(folder / "metrics.json", "train again.")
-    timing = read_json(folder / "timing.json", "train again.")
-    return {
-        **{f"test/{k}": v for k, v in metrics["test"].items()},
-        **{f"test_{part}/{k}": v for part, values in metrics["parts"].items() for k, v in values.items()},
-        "time/train_seconds": timing["train_seconds"],
-        "time/latency_seconds": timing["latency_seconds"],
-        "best_epoch": float(metrics["best_epoch"]),
-        f"{metrics['monitor']}_best": metrics["best"][metrics["monitor"]],
-    }
+def settings_of(record: RunRecord) -> dict[str, Any] | None:
+    """Return what the seeds of one variant have in common of their identity."""
+    if record.identity is None:
+        return None
+    return {key: value for key, value in record.identity.items() if key not in ("seed", "weights")}
 
 
-def _read_history(path: Path) -> list[dict[str, float]]:
-    import csv
+def best_seed(folders: Mapping[Path, RunRecord]) -> Path:
+    """Return the folder of the seed with the best validation score, the first of equals."""
+    sign = -1 if falls(next(iter(folders.values())).metrics.monitor) else 1
 
-    with path.open() as file:
-        rows = [
-            {k: float(v) for k, v in row.items() if k not in ("epoch", "step") and v} for row in csv.DictReader(file)
-        ]
-    return [{k: v for k, v in row.items() if math.isfinite(v)} for row in rows]
+    def score(folder: Path) -> float:
+        value = folders[folder].metrics.best_score
+        return -math.inf if math.isnan(value) else sign * value
 
-
-def _now() -> int:
-    return int(time.time() * 1000)
+    return max(folders, key=score)
 
 
-def warn(failure: Exception) -> None:
-    """Say that the store did not take something, which the training does not wait for."""
-    line = (str(failure).strip() or type(failure).__name__).splitlines()[0]
-    print(f"MLflow did not take this: {line} The run's own files are complete.", file=sys.stderr, flush=True)
+def falls(monitor: str) -> bool:
+    """Say whether less of a metric is better."""
+    return bool({"loss", "error", "hausdorff"} & set(monitor.rpartition("/")[2].split("_")))

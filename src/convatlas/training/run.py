@@ -27,7 +27,8 @@ from convatlas.models.weights import load_net, read_checkpoint
 from convatlas.tasks import new_task
 from convatlas.tasks.base import DivergedError, Task
 from convatlas.tasks.views import with_views
-from convatlas.tracking.tracker import SeedTracker, VariantTracker, end_status, open_tracker
+from convatlas.tracking.runs import end_status
+from convatlas.tracking.tracker import SeedTracker, VariantTracker, open_tracker
 from convatlas.training.accumulation import InPieces
 from convatlas.training.dry_run import dry_run
 from convatlas.training.machine import with_scaled_rate
@@ -56,7 +57,7 @@ def train(config: RunConfig, *, strict: bool) -> list[Path]:
     torch.set_num_threads(config.trainer.threads)
     prepared = PreparedData.open_for(config.data)
     dry_run(build_model(config.model), config, prepared)
-    with open_tracker(config, prepared.card) as tracker:
+    with open_tracker(config, prepared.card, strict=strict) as tracker:
         folders = []
         for seed in config.seeds:
             try:
@@ -77,6 +78,8 @@ def train_seed(config: RunConfig, prepared: PreparedData, seed: int, tracker: Va
     work = WorkFolder((config.work_dir or config.output_dir / ".work") / f"seed={seed}", identity, strict)
     with rank_zero_first(config.trainer.accelerator):
         if _is_finished(folder, identity, config, strict=strict):
+            if rank() == 0:
+                _complete(folder, work, tracker)
             return folder
         if rank() == 0:
             work.open(overwrite=config.overwrite)
@@ -93,6 +96,20 @@ def train_seed(config: RunConfig, prepared: PreparedData, seed: int, tracker: Va
     if rank() == 0:
         work.remove()
     return folder
+
+
+def _complete(folder: Path, work: WorkFolder, tracker: VariantTracker) -> None:
+    """Do what a kill after the results were written left undone: the end of the log, and the work folder's removal."""
+    recorded = work.path / "identity.json"
+    is_left = recorded.exists() and read_json(recorded, "delete the folder.") == work.identity
+    if is_left:
+        try:
+            work.open(overwrite=False)
+        except UserError:  # another process is doing it
+            return
+    tracker.complete(folder)
+    if is_left:
+        work.remove()
 
 
 def _fit_and_test(

@@ -31,14 +31,13 @@ from convatlas.data.prepared import PreparedData
 from convatlas.models.build import build_model
 from convatlas.tasks import new_task
 from convatlas.tasks.base import DivergedError
+from convatlas.tracking.runs import end_status, warn
 from convatlas.tracking.tracker import (
     MlflowSeedTracker,
     MlflowVariantTracker,
     SeedTracker,
     VariantTracker,
-    end_status,
     open_tracker,
-    warn,
 )
 from convatlas.training.dry_run import dry_run
 from convatlas.training.run import fit, quieten_libraries, run_identity, stop
