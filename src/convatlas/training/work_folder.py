@@ -14,7 +14,6 @@ from convatlas.core.digests import flat
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_json, write_json
 
-
 __all__ = ["WorkFolder", "acquire_lock", "difference", "read_identity", "release_lock"]
 
 
