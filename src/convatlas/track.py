@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from convatlas.core.cli import read_options, run
 from convatlas.core.config import RunConfig, Section, read_config
 from convatlas.core.digests import digest
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 class Options(Section):
     """What the command line may say."""
 
-    run: list[Path] = []
+    run: list[Path] = Field(default=[])
     """Folders of seeds, or folders above such."""
     uri: str | None = None
     """The store; null takes that of each run's configuration."""

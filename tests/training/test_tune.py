@@ -161,6 +161,26 @@ def test_an_unknown_key_is_told_with_the_near_ones(enter, asked, tmp_path):
     assert not (tmp_path / "search").exists()
 
 
+def test_a_loss_that_is_monitored_is_minimised(asked, tmp_path):
+    """A rate of almost nothing keeps the loss of the first weights; the other rate lowers it."""
+    rates = "recipe.optimizer.lr=choice(1e-9,0.1)"
+    search(read_search(asked(rates, "recipe.monitor=val/loss", "tune.trials=4", "tune.prune=false", "tune.seed=1")))
+    scores = {row["recipe.optimizer.lr"]: float(row["score"]) for row in trials(tmp_path / "search")}
+    best = yaml.safe_load((tmp_path / "search" / "best.yaml").read_text())
+    assert scores["0.1"] < scores["1e-09"]
+    assert best["validation_score"] == scores["0.1"]
+    assert "recipe.optimizer.lr=0.1" in best["overrides"]
+
+
+def test_a_damaged_storage_is_one_sentence_and_is_kept(asked, tmp_path):
+    damaged = tmp_path / "search" / "tune.db"
+    damaged.parent.mkdir()
+    damaged.write_text("not a database " * 100)
+    with pytest.raises(UserError, match=r"tune\.db cannot be read\. Choose another output_dir, or pass overwrite=true"):
+        search(read_search(asked(RATE, "tune.trials=1")))
+    assert damaged.read_text() == "not a database " * 100
+
+
 def test_another_search_in_the_same_folder_is_refused(asked):
     few = ("tune.trials=1", "recipe.epochs=1")
     search(read_search(asked(RATE, *few)))

@@ -228,9 +228,9 @@ def _holds_tables(database: Path) -> bool:
                 tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
                 if tables - {"alembic_version"} and "experiments" not in tables:
                     raise UserError(f"{database} is the database of another program; {ANOTHER_STORE}.")
-                if tables and "experiments" in tables:
-                    if connection.execute("SELECT COUNT(*) FROM experiments").fetchone()[0]:
-                        return True
+                count = "SELECT COUNT(*) FROM experiments"
+                if "experiments" in tables and connection.execute(count).fetchone()[0]:
+                    return True
         except sqlite3.OperationalError:  # locked or not readable, of which the check tells
             return True
         except sqlite3.DatabaseError as error:

@@ -511,15 +511,10 @@ def settings_of(record: RunRecord) -> dict[str, Any] | None:
 
 def best_seed(folders: Mapping[Path, RunRecord]) -> Path:
     """Return the folder of the seed with the best validation score, the first of equals."""
-    sign = -1 if falls(next(iter(folders.values())).metrics.monitor) else 1
+    sign = -1 if next(iter(folders.values())).metrics.monitor_mode == "min" else 1
 
     def score(folder: Path) -> float:
         value = folders[folder].metrics.best_score
         return -math.inf if math.isnan(value) else sign * value
 
     return max(folders, key=score)
-
-
-def falls(monitor: str) -> bool:
-    """Say whether less of a metric is better."""
-    return bool({"loss", "error", "hausdorff"} & set(monitor.rpartition("/")[2].split("_")))

@@ -16,6 +16,7 @@ import torch
 from convatlas.core.config import RunConfig
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
+from convatlas.core.files import read_json
 from convatlas.core.processes import rank, rank_zero_first
 from convatlas.core.record import RunRecord
 from convatlas.core.source_code import run_code

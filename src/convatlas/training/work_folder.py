@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from convatlas.core.digests import flat
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_json, write_json
 
+__all__ = ["WorkFolder", "acquire_lock", "difference", "read_identity", "release_lock"]
+
 
 @dataclass
 class WorkFolder:
@@ -21,8 +24,8 @@ class WorkFolder:
     Attributes:
         path: the folder; it holds `identity.json`, the checkpoints and the id of the MLflow run.
         identity: configuration, code and data that decide the result; a training goes on only under the same.
-        strict: a person started the training in a folder of their choice: changed settings are refused. A stage of the
-            pipeline starts afresh instead, since DVC runs it again exactly because something changed.
+        strict: refuse changed settings, as for a folder that a user chose. A stage of the pipeline starts afresh
+            instead, since DVC runs it again exactly because something changed.
     """
 
     path: Path
@@ -56,17 +59,20 @@ class WorkFolder:
         Raises:
             UserError: another process works in it, or it belongs to other settings.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        self._lock = acquire_lock(lock, f"Another process is training in {self.path}. Wait for it, or stop it.")
         try:
-            self._lock.acquire(blocking=False)
-        except Timeout as error:
-            raise UserError(f"Another process is training in {self.path}. Wait for it, or stop it.") from error
+            self._take_over(overwrite)
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_over(self, overwrite: bool) -> None:
         recorded = self.path / "identity.json"
         if overwrite:
             shutil.rmtree(self.path, ignore_errors=True)
         elif recorded.exists():
-            before = read_json(recorded, "delete the folder and start again.")
+            before = read_identity(recorded, f"delete {self.path} and start again.")
             if before != self.identity:
                 if self.strict:
                     raise UserError(self._changed(before))
@@ -83,19 +89,58 @@ class WorkFolder:
         )
 
     def remove(self) -> None:
-        """Delete the folder and let others have it."""
+        """Delete the folder, and only then unlock it."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.close()
 
     def close(self) -> None:
-        """Unlock the folder."""
-        if self._lock is not None:
-            Path(self._lock.lock_file).unlink(missing_ok=True)
-            self._lock.release()
-            self._lock = None
-            for parent in (self.path.parent, self.path.parent.parent):
-                if not any(parent.iterdir()):
+        """Unlock the folder, and remove empty folders around it inside `.work`."""
+        if self._lock is None:
+            return
+        release_lock(self._lock)
+        self._lock = None
+        for parent in self.path.parents[:2]:
+            if ".work" in parent.parts[-3:]:
+                with suppress(OSError):  # it is in use, or another process has just removed it
                     parent.rmdir()
+
+
+def acquire_lock(file: Path, busy: str) -> FileLock:
+    """Lock `file`, which is made with its folder, without waiting.
+
+    Raises:
+        UserError: another process holds the lock; `busy` is the message.
+    """
+    lock = FileLock(file)
+    for attempt in range(100):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
+            break
+        except (FileNotFoundError, FileExistsError):  # another process has just removed the empty folder
+            if attempt == 99:
+                raise
+        except Timeout as error:
+            raise UserError(busy) from error
+    return lock
+
+
+def release_lock(lock: FileLock) -> None:
+    """Remove a lock's file, then unlock it: in the other order the file could be the next holder's."""
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
+def read_identity(file: Path, remedy: str) -> dict[str, Any]:
+    """Read an `identity.json`.
+
+    Raises:
+        UserError: it is damaged or missing; `remedy` ends the message.
+    """
+    found = read_json(file, remedy)
+    if not isinstance(found, dict):
+        raise UserError(f"{file} does not hold an identity; {remedy}")
+    return found
 
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
