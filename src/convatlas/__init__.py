@@ -1,3 +1,28 @@
 """convatlas: the convolutional architectures of a lecture course, trained and compared, each beside its paper."""
 
+import importlib
+import os
+import sys
+
 __version__ = "0.1.0"
+
+
+def _another_tree_here() -> str | None:
+    """Return the source folder of the working directory, where that is a convatlas other than this one.
+
+    Code is taken from the tree that one stands in, as `conf/` is: a DVC experiment in a temporary folder, or a second
+    clone with the first one's environment active, must not run the code of the installed folder.
+    """
+    try:
+        source = os.path.join(os.getcwd(), "src")  # noqa: PTH109, PTH118 - every command waits for this; pathlib is slow
+        here = os.path.join(source, "convatlas", "__init__.py")  # noqa: PTH118
+        other = os.path.isfile(here) and not os.path.samefile(here, __file__)  # noqa: PTH113, PTH121
+    except OSError:  # no working directory any more
+        return None
+    return source if other and sys.path[:1] != [source] else None
+
+
+if (_source := _another_tree_here()) is not None:
+    sys.path.insert(0, _source)
+    del sys.modules[__name__]
+    importlib.import_module(__name__)  # takes this module's place

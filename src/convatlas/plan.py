@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError
 
 from convatlas.core.cli import read_options, run
 from convatlas.core.composing import hydra_ready
-from convatlas.core.config import Section
+from convatlas.core.config import DataConfig, Section, describe
+from convatlas.core.errors import UserError
 from convatlas.core.files import write_yaml
 from convatlas.search.planned import searches_for
-from convatlas.studies.planning import data_values, load_study, planned_runs, study_names, template_values
+from convatlas.studies.params import FILE, Plan
+from convatlas.studies.planning import (
+    data_values,
+    load_study,
+    manifest_roots,
+    planned_runs,
+    study_names,
+    template_values,
+)
 
 HEADER = """Written by `python -m convatlas.plan`; `python -m convatlas.plan study=... scale=...` writes another plan.
 Seeds, scale and overrides may be edited here; `dvc repro` then trains what that changes, and nothing else."""
@@ -47,7 +55,7 @@ def make_plan(
     """Return what params.yaml holds: what to run, and per run no more than dvc.yaml's templates need."""
     runs: dict[str, dict[str, str]] = {}
     models: list[dict[str, Any]] = []
-    data: dict[str, dict[str, str]] = {}
+    data: dict[str, DataConfig] = {}
     with hydra_ready():
         for name in studies:
             study, scale = load_study(name, scale_name)
@@ -55,16 +63,17 @@ def make_plan(
             for planned in planned_runs(study, scale, seeds, overrides):
                 runs[planned.key] = template_values(planned.config)
                 models.append(planned.config.model)
-                data |= data_values(planned.config.data)
+                data[planned.config.data.name] = planned.config.data
         found = searches_for(searches, models)
     for search in found.values():
-        data |= data_values(search.data)
+        data[search.data.name] = search.data
     return {
         "scale": scale_name,
         "seeds": list(seeds or []),
         "overrides": list(overrides),
         "studies": list(studies),
-        "data": dict(sorted(data.items())),
+        "data": {name: data_values(data[name]) for name in sorted(data)},
+        "manifests": manifest_roots(data.values()),
         "searches": {name: {"data": search.data.name} for name, search in found.items()},
         "runs": runs,
     }
@@ -75,7 +84,11 @@ def main() -> None:
     options = read_options(Options, sys.argv[1:])
     studies = study_names() if options.study == ["all"] else options.study
     plan = make_plan(studies, options.scale, options.seeds, options.overrides, options.search)
-    write_yaml(Path("params.yaml"), plan, HEADER)
+    try:
+        Plan.model_validate(plan)
+    except ValidationError as error:
+        raise UserError(describe(error, "the command line")) from error
+    write_yaml(FILE, plan, HEADER)
     searched = f", searches: {', '.join(plan['searches'])}" if plan["searches"] else ""
     print(f"params.yaml: {len(plan['runs'])} runs of {', '.join(studies)} at scale {options.scale}{searched}")
 

@@ -43,8 +43,8 @@ def main() -> None:
 
 def publish(folders: Mapping[str, Path]) -> None:
     """Put the reports into MLflow; a store that does not take them is reported and costs nothing else."""
-    variant = min((PLAN / min(folders)).glob("*.yaml"))
-    tracking = read_yaml(variant, "run `dvc repro resolve`.")["config"]["tracking"]
+    variant = min((PLAN / "tracking" / min(folders)).glob("*.yaml"))
+    tracking = read_yaml(variant, "run `dvc repro resolve`.")
     if not tracking["enabled"]:
         return
     from convatlas.tracking.reports import publish_reports

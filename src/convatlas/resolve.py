@@ -1,67 +1,118 @@
-"""`python -m convatlas.resolve`: from params.yaml to plan/, the full configuration of every run and study.
+"""`python -m convatlas.resolve`: from params.yaml to plan/, the full configuration of every stage, run and study.
 
-DVC does not compose Hydra nor read imports; this stage does both. A run's file in plan/ holds its whole configuration
-and the fingerprints of the code it imports, and its training depends on that file. So an edit under conf/ or src/
-re-trains exactly the runs that it changes.
+DVC does not compose Hydra nor read imports; this stage does both. Each other stage depends on its own file in plan/,
+with its whole configuration and the fingerprints of the code that it imports. So an edit under conf/ or src/ repeats
+exactly what it changes.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from convatlas.core.cli import run
 from convatlas.core.composing import hydra_ready
+from convatlas.core.config import DataConfig
 from convatlas.core.errors import UserError
-from convatlas.core.files import read_yaml, replace_folder, write_yaml
-from convatlas.core.source_code import run_code
+from convatlas.core.files import replace_folder, write_yaml
+from convatlas.core.source_code import page_code, prepare_code, report_code, run_code
 from convatlas.search.planned import planned_search, searches_for
-from convatlas.studies.planning import load_study, planned_runs, study_file, template_values
+from convatlas.studies.params import FILE, Plan, read_plan
+from convatlas.studies.planning import (
+    FINISHED,
+    data_plan,
+    data_values,
+    load_study,
+    manifest_roots,
+    planned_runs,
+    study_file,
+    template_values,
+    tracking_plan,
+)
 
-REMEDY = "run `python -m convatlas.plan`, which writes params.yaml anew."
+PLAN = Path("plan")
 
 
 def main() -> None:
     """Write plan/."""
-    params = read_yaml(Path("params.yaml"), REMEDY)
-    missing = {"scale", "seeds", "overrides", "studies", "searches", "runs"} - set(params)
-    if missing:
-        raise UserError(f"params.yaml lacks {', '.join(sorted(missing))}; {REMEDY}")
+    plan = read_plan(FILE)
     partial = Path(".plan.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    written = _write(params, partial)
-    listed = params["runs"] | params["searches"]
-    if written != listed:
-        changed = sorted(key for key in {*written, *listed} if written.get(key) != listed.get(key))
-        shutil.rmtree(partial)
-        searches = f" search={','.join(params['searches'])}" if params["searches"] else ""
-        raise UserError(
-            f"params.yaml does not list the runs that its studies and scale give (first difference: {changed[0]}); "
-            f"run `python -m convatlas.plan study={','.join(params['studies'])} scale={params['scale']}{searches}`."
-        )
-    replace_folder(partial, Path("plan"))
-    print(f"plan/: {len(params['runs'])} runs")
+    try:
+        _check_listed(plan, _write(plan, partial))
+        replace_folder(partial, PLAN)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _forget_others(plan.runs)
+    print(f"{PLAN}/: {len(plan.runs)} runs")
 
 
-def _write(params: dict[str, Any], folder: Path) -> dict[str, dict[str, str]]:
-    """Write every file of the plan below `folder`, and return the template values of each run and search."""
-    written: dict[str, dict[str, str]] = {}
+def _check_listed(plan: Plan, written: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise UserError unless params.yaml lists for DVC's templates what its studies and scale give."""
+    for section, found in written.items():
+        listed = getattr(plan, section)
+        if found != listed:
+            first = min(key for key in {*found, *listed} if found.get(key) != listed.get(key))
+            raise UserError(
+                f"{FILE} does not list the {section} that its studies and scale give (first difference: {first}); "
+                f"run `{plan.command}`."
+            )
+
+
+def _write(plan: Plan, folder: Path) -> dict[str, dict[str, Any]]:
+    """Write every file of the plan below `folder`, and return what params.yaml has to list."""
+    runs: dict[str, dict[str, str]] = {}
     models: list[dict[str, Any]] = []
+    data: dict[str, DataConfig] = {}
     with hydra_ready():
-        for name in params["studies"]:
-            study, scale = load_study(name, params["scale"])
-            runs = planned_runs(study, scale, params["seeds"], params["overrides"])
-            for planned in runs:
-                run_file = {"config": planned.config.plain(), "code": run_code(planned.config)}
-                write_yaml(folder / f"{planned.key}.yaml", run_file)
-                written[planned.key] = template_values(planned.config)
-                models.append(planned.config.model)
-            write_yaml(folder / f"{name}.yaml", study_file(study, scale, params["seeds"], runs))
-        for name, search in searches_for(params["searches"], models).items():
+        for name in plan.studies:
+            study, scale = load_study(name, plan.scale)
+            planned = planned_runs(study, scale, plan.seeds, plan.overrides)
+            for each in planned:
+                config = each.config.plain()
+                # Tracking decides nothing of the result: it lies in a file that no training depends on.
+                write_yaml(folder / tracking_plan(each.key).relative_to(PLAN), config.pop("tracking"))
+                write_yaml(folder / f"{each.key}.yaml", {"config": config, **run_code(each.config).plain()})
+                runs[each.key] = template_values(each.config)
+                models.append(each.config.model)
+                data[each.config.data.name] = each.config.data
+            alone = plan.model_copy(update={"studies": [name], "searches": {}})
+            command = f"{alone.command} && dvc repro"
+            write_yaml(folder / f"{name}.yaml", study_file(study, scale, plan.seeds, planned, command))
+        searches = searches_for(plan.searches, models)
+        for name, search in searches.items():
             write_yaml(folder / "searches" / f"{name}.yaml", planned_search(search))
-            written[name] = {"data": search.data.name}
-    return written
+            data[search.data.name] = search.data
+        for name in data:
+            write_yaml(folder / data_plan(name).relative_to(PLAN), _preparation(name))
+    write_yaml(folder / "code" / "report.yaml", report_code().plain())
+    return {
+        "runs": runs,
+        "searches": {name: {"data": search.data.name} for name, search in searches.items()},
+        "data": {name: data_values(each) for name, each in data.items()},
+        "manifests": manifest_roots(data.values()),
+    }
+
+
+def _preparation(name: str) -> dict[str, Any]:
+    """Compose the preparation of one data set inside `hydra_ready`."""
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    composed: Any = OmegaConf.to_container(compose("prepare", [f"data={name}"]), resolve=True)
+    code = prepare_code(composed["data"]["source"]["_target_"])
+    page = {"file": composed["page"], "code": page_code().files}
+    return {"config": composed["data"], **code.plain(), "page": page}
+
+
+def _forget_others(runs: Iterable[str]) -> None:
+    """Delete the marks of finished runs that are no longer in the plan: the report depends on those that are."""
+    marks = {FINISHED / f"{key}.json" for key in runs}
+    for mark in FINISHED.glob("*/*.json"):
+        if mark not in marks:
+            mark.unlink()
 
 
 if __name__ == "__main__":

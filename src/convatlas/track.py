@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from convatlas.core.cli import read_options, run
-from convatlas.core.config import RunConfig, Section, read_config
+from convatlas.core.composing import read_run
+from convatlas.core.config import RunConfig, Section
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_yaml
 from convatlas.core.imports import quick_imports
 from convatlas.core.record import RunRecord
+from convatlas.core.targets import check_trusted
 
 if TYPE_CHECKING:
     from convatlas.data.card import Card
@@ -89,7 +91,9 @@ def send(records: dict[Path, RunRecord], uri: str | None) -> None:
 def run_config(folder: Path, uri: str | None) -> RunConfig:
     """Read the configuration of a finished seed, tracking turned on."""
     file = folder / "config.yaml"
-    config = read_config(read_yaml(file, "train the run again."), where=str(file))
+    values = read_yaml(file, "train the run again.")
+    check_trusted(values, str(file))
+    config = read_run(values, str(file))
     chosen = {"enabled": True, "uri": uri or config.tracking.uri}
     return config.model_copy(update={"tracking": config.tracking.model_copy(update=chosen)})
 

@@ -7,12 +7,16 @@ seeds; that is what a stage of the pipeline runs.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
+from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convatlas.core.cli import GOES_ON, run, run_hydra
+from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
 from convatlas.core.imports import quick_imports
 from convatlas.core.processes import die_with_parent
@@ -39,21 +43,44 @@ def main(config: DictConfig) -> None:
 
 
 def from_plan(key: str) -> None:
-    """Train one run of the plan."""
+    """Train one run of the plan: those of its seeds that are not finished."""
     die_with_parent()
-    from convatlas.core.composing import read_run
-    from convatlas.core.files import read_yaml
-    from convatlas.core.targets import check_trusted
+    from convatlas.core.files import write_json
+    from convatlas.core.processes import rank
     from convatlas.studies.architectures import with_architecture
+    from convatlas.studies.planning import FINISHED, read_planned
 
     with quick_imports():
         from convatlas.training.run import train
 
-    file = Path("plan") / f"{key}.yaml"
-    planned = read_yaml(file, "run `dvc repro resolve`.")
-    values = planned.get("config") if isinstance(planned, dict) else None
-    check_trusted(values, str(file))
-    train(with_architecture(read_run(values, str(file))), strict=False)
+    config = with_architecture(read_planned(key))
+    folders = train(config, strict=False)
+    if rank() == 0:
+        remove_outdated(config.output_dir, folders)
+        write_json(FINISHED / f"{key}.json", {folder.name: digest_of_files(folder) for folder in folders})
+
+
+def remove_outdated(output_dir: Path, folders: Sequence[Path]) -> None:
+    """Delete the results of seeds that are no longer asked for and that another configuration or code gave.
+
+    Those of this one stay: they are finished when they are asked for again.
+    """
+    from convatlas.core.files import read_json
+
+    def identity(folder: Path) -> dict[str, Any]:
+        found = read_json(folder / "identity.json", "delete the folder and train again.")
+        return {name: value for name, value in found.items() if name not in ("seed", "weights")}
+
+    current = [identity(folder) for folder in folders if (folder / "identity.json").is_file()]
+    for other in set(output_dir.glob("seed=*")) - set(folders):
+        if current and (other / "identity.json").is_file() and identity(other) != current[0]:
+            shutil.rmtree(other)
+
+
+def digest_of_files(folder: Path) -> str:
+    """Return one digest of what a report reads of a seed: every file but the checkpoints."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".ckpt")
+    return digest([[path.relative_to(folder).as_posix(), sha256(path.read_bytes()).hexdigest()] for path in files])
 
 
 def command() -> None:

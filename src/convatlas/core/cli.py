@@ -9,13 +9,14 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
-from convatlas.core.composing import conf_dir, explain_hydra
+from convatlas.core.composing import as_hydra_reads, conf_dir, explain_hydra
 from convatlas.core.config import Section, describe
 from convatlas.core.errors import UserError, near_matches
 from convatlas.core.passwords import hide_passwords, without_password
@@ -50,6 +51,7 @@ def run_hydra(main: Callable[[DictConfig], None], config_name: str, *, interrupt
                 raise
 
     def compose_and_run() -> None:
+        sys.argv[1:] = map(as_hydra_reads, sys.argv[1:])
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, not printed by Hydra
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name=config_name)(checked_main)()
         if failed:
@@ -158,20 +160,48 @@ def read_options(shape: type[OptionsT], arguments: Sequence[str], positional: st
         elif key not in known:
             raise UserError(f"{argument}: there is no such option. {near_matches(key, known)}")
         else:
-            values[key] = _plain_value(value)
+            values[key] = _plain_value(value, known[key].annotation)
     try:
         return shape.model_validate(values)
     except ValidationError as error:
         raise UserError(describe(error, "the command line")) from error
 
 
-def _plain_value(text: str) -> Any:
-    """Read a value as YAML does, and `a,b` as a list."""
+def _plain_value(text: str, annotation: Any) -> Any:
+    """Read a value as its option's type wants it: texts and paths as they are, lists split at their own commas."""
+    types = list(_types_in(annotation))
+    if list in types:
+        return split_list(text)
+    if not any(kind in types for kind in (int, float, bool)):
+        return None if text == "null" else text
     try:
-        value = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-    return text.split(",") if isinstance(value, str) and "," in value else value
+
+
+def _types_in(annotation: Any) -> Iterator[Any]:
+    yield typing.get_origin(annotation) or annotation
+    for argument in typing.get_args(annotation):
+        yield from _types_in(argument)
+
+
+def split_list(text: str) -> list[str]:
+    """Split `a,b` or `[a,b]` at the commas that lie outside of brackets and quotes."""
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        depth += (letter in "[({") - (letter in "])}") if not quote else 0
+        if letter == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
 
 
 def print_message(sentence: str) -> None:

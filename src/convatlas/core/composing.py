@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,32 @@ if TYPE_CHECKING:
 
 LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
 """The extra of pyproject.toml that brings each of Hydra's launchers."""
+
+
+OTHER_NAMES = {"study": "experiment"}
+"""Options that Hydra would take for the choice of a group, which has the same name, with the key they stand for."""
+
+
+def as_hydra_reads(override: str) -> str:
+    """Return an override with the name of its key that Hydra takes.
+
+    Raises:
+        UserError: it has no key, or a group of choices is to be null or a number, which Hydra cannot tell from a key.
+    """
+    key, equals, value = override.partition("=")
+    name = key.lstrip("+")
+    if equals and not name:
+        raise UserError(f"{override}: the name of the option is missing before the equals sign.")
+    if name in OTHER_NAMES:
+        return f"{key[: -len(name)]}{OTHER_NAMES[name]}{equals}{value}"
+    group = conf_dir() / name.partition("@")[0]
+    if equals and re.fullmatch(r"(?i)null|true|false|[-\d.]*", value) and group.is_dir():
+        raise UserError(f"{override}: there is no such choice. {near_matches(value, _choices(group))}")
+    return override
+
+
+def _choices(group: Path) -> list[str]:
+    return [path.stem for path in group.glob("*.yaml")]
 
 
 def conf_dir() -> Path:
@@ -51,7 +78,7 @@ def compose_run(overrides: Sequence[str], named: Mapping[str, Any]) -> RunConfig
     """Compose one run of `conf/train.yaml` inside `hydra_ready`; `named` sets study, variant, seeds and folders."""
     from hydra import compose
 
-    return run_config(compose(config_name="train", overrides=list(overrides)), "", named)
+    return run_config(compose(config_name="train", overrides=[*map(as_hydra_reads, overrides)]), "", named)
 
 
 def run_config(config: DictConfig, model_name: str, named: Mapping[str, Any] | None = None) -> RunConfig:
@@ -65,8 +92,8 @@ def run_config(config: DictConfig, model_name: str, named: Mapping[str, Any] | N
     from omegaconf import OmegaConf
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    plain = {key: value for key, value in plain.items() if key not in {"seed", "hydra"}} | dict(named or {})
-    plain = with_task(plain)
+    ignored = {"seed", "experiment", "hydra"}
+    plain = with_task({key: value for key, value in plain.items() if key not in ignored} | dict(named or {}))
     if plain["variant"] is None:
         trial = read_config(plain | {"variant": "unnamed", "output_dir": "unnamed"})
         plain["variant"] = f"{model_name}-{trial.data.name}-{digest(trial.identity)[:8]}"
@@ -109,32 +136,47 @@ def with_task(values: dict[str, Any], where: str = "the configuration") -> dict[
 
 def explain_hydra(error: Exception, config_name: str) -> str | None:
     """Turn Hydra's and OmegaConf's errors into a sentence that names the key and the near ones; None for others."""
-    from hydra.errors import HydraException, MissingConfigException
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, wrong = str(error.missing_cfg_file).rpartition("/")
-        if group == "hydra/launcher" and wrong in LAUNCHER_EXTRAS:
-            extra = LAUNCHER_EXTRAS[wrong]
-            return f"{group}={wrong} needs more packages: `pip install 'convatlas[{extra}]'` adds them."
-        return f"{group}={wrong}: there is no such choice. {near_matches(wrong, error.options)}"
-    if not isinstance(error, (HydraException, OmegaConfBaseException)):
-        return None
-    message = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
+        return _explain_choice(*str(error.missing_cfg_file).rpartition("/")[::2])
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read. {_quoted(error.override)}"
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return _explain_message(str(error), config_name)
+    return None
+
+
+def _explain_choice(group: str, wrong: str) -> str:
+    if group == "hydra/launcher" and wrong in LAUNCHER_EXTRAS:
+        extra = LAUNCHER_EXTRAS[wrong]
+        return f"{group}={wrong} needs more packages: `pip install 'convatlas[{extra}]'` adds them."
+    return f"{group}={wrong}: there is no such choice. {near_matches(wrong, _choices(conf_dir() / group))}"
+
+
+def _explain_message(message: str, config_name: str) -> str:
+    if ambiguous := re.search(r"Ambiguous value for argument '(.*)'", message):
+        more = "Several trainings take --multirun, and a list takes brackets."
+        return f"{ambiguous[1]} has several values. {more} {_quoted(ambiguous[1])}"
+    groups = [path.name for path in conf_dir().iterdir() if path.is_dir()]
     if (unknown_group := re.search(r"Could not override '([\w/@.]+)'\.\s*No match in the defaults list", message)) or (
         unknown_group := re.search(r"Could not find '([\w/]+)'", message)
     ):
-        groups = [path.name for path in conf_dir().iterdir() if path.is_dir()]
         return f"{unknown_group[1]}: there is no such group of choices. {near_matches(unknown_group[1], groups)}"
     if unknown := re.search(r"Could not override '([\w.@]+)'", message):
         known = _known_keys(config_name)
-        groups = [
-            path.name
-            for path in conf_dir().iterdir()
-            if path.is_dir() and path.name in {k.split(".")[0] for k in known}
-        ]
-        return f"{unknown[1]}: there is no such option. {near_matches(unknown[1], known + groups)}"
+        used = [group for group in groups if group in {key.partition(".")[0] for key in known}]
+        return f"{unknown[1]}: there is no such option. {near_matches(unknown[1], known + used)}"
     return " ".join(message.split()) + " Correct the command or the file under conf/."
+
+
+def _quoted(override: str) -> str:
+    """Say how a value is written that Hydra's grammar would take apart; the last sentence of a message."""
+    key, _, value = override.partition("=")
+    quoted = value.strip("'\"").replace('"', r"\"")
+    text = shlex.quote(f'{key}="{quoted}"')
+    return f"Text with commas, brackets, quotes, equals signs or accents is quoted twice, for the shell too: {text}"
 
 
 def _known_keys(config_name: str) -> list[str]:

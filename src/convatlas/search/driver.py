@@ -175,7 +175,7 @@ def search_identity(
         "compared": compared,
         "data": data.card.fingerprint,
         "latency": None if table is None else digest(table.microseconds),
-        "code": digest(search_code(compared)),
+        "code": digest(search_code(compared).plain()),
         "torch": torch.__version__,
     }
 

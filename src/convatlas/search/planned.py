@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from convatlas.core.composing import conf_dir
 from convatlas.core.errors import UserError, near_matches
-from convatlas.core.source_code import PROJECT, SOURCE, files_imported_by, fingerprint
+from convatlas.core.source_code import DECIDING, PACKAGE, Code, code_behind, targets_in
 from convatlas.search.config import SearchRun, read_search
 from convatlas.studies.architectures import found_by_search
 
@@ -39,7 +39,7 @@ def compose_search(name: str) -> SearchRun:
 def planned_search(run: SearchRun) -> dict[str, Any]:
     """Return what `plan/searches/<name>.yaml` holds, inside `hydra_ready`: a change of it runs the search again."""
     compared = compared_nets(run)
-    return {"config": run.model_dump(mode="json"), "compared": compared, "code": search_code(compared)}
+    return {"config": run.model_dump(mode="json"), "compared": compared, **search_code(compared).plain()}
 
 
 def compared_nets(run: SearchRun) -> dict[str, dict[str, Any]]:
@@ -53,14 +53,16 @@ def compared_nets(run: SearchRun) -> dict[str, dict[str, Any]]:
     return models
 
 
-def search_code(compared: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Return the files that decide the result of a search, with their fingerprints; what only shows it is left out."""
-    rooms = {SOURCE / "convatlas" / name for name in ("models", "tasks", "data", "training", "search")}
-    nets = [SOURCE.joinpath(*net["_target_"].split(".")[:-1]).with_suffix(".py") for net in compared.values()]
-    files = files_imported_by([SOURCE / "convatlas" / "search" / "__main__.py", *nets])
-    shown = {Path(SOURCE, "convatlas", "search", name) for name in ("report.py", "drawing.py", "tracking.py")}
-    deciding = [file for file in files if rooms.intersection(file.parents) and file not in shown]
-    return {file.relative_to(PROJECT).as_posix(): fingerprint(file)[:16] for file in deciding}
+def search_code(compared: dict[str, dict[str, Any]]) -> Code:
+    """Return the code that decides the result of a search; what only shows it is left out."""
+    search = PACKAGE / "search"
+    return code_behind(
+        [search / "__main__.py", PACKAGE / "core" / "seeds.py"],
+        targets_in(compared),
+        counted=("models", "tasks", "data", "training", "search", "core/seeds.py"),
+        left_out=[search / name for name in ("report.py", "drawing.py", "tracking.py")],
+        libraries=DECIDING,
+    )
 
 
 def searches_for(names: Iterable[str], models: Iterable[Mapping[str, Any]]) -> dict[str, SearchRun]:

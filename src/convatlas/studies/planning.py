@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import ast
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from convatlas.core.composing import compose_run, conf_dir, explain_hydra
+from convatlas.core.composing import compose_run, conf_dir, explain_hydra, read_run
 from convatlas.core.config import DataConfig, RunConfig, Section, describe
 from convatlas.core.errors import UserError, near_matches
+from convatlas.core.files import read_yaml
+from convatlas.core.source_code import module_file
+from convatlas.core.targets import check_trusted
 from convatlas.studies.architectures import found_by_search, with_architecture
 from convatlas.studies.claims import read_claim
 from convatlas.studies.figures import StudyFigure, check_figures, planned_figures, printed_at
@@ -86,6 +90,13 @@ class PlannedRun:
     overrides: tuple[str, ...]
 
 
+RESERVED = frozenset({"code", "data", "searches", "tracking"})
+"""Folders of plan/ that belong to no study."""
+
+SET_BY_PLAN = {"seed": "seeds", "seeds": "seeds", "study": "studies", "experiment": "studies"}
+"""What a plan sets for each run, with the key of params.yaml that it comes from."""
+
+
 def study_names() -> list[str]:
     """Return the studies that there are."""
     return sorted(path.stem for path in (conf_dir() / "study").glob("*.yaml"))
@@ -109,6 +120,9 @@ def load_study(name: str, scale_name: str) -> tuple[Study, Scale]:
         study, scale = Study.model_validate(composed["study"]), Scale.model_validate(composed["scale"])
     except ValidationError as error:
         raise UserError(describe(error, f"conf/study/{name}.yaml or conf/scale/{scale_name}.yaml")) from error
+    if study.name != name or name in RESERVED:
+        how = f"plan/ has other files under {name}" if name in RESERVED else f"its name is {study.name}"
+        raise UserError(f"conf/study/{name}.yaml: {how}; a study has the name of its file, so rename one of the two.")
     if scale.name not in study.overrides:
         raise UserError(f"study={name} has no scale {scale.name}; choose {' or '.join(study.overrides)}.")
     check_claims(study)
@@ -153,6 +167,7 @@ def planned_runs(study: Study, scale: Scale, seeds: Sequence[int], more: Sequenc
         own_scale = getattr(variant, scale.name)
         overrides = [*scale.overrides, *study.overrides[scale.name], *variant.overrides, *own_scale, *more]
         key = f"{study.name}/{name}"
+        _check_free(overrides, key)
         named = {
             "study": study.name,
             "variant": name,
@@ -162,6 +177,16 @@ def planned_runs(study: Study, scale: Scale, seeds: Sequence[int], more: Sequenc
         }
         runs.append(PlannedRun(key, _composed(key, last_choices(overrides), named), tuple(overrides)))
     return runs
+
+
+def _check_free(overrides: Sequence[str], key: str) -> None:
+    """Raise UserError where an override would set what the plan itself sets, and so would do nothing."""
+    for override in overrides:
+        option = override.partition("=")[0].lstrip("+~")
+        if option in SET_BY_PLAN:
+            raise UserError(f"{key}: {override} has no effect in a plan; set {SET_BY_PLAN[option]} in params.yaml.")
+        if option in {"variant", "output_dir", "work_dir", "overwrite"}:
+            raise UserError(f"{key}: {override} has no effect in a plan, whose runs lie in runs/{key}; remove it.")
 
 
 def _composed(key: str, overrides: Sequence[str], named: Mapping[str, Any]) -> RunConfig:
@@ -181,9 +206,67 @@ def last_choices(overrides: Sequence[str]) -> list[str]:
     return list(last.values())
 
 
-def data_values(data: DataConfig) -> dict[str, dict[str, str]]:
-    """Return what the template of a preparation depends on, by the name of the data set."""
-    return {data.name: {"source": source_file(data.source["_target_"])}}
+def data_values(data: DataConfig) -> dict[str, str]:
+    """Return what the template of a preparation depends on beside its file in plan/.
+
+    `raw` is the manifest of the raw files; sets that are made without any have their file in plan/ once more.
+    """
+    made = not reads_raw_files(data.source["_target_"])
+    return {"raw": (data_plan(data.name) if made else manifest_file(data.name)).as_posix()}
+
+
+def manifest_roots(data: Iterable[DataConfig]) -> dict[str, str]:
+    """Return the folders of raw files by data set; sets that are made without any are left out."""
+    return {each.name: each.root.as_posix() for each in data if reads_raw_files(each.source["_target_"])}
+
+
+FINISHED = Path("runs", ".finished")
+"""One file a finished run of the plan: what the report depends on, whatever else lies in runs/."""
+
+
+RESOLVE = "run `dvc repro resolve`."
+
+
+def tracking_plan(key: str) -> Path:
+    """Return the file with a planned run's tracking options."""
+    return Path("plan", "tracking", f"{key}.yaml")
+
+
+def read_planned(key: str) -> RunConfig:
+    """Read the configuration of a planned run, with its tracking options.
+
+    Raises:
+        UserError: a file is missing, or is not what `resolve` writes.
+    """
+    file = Path("plan", f"{key}.yaml")
+    planned = read_yaml(file, RESOLVE)
+    if not isinstance(planned, dict) or not isinstance(planned.get("config"), dict):
+        raise UserError(f"{file} plans no run; run `dvc repro -f resolve`.")
+    tracking = {} if "tracking" in planned["config"] else {"tracking": read_yaml(tracking_plan(key), RESOLVE)}
+    values = planned["config"] | tracking
+    check_trusted(values, str(file))
+    return read_run(values, str(file))
+
+
+def data_plan(name: str) -> Path:
+    """Return the file that a preparation is planned in."""
+    return Path("plan", "data", f"{name}.yaml")
+
+
+def manifest_file(name: str) -> Path:
+    """Return the file that says what raw files there are of a data set."""
+    return Path("data", "manifests", f"{name}.json")
+
+
+def reads_raw_files(source: str) -> bool:
+    """Say whether a source function reads its `root`; those that make their images do not."""
+    module, _, name = source.rpartition(".")
+    file = module_file(module)
+    functions = ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if file else ()
+    bodies = [node for node in functions if isinstance(node, ast.FunctionDef) and node.name == name]
+    return not bodies or any(
+        isinstance(node, ast.Name) and node.id == "root" for body in bodies for node in ast.walk(body)
+    )
 
 
 def template_values(config: RunConfig) -> dict[str, str]:
@@ -198,13 +281,10 @@ def template_values(config: RunConfig) -> dict[str, str]:
     return {"data": data, "after": found_by_search(config.model) or f"data/prepared/{data}"}
 
 
-def source_file(target: str) -> str:
-    """Return the source file of a dotted name, relative to the project."""
-    return Path("src", *target.split(".")[:-1]).as_posix() + ".py"
-
-
-def study_file(study: Study, scale: Scale, seeds: Sequence[int], runs: Sequence[PlannedRun]) -> Mapping[str, Any]:
-    """Return what `plan/<study>.yaml` holds: all that a report needs to know of the study."""
+def study_file(
+    study: Study, scale: Scale, seeds: Sequence[int], runs: Sequence[PlannedRun], command: str = ""
+) -> Mapping[str, Any]:
+    """Return what `plan/<study>.yaml` holds: all that a report needs to know of the study; `command` plans it again."""
     variants = {
         run.config.variant: {
             "title": study.variants[run.config.variant].title,
@@ -221,6 +301,6 @@ def study_file(study: Study, scale: Scale, seeds: Sequence[int], runs: Sequence[
         "grading": grading_points(study),
         "scale": scale.name,
         "seeds": list(seeds),
-        "command": f"python -m convatlas.plan study={study.name} scale={scale.name} && dvc repro",
+        "command": command,
         "variants": variants,
     }

@@ -228,13 +228,14 @@ def _tested(task: Task, data: DataModule, trainer: pl.Trainer) -> dict[str, floa
 
 
 def run_identity(config: RunConfig, seed: int, data_fingerprint: str) -> dict[str, Any]:
-    """Return what decides the bits of a run's result: configuration, seed, data, code, torch, first weights."""
+    """Return what decides the bits of a run's result: configuration, seed, data, code, libraries, first weights."""
+    code = run_code(config)
     identity = {
         "config": config.identity,
         "seed": seed,
         "data": data_fingerprint,
-        "code": digest(run_code(config)),
-        "torch": torch.__version__,
+        "code": digest(code.files),
+        "packages": code.packages,
     }
     weights = weights_digest(config, seed)
     return identity if weights is None else identity | {"weights": weights}

@@ -147,6 +147,6 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Name the first settings in which two identities differ."""
     old, new = flat(before), flat(now)
     keys = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
-    words = {"code": "the code changed", "data": "the prepared data changed", "torch": "another torch"}
+    words = {"code": "the code changed", "data": "the prepared data changed"}
     named = [words.get(k, f"{k.removeprefix('config.')} was {old.get(k)}, now {new.get(k)}") for k in keys]
     return "; ".join(named[:3]) + (f"; and {len(named) - 3} more" if len(named) > 3 else "")

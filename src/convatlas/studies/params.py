@@ -1,0 +1,96 @@
+"""params.yaml, as DVC's templates and people read it: what to run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from convatlas.core.config import Section, describe
+from convatlas.core.errors import UserError
+from convatlas.core.files import read_yaml
+
+__all__ = ["FILE", "Plan", "read_plan"]
+
+FILE = Path("params.yaml")
+
+
+def _of(kind: type, words: str) -> Callable[[Any], Any]:
+    """Return a check of what was written by hand, whose message shows how it is written."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"write {words}")
+        return value
+
+    return check
+
+
+Seed = Annotated[int, BeforeValidator(_of(int, "a whole number")), Field(ge=0, lt=2**32)]
+Override = Annotated[str, BeforeValidator(_of(str, "each override as one text, for example recipe.epochs=2"))]
+
+
+def _list(example: str) -> BeforeValidator:
+    return BeforeValidator(_of(list, f"a list, for example {example}"))
+
+
+def _mapping() -> BeforeValidator:
+    return BeforeValidator(_of(dict, "{} where there is none, or let `python -m convatlas.plan` write it"))
+
+
+class Plan(Section):
+    """params.yaml: what to run. Seeds, scale and overrides may be edited by hand, the rest follows from them."""
+
+    scale: Annotated[str, BeforeValidator(_of(str, "laptop, workstation or paper"))]
+    seeds: Annotated[list[Seed], _list("seeds: [0, 1, 2]")]
+    overrides: Annotated[list[Override], _list("overrides: [recipe.epochs=2], and overrides: [] for none")]
+    studies: Annotated[list[str], _list("studies: [overview]")]
+    data: Annotated[dict[str, dict[str, str]], _mapping()]
+    manifests: Annotated[dict[str, str], _mapping()]
+    """The data sets that are prepared from raw files, whose manifest is taken anew each time."""
+    searches: Annotated[dict[str, dict[str, str]], _mapping()]
+    runs: Annotated[dict[str, dict[str, str]], _mapping()]
+
+    @model_validator(mode="after")
+    def _check(self) -> Plan:
+        if self.studies and not self.seeds:
+            raise ValueError("seeds=[] trains nothing; write at least one, for example seeds: [0]")
+        for key, values in (("studies", self.studies), ("seeds", self.seeds)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key}={values} names one twice; remove it")
+        for override in self.overrides:
+            if "=" not in override and not override.startswith("~"):
+                raise ValueError(f"overrides: {override!r} has no value; write for example recipe.epochs=2")
+        return self
+
+    @property
+    def command(self) -> str:
+        """The command that writes this plan."""
+        lists = {"study": self.studies, "scale": [self.scale], "seeds": map(str, self.seeds)}
+        words = [f"{key}={','.join(values)}" for key, values in lists.items()]
+        words += [f"overrides=[{','.join(self.overrides)}]"] if self.overrides else []
+        words += [f"search={','.join(self.searches)}"] if self.searches else []
+        return shlex.join(["python", "-m", "convatlas.plan", *words])
+
+
+REMEDY = "run `python -m convatlas.plan`, which writes it anew."
+
+
+def read_plan(path: Path) -> Plan:
+    """Read params.yaml.
+
+    Raises:
+        UserError: it is missing, or something in it is not as a plan has it.
+    """
+    values = read_yaml(path, REMEDY)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is empty or not a mapping; {REMEDY}")
+    if missing := sorted(set(Plan.model_fields) - set(values)):
+        raise UserError(f"{path} lacks {', '.join(missing)}; {REMEDY}")
+    try:
+        return Plan.model_validate(values)
+    except ValidationError as error:
+        raise UserError(describe(error, str(path))) from error
