@@ -176,7 +176,7 @@ def cut_short(root: Path) -> None:
 
 @pytest.mark.parametrize(("damage", "name", "reason"), [
     (lambda root: (root / "train2017/b.png").unlink(), "train2017/b.png", "there is an annotation, but no image"),
-    (cut_short, "train2017/b.png", "it cannot be read as a picture"),
+    (cut_short, "train2017/b.png", "it cannot be decoded: image file is truncated"),
     (entry(width=41), "train2017/b.png", "its annotation is for 41 x 30 pixels, but it has 40 x 30"),
     (entry(file_name="../val2017/v.png"), "train2017/../val2017/v.png", "its file_name leads out of the folder"),
     (entry(file_name="/etc/passwd"), "train2017//etc/passwd", "its file_name leads out of the folder"),

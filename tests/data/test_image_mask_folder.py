@@ -99,7 +99,7 @@ def remove_mask(root: Path) -> None:
     (write_other_size, "the mask has 39 x 60 pixels, the image 40 x 60"),
     (write_unknown_label, "the mask has the unknown label 5; known are 0 to 1"),
     (write_colours, "its mask has 3 channels, not 1"),
-    (cut_short, "it, or its mask, cannot be read as a picture"),
+    (cut_short, "it cannot be decoded: image file is truncated"),
     (remove_mask, "it has no mask"),
 ])  # fmt: skip
 def test_a_bad_file_is_named_and_the_others_are_used(root: Path, damage: Any, reason: str) -> None:

@@ -16,7 +16,7 @@ from small_sets import SOURCE, data_config, raw_classification, raw_detection, r
 
 from convatlas.core.config import DataConfig
 from convatlas.core.errors import UserError
-from convatlas.data import prepare_dataset
+from convatlas.data import prepare_dataset, writing
 from convatlas.data.card import fingerprint
 from convatlas.data.edges import canny_edges, edge_targets
 from convatlas.data.prepare_dataset import channel_statistics, prepare
@@ -176,9 +176,9 @@ def test_a_failed_preparation_leaves_the_old_data(
         calls.append(arguments)
         if len(calls) == 3:
             raise failure
-        np.lib.format.open_memmap(arguments[0], mode="w+", dtype=np.uint8, shape=(3,))
+        arguments[0].write_bytes(b"something")
 
-    monkeypatch.setattr(prepare_dataset.np, "save", fail_at_the_third)
+    monkeypatch.setattr(writing, "_save", fail_at_the_third)
     with pytest.raises(reported[0], match=reported[1]):
         prepare(config)
     assert contents(config.prepared) == before
@@ -201,7 +201,7 @@ def test_a_preparation_killed_between_its_renames_loses_nothing(
     prepare(config)
     before = contents(config.prepared)
     config.prepared.rename(config.prepared.parent / ".pixels.old")
-    monkeypatch.setattr(prepare_dataset.np, "save", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(writing, "_save", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(UserError, match="disk full"):
         prepare(config)
     assert contents(config.prepared) == before

@@ -7,8 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
+from convatlas.data.decoding import stretched
 from convatlas.data.sources import RawDataset
-from convatlas.data.sources.slices import SliceCollector, sampled, to_8_bits
+from convatlas.data.sources.slices import SliceCollector, sampled
 
 CLASSES = ["background", "cavity"]
 TEXTS = {"title": "made", "origin": "a test", "licence": "none", "notes": []}
@@ -92,7 +93,7 @@ def test_slices_without_a_pixel_size_are_scaled_to_the_side_and_padded() -> None
 
 def test_sixteen_bits_become_eight_without_wrapping() -> None:
     ramp = np.linspace(0, 4000, 1001).astype(np.uint16).reshape(7, 143)
-    scaled = to_8_bits(ramp).ravel()
+    scaled = stretched(ramp).ravel()
     assert (np.diff(scaled.astype(int)) >= 0).all()
     assert (scaled[0], scaled[-1]) == (0, 255)
     assert np.bincount(scaled, minlength=256)[[0, 255]].max() <= 9
@@ -100,18 +101,18 @@ def test_sixteen_bits_become_eight_without_wrapping() -> None:
 
 def test_a_single_bright_pixel_does_not_darken_the_rest() -> None:
     image = np.random.default_rng(0).integers(0, 100, (32, 32)).astype(np.int16)
-    expected = to_8_bits(image).astype(int)
+    expected = stretched(image).astype(int)
     image[3, 4], expected[3, 4] = 30_000, 255
-    assert np.abs(to_8_bits(image) - expected).max() <= 3
+    assert np.abs(stretched(image) - expected).max() <= 3
 
 
 def test_negative_values_are_dark() -> None:
     """Cast to 8 bits they would wrap around to the brightest."""
-    assert to_8_bits(np.array([[-3.0, 0.0, 3.0]])).tolist() == [[0, 128, 255]]
+    assert stretched(np.array([[-3.0, 0.0, 3.0]])).tolist() == [[0, 128, 255]]
 
 
 def test_an_image_of_one_value_is_black() -> None:
-    assert to_8_bits(np.full((4, 4), 7.0)).tolist() == np.zeros((4, 4)).tolist()
+    assert stretched(np.full((4, 4), 7.0)).tolist() == np.zeros((4, 4)).tolist()
 
 
 # ---- what is left out -----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import IO, cast
 
 from convatlas.core.errors import UserError
 
-__all__ = ["GET_AGAIN", "printable", "read_file", "read_members", "reading"]
+__all__ = ["GET_AGAIN", "printable", "read_file", "read_members", "read_text", "reading"]
 
 GZIP_MAGIC = b"\x1f\x8b"
 LARGEST = 4 << 30
@@ -59,6 +59,19 @@ def read_file(path: Path) -> bytes:
         content = _unpacked(raw).read(LARGEST + 1)
     _check_size(path, len(content))
     return content
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        UserError: it is missing, protected, or in another encoding.
+    """
+    try:
+        with reading(path):
+            return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{printable(path)} is no text in UTF-8; save it in that encoding.") from error
 
 
 def read_members(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,11 +25,14 @@ __all__ = [
     "Rejected",
     "SplitCounts",
     "fingerprint",
+    "normalisation",
     "plain_source",
     "remedy",
 ]
 
 CARD_FILE = "dataset.json"
+NO_SPREAD = 1e-6
+"""Standard deviation, of pixels in [0, 1], up to which all are equal but for rounding."""
 
 
 class Entry(BaseModel):
@@ -98,8 +101,9 @@ class Card(Entry):
         image_shape: `(C, H, W)` of the stored images; in shards H and W differ and are None.
         storage: "arrays" or "shards", see `convatlas.data.prepared`.
         stored_side: see `convatlas.core.config.DataConfig`.
-        fitted: how images that came in files became squares: the "centre" was cut out, or all of it squeezed
-            ("stretch"); shards are fitted when they are read. None where the source gave images of one size.
+        fitted: how images of many sizes became squares, see `convatlas.data.decoding.Fit`; shards are fitted when they
+            are read. None where the images came in one size.
+        percentiles: whether images of 16 bits were stretched between percentiles; see `convatlas.data.decoding.decode`.
         original_sizes: of images that came in files.
         converted: of images that came in files, how many are not stored as they were, by what was done.
         mean, std: of each channel over the training split, pixels in [0, 1]. In shards every image counts the same.
@@ -117,7 +121,7 @@ class Card(Entry):
         fingerprint: sha256 over the files' names and hashes: equal fingerprints mean equal data.
     """
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     name: str
     title: str
     origin: str
@@ -130,6 +134,7 @@ class Card(Entry):
     storage: Literal["arrays", "shards"]
     stored_side: int | None
     fitted: Fit | None
+    percentiles: bool
     original_sizes: ImageSizes | None
     converted: dict[str, int]
     mean: tuple[float, ...]
@@ -205,8 +210,16 @@ class Card(Entry):
 
     def normalisation(self, config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation of each channel that nets get; Canny's edges stay 0 and 1."""
-        extra = int(self.has_canny(config))
-        return (*self.mean, *(0.0,) * extra), (*self.std, *(1.0,) * extra)
+        mean, std = normalisation(self.mean, self.std)
+        return (*mean, 0.0)[: config.in_channels], (*std, 1.0)[: config.in_channels]
+
+
+def normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return what is subtracted from the pixels of each channel, and what they are then divided by.
+
+    A channel whose pixels are all equal has no spread to divide by; it becomes zero.
+    """
+    return tuple(mean), tuple(value if value > NO_SPREAD else 1.0 for value in std)
 
 
 def remedy(name: str) -> str:

@@ -1,16 +1,20 @@
-"""Files of images decoded, fitted to a size, and encoded again.
+"""Image files decoded, fitted to a square, and encoded again: the one reader of preparation, training and prediction.
 
-Two decoders share the work. Pillow reads whatever a raw folder may hold and checks it, once, in the preparation. In
-training only plain JPEG and PNG are left, which torchvision decodes about 1.5 times as fast, to the same pixels.
+Two decoders share the work. Pillow reads whatever a raw folder may hold and checks it. In training from shards only
+plain JPEG and PNG are left, which torchvision decodes about 1.5 times as fast, to the same pixels.
+
+A new image is read as those of a data set were by `decode_image` and `fit_image`, which take its data card.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,32 +23,48 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from convatlas.data.card import Card
+
 __all__ = [
     "MAX_PIXELS",
     "MODES",
     "BadImageError",
     "Decoded",
     "Fit",
+    "Geometry",
     "centre_square",
     "decode",
+    "decode_image",
+    "decode_labels",
     "encode",
     "fit",
+    "fit_geometry",
+    "fit_image",
+    "one_colour",
     "read_crop",
+    "resize",
     "shrink",
     "size_in_shards",
+    "stretched",
     "window_in",
 ]
 
-Fit = Literal["centre", "stretch"]
-"""How an image becomes a square: its centre is cut out, or the whole is squeezed."""
+Fit: TypeAlias = Literal["centre", "stretch", "letterbox", "millimetres"]
+"""How an image becomes a square: its centre is cut out; both sides are scaled; the longer side is scaled and black
+borders are added to the shorter one; or, in medical images, a square of so many millimetres is cut from the middle."""
+Square: TypeAlias = tuple[int, int, int, int]
+"""Top, left, height, width in pixels."""
 
 MAX_PIXELS = 100_000_000
 """More pixels than any camera's; a file that claims more is taken for a decompression bomb and not decoded."""
 JPEG_QUALITY = 95
-"""Of pictures that are stored smaller than they came."""
+"""Of images that are stored smaller than they came."""
 MODES = {1: "L", 3: "RGB"}
 """Pillow's name of 8-bit images, by channels."""
+PERCENTILES = (0.5, 99.5)
+"""Of an image's values that become black and white: a few pixels of blood or noise must not darken the rest."""
 _ORIENTATION = 0x0112  # the number of the EXIF entry
+_DEEP = ("I", "F")  # modes of 16 and 32 bits: I;16, I;16B, I, F
 
 
 class BadImageError(ValueError):
@@ -75,20 +95,97 @@ class Decoded:
         return height, width
 
 
-def decode(data: bytes, channels: int) -> Decoded:
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def decode(
+    data: bytes, channels: int, *, percentiles: bool = False, declared: tuple[int, int] | None = None
+) -> Decoded:
     """Decode a file of any format that Pillow reads; the name of the file plays no part.
 
-    An EXIF rotation is applied. Palettes, CMYK and images with transparency become RGB; transparency is dropped. The
-    16 bits of a grey image are divided by 257. Grey images are repeated for three channels, and coloured ones become
-    grey (ITU-R 601 luma) for one.
+    An EXIF rotation is applied. Palettes, CMYK and images with transparency become RGB; transparency is dropped. Grey
+    images are repeated for three channels, and coloured ones become grey (ITU-R 601 luma) for one.
 
     Args:
         data: the bytes of the file.
         channels: 1 or 3.
+        percentiles: whether grey images of 16 or 32 bits are stretched between their `PERCENTILES`; otherwise 16 bits
+            are divided by 257, and 32 bits, which have no white of their own, are refused.
+        declared: width and height as an annotation has them. An image that has them only before its EXIF rotation is
+            not rotated: its boxes were drawn on the pixels as stored.
 
     Raises:
-        BadImageError: it is no image, cut short, an animation, too large, or has 32 bits a pixel.
+        BadImageError: it is no image, cut short, an animation or of several pages, too large, or has 32 bits a pixel.
     """
+    from PIL import Image
+
+    with _opened(data) as picture:
+        if picture.mode in _DEEP and not percentiles:
+            raise BadImageError("it has 32 bits a pixel; only 8 and 16 are understood")
+        changed = []
+        # Of the 16 bits of a PNG in colours Pillow keeps 8 without a word.
+        depth = data[24] if picture.format == "PNG" else 8
+        kept = {"L", MODES[channels]}  # grey is repeated when it is read; the grey of colours differs between decoders
+        plain = picture.format in {"JPEG", "PNG"} and depth == 8 and picture.mode in kept
+        plain = plain and "transparency" not in picture.info
+        lossy = picture.format in {"JPEG", "MPO"}
+        if depth > 8 or picture.mode.startswith(_DEEP):
+            changed.append(f"{32 if picture.mode in _DEEP else 16} bits a channel")
+        turned = _upright(picture, declared)
+        if turned is not picture:
+            changed.append("turned as its EXIF data say")
+            plain = False
+        if turned.mode.startswith(_DEEP):
+            values = np.asarray(turned, dtype=np.float64)
+            if not np.isfinite(values).all():
+                raise BadImageError("it has values that are no numbers")
+            turned = Image.fromarray(stretched(values) if percentiles else np.rint(values / 257).astype(np.uint8))
+        elif turned.mode not in MODES.values():
+            changed.append(f"mode {turned.mode}")
+            turned = turned.convert("RGB")
+        pixels = np.asarray(turned.convert(MODES[channels]))
+        planes = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+        return Decoded(np.ascontiguousarray(planes), plain, lossy, tuple(changed))
+
+
+def decode_labels(data: bytes) -> NDArray[Any]:
+    """Decode a file of class numbers or grey levels, `(H, W)`: numbers of a palette as they are, 1 bit as 0 and 1.
+
+    Raises:
+        BadImageError: as `decode`, or it has several channels.
+    """
+    with _opened(data) as picture:
+        labels = np.asarray(_upright(picture, None))
+    if labels.ndim != 2:
+        raise BadImageError(f"it has {labels.shape[2]} channels, not 1")
+    return labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
+
+
+def decode_image(path: Path, card: Card) -> Decoded:
+    """Decode a new image as the preparation decoded those of a data set.
+
+    Raises:
+        BadImageError: it cannot be used; the text is the end of a sentence about the file.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadImageError(f"the file cannot be read: {error.strerror or error}") from error
+    return decode(data, card.image_shape[0], percentiles=card.percentiles)
+
+
+def one_colour(pixels: NDArray[np.uint8]) -> str:
+    """Return the reason to leave out an image `(C, H, W)` each of whose channels has one value only, or ""."""
+    values = pixels.reshape(len(pixels), -1)
+    if (values != values[:, :1]).any():
+        return ""
+    found = np.unique(values[:, 0]).tolist()
+    return f"every pixel has the value {found[0]}" if len(found) == 1 else "every pixel has the same colour"
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """Open a file and check what it claims; whatever its decoder raises then becomes a `BadImageError`."""
     from PIL import Image, UnidentifiedImageError
 
     if not data:
@@ -97,8 +194,15 @@ def decode(data: bytes, channels: int) -> Decoded:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow's own limit, of odd metadata: what matters raises
             with Image.open(io.BytesIO(data)) as picture:
-                _refuse_unusual(picture)
-                return _decoded(picture, channels, depth=data[24] if picture.format == "PNG" else 8)
+                width, height = picture.size
+                if width * height > MAX_PIXELS:
+                    raise BadImageError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,}")
+                # The further images of an MPO, as telephones write them, are other views of the first.
+                if getattr(picture, "is_animated", False) and picture.format != "MPO":
+                    raise BadImageError(
+                        f"it is a sequence of {getattr(picture, 'n_frames', 'several')} images, not one"
+                    )
+                yield picture
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
@@ -112,50 +216,166 @@ def decode(data: bytes, channels: int) -> Decoded:
         ) from error
 
 
-def _refuse_unusual(picture: Image.Image) -> None:
-    width, height = picture.size
-    if width * height > MAX_PIXELS:
-        raise BadImageError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,}")
-    # The further pictures of an MPO, as telephones write them, are other views of the first.
-    if getattr(picture, "is_animated", False) and picture.format != "MPO":
-        raise BadImageError(f"it is a sequence of {getattr(picture, 'n_frames', 'several')} images, not one")
-    if picture.mode in {"I", "F"}:
-        raise BadImageError("it has 32 bits a pixel; only 8 and 16 are understood")
+def _upright(picture: Image.Image, declared: tuple[int, int] | None) -> Image.Image:
+    """Apply the EXIF rotation; an image without one is returned itself."""
+    from PIL import ImageOps
+
+    if picture.getexif().get(_ORIENTATION, 1) == 1:
+        return picture
+    turned = ImageOps.exif_transpose(picture)
+    return picture if picture.size == declared != turned.size else turned
 
 
-def _decoded(picture: Image.Image, channels: int, depth: int) -> Decoded:
-    """Decode an opened file; `depth` is the bits of a channel in a PNG: of 16, Pillow may leave 8 without a word."""
-    from PIL import Image, ImageOps
-
-    changed = []
-    kept = {"L", MODES[channels]}  # grey is repeated when it is read; the grey of colours differs between decoders
-    plain = picture.format in {"JPEG", "PNG"} and depth == 8 and picture.mode in kept
-    plain = plain and "transparency" not in picture.info
-    lossy = picture.format in {"JPEG", "MPO"}
-    if depth > 8 or picture.mode.startswith("I;16"):
-        changed.append("16 bits a channel")
-    if picture.getexif().get(_ORIENTATION, 1) != 1:
-        changed.append("turned as its EXIF data say")
-        plain = False
-        picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"):
-        values = np.asarray(picture, dtype=np.float64) / 257
-        picture = Image.fromarray(np.rint(values).astype(np.uint8))
-    elif picture.mode not in MODES.values():
-        changed.append(f"mode {picture.mode}")
-        picture = picture.convert("RGB")
-    pixels = np.asarray(picture.convert(MODES[channels]))
-    planes = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-    return Decoded(np.ascontiguousarray(planes), plain, lossy, tuple(changed))
+def stretched(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Bring values of any range to 0..255, their 0.5th percentile to black and their 99.5th to white."""
+    values = values.astype(np.float64)
+    low, high = np.percentile(values, PERCENTILES)
+    if low == high:
+        low, high = values.min(), values.max()
+    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return np.rint(255 * scaled.clip(0, 1)).astype(np.uint8)
 
 
-def centre_square(height: int, width: int) -> tuple[int, int, int, int]:
+# ---- squares --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the pixels of an image went: `x` to `x * scale[0] + shift[0]`, and `y` to `y * scale[1] + shift[1]`."""
+
+    scale: tuple[float, float]
+    shift: tuple[float, float]
+
+    def scaled(self, factor: float) -> Geometry:
+        """Return the geometry after a further scaling of the square."""
+        return Geometry(
+            (self.scale[0] * factor, self.scale[1] * factor), (self.shift[0] * factor, self.shift[1] * factor)
+        )
+
+    def forward(self, boxes: Any) -> Any:
+        """Bring boxes `(n, 4)`, `x1, y1, x2, y2`, an array or a tensor, from the image into the square."""
+        return boxes * _like(boxes, self.scale) + _like(boxes, self.shift)
+
+    def back(self, boxes: Any) -> Any:
+        """Bring boxes `(n, 4)` from the square into the image; they may reach out of it."""
+        return (boxes - _like(boxes, self.shift)) / _like(boxes, self.scale)
+
+    def maps_back(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Bring maps `(K, S, S)` from the square into the image of `size` (height, width): `(K, H, W)`.
+
+        Between pixels they are interpolated; where the square does not reach, they are 0.
+        """
+        import torch
+        import torch.nn.functional as F
+
+        axes = [
+            ((torch.arange(length) + 0.5) * scale + shift) * 2 / maps.shape[-1] - 1
+            for length, scale, shift in zip(size, self.scale[::-1], self.shift[::-1], strict=True)
+        ]
+        rows, columns = torch.meshgrid(*axes, indexing="ij")
+        inside = (rows.abs() <= 1) & (columns.abs() <= 1)
+        grid = torch.stack([columns, rows], dim=-1)[None]
+        found = F.grid_sample(maps[None].float(), grid, padding_mode="border", align_corners=False)[0]
+        return found * inside
+
+
+def _like(boxes: Any, pair: tuple[float, float]) -> Any:
+    return boxes.new_tensor(pair * 2) if hasattr(boxes, "new_tensor") else np.array(pair * 2)
+
+
+def _places(height: int, width: int, side: int, how: Fit) -> tuple[Square, Square]:
+    """Return which part of an image is taken, and which part of the square of `side` it fills."""
+    if how == "centre":
+        return centre_square(height, width), (0, 0, side, side)
+    if how == "stretch":
+        return (0, 0, height, width), (0, 0, side, side)
+    assert how == "letterbox", "millimetres are those of a file, not of pixels"
+    high, wide = (max(1, round(length * side / max(height, width))) for length in (height, width))
+    return (0, 0, height, width), ((side - high) // 2, (side - wide) // 2, high, wide)
+
+
+def fit_geometry(height: int, width: int, side: int, how: Fit) -> Geometry:
+    """Return where `fit` brings the pixels of an image of this size."""
+    (top, left, *taken), (to_top, to_left, *filled) = _places(height, width, side, how)
+    scale_y, scale_x = (new / old for new, old in zip(filled, taken, strict=True))
+    return Geometry((scale_x, scale_y), (to_left - left * scale_x, to_top - top * scale_y))
+
+
+def fit(pixels: NDArray[np.uint8], side: int, how: Fit, *, nearest: bool = False) -> NDArray[np.uint8]:
+    """Make a `(C, side, side)` image of a `(C, H, W)` one, smoothed beforehand where it shrinks.
+
+    Args:
+        pixels: of the image, or `(1, H, W)` class numbers.
+        side: of the square.
+        how: see `Fit`; "millimetres" is not done here.
+        nearest: take each pixel from the nearest one, as class numbers must be.
+    """
+    (top, left, height, width), (to_top, to_left, high, wide) = _places(*pixels.shape[1:], side, how)
+    inner = _resampled(pixels[:, top : top + height, left : left + width], (high, wide), nearest)
+    if (high, wide) == (side, side):
+        return inner
+    square = np.zeros((len(pixels), side, side), dtype=np.uint8)
+    square[:, to_top : to_top + high, to_left : to_left + wide] = inner
+    return square
+
+
+def fit_image(pixels: NDArray[np.uint8], card: Card, image_size: int) -> tuple[Tensor, Geometry]:
+    """Bring a new image to what nets get, as the preparation and the reader of batches brought those of a data set.
+
+    Args:
+        pixels: `(C, H, W)` uint8, from `decode_image`.
+        card: of the data set that the net was trained on.
+        image_size: side of the images that the net gets.
+
+    Returns:
+        `(C, image_size, image_size)` in [0, 1], not normalised, and where the image's pixels went.
+
+    Raises:
+        BadImageError: the images of the data set were cut to a square of so many millimetres, which the file does not
+            tell, and this one has another size.
+    """
+    import torch
+
+    size = height, width = pixels.shape[1], pixels.shape[2]
+    if card.storage == "shards":
+        how = card.fitted or "centre"
+        stored = shrink(pixels, size_in_shards(height, width, card.stored_side))
+        taken = centre_square(*stored.shape[1:]) if how == "centre" else (0, 0, *stored.shape[1:])
+        images = _cropped(torch.from_numpy(stored), taken, image_size).float().div_(255)
+        return images, fit_geometry(height, width, image_size, how)
+    side = card.image_shape[1]
+    assert side is not None, "images in arrays have one size"
+    if card.fitted == "millimetres" and size != card.image_shape[1:]:
+        raise BadImageError(
+            f"it has {width} x {height} pixels, and a picture file does not tell how many millimetres they are: give a "
+            f"slice of {card.image_shape[2]} x {side} pixels, resampled and cut as those of {card.name} were"
+        )
+    if card.fitted in {None, "millimetres"}:  # of one size as they came: others are scaled like them
+        images = resize(torch.from_numpy(pixels)[None].float().div_(255), image_size)[0]
+        return images, fit_geometry(height, width, image_size, "stretch")
+    assert card.fitted is not None
+    square = torch.from_numpy(fit(pixels, side, card.fitted))[None].float().div_(255)
+    return resize(square, image_size)[0], fit_geometry(height, width, side, card.fitted).scaled(image_size / side)
+
+
+def resize(images: Tensor, side: int) -> Tensor:
+    """Resample `(B, C, H, W)` float images to `(B, C, side, side)`, smoothed beforehand where they shrink."""
+    import torch.nn.functional as F
+
+    height, width = images.shape[2:]
+    if (height, width) == (side, side):
+        return images
+    shrinks = side < max(height, width)
+    return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=shrinks)
+
+
+def centre_square(height: int, width: int) -> Square:
     """Return the largest square in the middle of an image: top, left, height, width."""
     side = min(height, width)
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def window_in(window: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:
+def window_in(window: Sequence[float], height: int, width: int) -> Square:
     """Find a random crop in an image that is no square; returns top, left, height and width in pixels, at least 1.
 
     A crop is drawn as a window in a square, before the size of the image is known. In the image it keeps its share of
@@ -177,14 +397,6 @@ def window_in(window: Sequence[float], height: int, width: int) -> tuple[int, in
     return at_top, at_left, box_height, box_width
 
 
-def fit(pixels: NDArray[np.uint8], side: int, how: Fit) -> NDArray[np.uint8]:
-    """Make a `(C, side, side)` image of a `(C, H, W)` one, smoothed beforehand where it shrinks."""
-    if how == "centre":
-        top, left, height, width = centre_square(*pixels.shape[1:])
-        pixels = pixels[:, top : top + height, left : left + width]
-    return _resampled(pixels, (side, side))
-
-
 def size_in_shards(height: int, width: int, shorter_side: int | None) -> tuple[int, int]:
     """Return the size that an image is stored with: its shorter side is brought down to a length, never up."""
     if shorter_side is None or min(height, width) <= shorter_side:
@@ -199,11 +411,12 @@ def shrink(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
     return pixels if size == (height, width) else _resampled(pixels, size)
 
 
-def _resampled(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def _resampled(pixels: NDArray[np.uint8], size: tuple[int, int], nearest: bool = False) -> NDArray[np.uint8]:
     from PIL import Image
 
     height, width = size
-    resized = np.asarray(_picture(pixels).resize((width, height), Image.Resampling.BILINEAR))
+    how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+    resized = np.asarray(_picture(pixels).resize((width, height), how))
     return resized[None] if resized.ndim == 2 else np.ascontiguousarray(resized.transpose(2, 0, 1))
 
 
@@ -223,7 +436,7 @@ def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
 
 
-def read_crop(data: Any, channels: int, crop: tuple[int, int, int, int], side: int) -> Tensor:
+def read_crop(data: Any, channels: int, crop: Square, side: int) -> Tensor:
     """Decode a plain JPEG or PNG, cut a part out of it and bring that to `(C, side, side)` uint8.
 
     Args:
@@ -236,11 +449,16 @@ def read_crop(data: Any, channels: int, crop: tuple[int, int, int, int], side: i
         RuntimeError: the data are damaged.
     """
     import torch
-    import torch.nn.functional as F
     from torchvision.io import ImageReadMode, decode_image
 
     mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
     pixels = decode_image(torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy()), mode)
+    return _cropped(pixels, crop, side)
+
+
+def _cropped(pixels: Tensor, crop: Square, side: int) -> Tensor:
+    import torch.nn.functional as F
+
     top, left, height, width = crop
     part = pixels[None, :, top : top + height, left : left + width]
     if (height, width) == (side, side):

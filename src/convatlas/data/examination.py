@@ -1,6 +1,6 @@
 """What is known of every image once it has been looked at: can it be used, how large is it, which others equal it.
 
-Images in files are decoded here for the first time, by as many threads as there are processors: Pillow and hashlib let
+Images in files are decoded here for the first time, by as many threads as there are CPUs: Pillow and hashlib let
 other threads run meanwhile. What was found is put down every few thousand images, so that a preparation that was killed
 goes on where it was; it is used again only for files of the same names, sizes and times.
 """
@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convatlas.core.files import written_whole
-from convatlas.data.decoding import BadImageError, Decoded, decode
+from convatlas.data.decoding import BadImageError, Decoded, decode, one_colour
 from convatlas.data.duplicates import digest, first_of, thumbnails
 from convatlas.data.image_files import ImageFiles
+from convatlas.data.spool import chunks
 
 __all__ = ["Examination", "examine", "in_parallel"]
 
@@ -114,8 +115,7 @@ def in_parallel(work: Callable[[int], T], items: Items, what: str) -> Iterator[T
 
 
 def _of_array(images: NDArray[np.uint8]) -> Iterator[_Stretch]:
-    for first in range(0, len(images), ARRAYS_AT_ONCE):
-        some = images[first : first + ARRAYS_AT_ONCE]
+    for some in chunks(images, ARRAYS_AT_ONCE):
         count, channels = some.shape[:2]
         yield _Stretch(
             digests=np.stack([np.frombuffer(digest(image), dtype=np.uint8) for image in some]),
@@ -123,14 +123,9 @@ def _of_array(images: NDArray[np.uint8]) -> Iterator[_Stretch]:
             sizes=np.full((count, 2), some.shape[2:], dtype=np.int64),
             moments=np.zeros((count, 2, channels)),  # the whole array is counted exactly instead
             plain=np.zeros(count, dtype=np.bool_),
-            complaints=np.array([_one_colour(image) for image in some], dtype=np.str_),
+            complaints=np.array([one_colour(image) for image in some], dtype=np.str_),
             changed=np.zeros(count, dtype=np.str_),
         )
-
-
-def _one_colour(image: NDArray[np.uint8]) -> str:
-    lowest = image.min()
-    return f"every pixel has the value {lowest}" if lowest == image.max() else ""
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -176,7 +171,7 @@ def _of_decoded(found: Decoded) -> dict[str, Any]:
         "sizes": np.array(found.size, dtype=np.int64),
         "moments": np.stack([values.mean(axis=1, dtype=np.float64), (values**2).mean(axis=1, dtype=np.float64)]),
         "plain": found.plain,
-        "complaints": _one_colour(pixels),
+        "complaints": one_colour(pixels),
         "changed": ", ".join(found.changed),
     }
 

@@ -1,14 +1,27 @@
-"""Images left in their files: what a source returns when they are too large, or of too many sizes, for one array."""
+"""Image files: which files of a folder are taken for images, and images that are left in their files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ImageFiles"]
+from convatlas.data.archives import reading
+
+__all__ = ["SUFFIXES", "ImageFiles", "folders_in", "is_clutter", "pictures_below", "split_of_folder"]
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
+CLUTTER = {"thumbs.db", "desktop.ini", "__macosx"}
+"""What operating systems leave behind; like names that start with a dot, it is passed over without a word."""
+_SPLIT = re.compile(
+    r"(?:(?:data|images?|img|imgs|seg|set)[ _-]?)?(train|val|valid|validation|dev|test)(?:ing)?"
+    r"(?:[ _-]?(?:data|images?|img|imgs|set|split|folder|\d{4}))*",
+    re.IGNORECASE,
+)
 
 
 class ImageFiles:
@@ -38,3 +51,54 @@ class ImageFiles:
             OSError: it cannot be read.
         """
         return self.paths[item].read_bytes()
+
+
+def is_clutter(name: str) -> bool:
+    """Say whether a file or folder is none of the user's, such as `.DS_Store` or `._cat.jpg`."""
+    return name.startswith(".") or name.lower() in CLUTTER
+
+
+def split_of_folder(name: str) -> str | None:
+    """Return "train", "validation" or "test" for a folder named for a split, such as `Training` or `test_set`."""
+    match = _SPLIT.fullmatch(name)
+    return match and {"train": "train", "test": "test"}.get(match[1].lower(), "validation")
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """Return the folders in a folder, and links to folders, sorted.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    with reading(folder):
+        return sorted(path for path in folder.iterdir() if not is_clutter(path.name) and path.is_dir())
+
+
+def pictures_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the images, by their suffixes, and the other files of a folder and the folders in it, sorted.
+
+    Links to folders are followed, but for those that lead back to a folder that was passed already.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    real = folder.resolve()
+    with reading(folder):
+        files = sorted(_files_below(folder, {real, *real.parents}))
+    return [path for path in files if path.suffix.lower() in SUFFIXES], [
+        path for path in files if path.suffix.lower() not in SUFFIXES
+    ]
+
+
+def _files_below(folder: Path, passed: set[Path]) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        found = sorted((entry for entry in entries if not is_clutter(entry.name)), key=lambda entry: entry.name)
+    for entry in found:
+        path = Path(entry.path)
+        if not entry.is_dir():
+            yield path
+            continue
+        real = path.resolve() if entry.is_symlink() else path
+        if real not in passed:
+            passed.add(real)
+            yield from _files_below(path, passed)

@@ -24,6 +24,7 @@ from convatlas.data.examination import forget, in_parallel
 from convatlas.data.image_files import ImageFiles
 from convatlas.data.sources import RawDataset
 from convatlas.data.splits import SPLITS, split_items
+from convatlas.data.spool import Rows, Spool, chunks, spooled_beside
 from convatlas.data.verification import Findings, count_classes, empty_classes, verify
 from convatlas.data.writing import Encoder, beside, decode_again, write
 
@@ -40,7 +41,8 @@ def prepare(config: DataConfig) -> Card:
             disagree, or the folder cannot be written; the old folder is then as it was.
     """
     _refuse_to_replace(config)
-    return prepare_raw(config, read_source(config))
+    with spooled_beside(config.prepared):
+        return prepare_raw(config, read_source(config))
 
 
 def _refuse_to_replace(config: DataConfig) -> None:
@@ -156,14 +158,14 @@ def _as_stored(raw: RawDataset, config: DataConfig, findings: Findings) -> tuple
     assert side is not None, "arrays of files have a side; `_check_storage` sees to it"
     images, channels, how = raw.images, config.in_channels, fitting(raw)
     everything = np.arange(len(images), dtype=np.int64)
-    squares = np.empty((len(images), channels, side, side), dtype=np.uint8)
+    squares = Spool()
 
     def square(item: int) -> NDArray[np.uint8]:
         return fit(decode_again(images, item, channels).pixels, side, how)
 
-    for item, pixels in enumerate(in_parallel(square, everything, "resizing")):
-        squares[item] = pixels
-    return replace(_with_boxes_for(raw, sizes, np.full_like(sizes, side)), images=squares), None
+    for pixels in in_parallel(square, everything, "resizing"):
+        squares.append(pixels)
+    return replace(_with_boxes_for(raw, sizes, np.full_like(sizes, side)), images=squares.array()), None
 
 
 def fitting(raw: RawDataset) -> Fit:
@@ -212,9 +214,10 @@ def describe(
         image_shape=(config.in_channels, None, None) if isinstance(raw.images, ImageFiles) else raw.images.shape[1:],
         storage=config.storage,
         stored_side=config.stored_side,
-        fitted=fitting(raw) if from_files else None,
+        fitted=fitting(raw) if from_files else raw.fitted,
+        percentiles=raw.percentiles,
         original_sizes=_sizes(findings) if from_files else None,
-        converted=_conversions(findings, config),
+        converted=_conversions(raw, findings, config),
         mean=mean,
         std=std,
         counts={split: _counts(raw.take(items)) for split, items in parts.items()},
@@ -242,12 +245,12 @@ def _counts(raw: RawDataset) -> SplitCounts:
 def _statistics(raw: RawDataset, train: Items, findings: Findings) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel over the training split, pixels in [0, 1]."""
     if not isinstance(raw.images, ImageFiles):
-        return channel_statistics(raw.images[train])
+        return channel_statistics(Rows(raw.images, train))
     mean, mean_square = findings.examination.moments[findings.kept][train].mean(axis=0)
     return tuple(mean.tolist()), tuple(np.sqrt(np.maximum(mean_square - mean**2, 0)).tolist())
 
 
-def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: NDArray[np.uint8] | Rows) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel, pixels in [0, 1].
 
     Counted from the 256 possible values: exact sums, and no copy of the images in floating point.
@@ -256,14 +259,12 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tu
         images: `(N, C, H, W)`.
     """
     values = np.arange(256)
-    means, deviations = [], []
-    for channel in range(images.shape[1]):
-        counts = np.bincount(images[:, channel].reshape(-1), minlength=256)
-        mean = (counts @ values) / counts.sum()
-        variance = (counts @ (values - mean) ** 2) / counts.sum()
-        means.append(float(mean) / 255)
-        deviations.append(float(np.sqrt(variance)) / 255)
-    return tuple(means), tuple(deviations)
+    counts = np.zeros((images.shape[1], 256), dtype=np.int64)
+    for some in chunks(images):
+        counts += [np.bincount(some[:, channel].reshape(-1), minlength=256) for channel in range(len(counts))]
+    means = counts @ values / counts.sum(axis=1)
+    deviations = [c @ (values - mean) ** 2 / c.sum() for c, mean in zip(counts, means, strict=True)]
+    return tuple((means / 255).tolist()), tuple((np.sqrt(deviations) / 255).tolist())
 
 
 def _sizes(findings: Findings) -> ImageSizes:
@@ -273,10 +274,12 @@ def _sizes(findings: Findings) -> ImageSizes:
     return ImageSizes(smallest=smallest, median=median, largest=largest)
 
 
-def _conversions(findings: Findings, config: DataConfig) -> dict[str, int]:
-    """Count what was done to images in files."""
+def _conversions(raw: RawDataset, findings: Findings, config: DataConfig) -> dict[str, int]:
+    """Count what was done to images that came in files."""
     seen = findings.examination
-    counts = Counter(change for item in findings.kept.tolist() for change in seen.changed.get(item, "").split(", "))
+    counts = raw.converted + Counter(
+        change for item in findings.kept.tolist() for change in seen.changed.get(item, "").split(", ")
+    )
     counts.pop("", None)
     if config.storage == "shards" and config.stored_side is not None:
         smaller = int((seen.sizes[findings.kept].min(axis=1) > config.stored_side).sum())

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from convatlas.core.errors import UserError
 from convatlas.data.augmentation import Changes
-from convatlas.data.card import remedy
-from convatlas.data.decoding import centre_square, read_crop, window_in
+from convatlas.data.card import normalisation, remedy
+from convatlas.data.decoding import centre_square, read_crop, resize, window_in
 from convatlas.data.prepared import Split
 from convatlas.data.resident import MappedArrays, PixelArrays
 from convatlas.data.shards import ShardedImages
 
-__all__ = ["Batch", "Indices", "Reader", "resize", "resize_masks"]
+__all__ = ["Batch", "Indices", "Reader", "resize_masks"]
 
 Batch: TypeAlias = dict[str, Any]
 Indices: TypeAlias = NDArray[np.int64]
@@ -33,7 +33,7 @@ class Reader:
         image_size: side of the images a net gets.
         canny: put the Canny edges behind the images' channels.
         arrays: where the pixels of batches are gathered and changed; None takes the mapped files. Encoded images are
-            decoded on the processor.
+            decoded on the CPU.
     """
 
     def __init__(self, split: Split, image_size: int, canny: bool, arrays: PixelArrays | None = None) -> None:
@@ -42,9 +42,9 @@ class Reader:
         self.canny = canny
         self.arrays = arrays or MappedArrays()
         device = self.arrays.device
-        self.mean = torch.tensor(split.card.mean, device=device).view(-1, 1, 1)
-        # A channel of one colour has no spread; it becomes zero.
-        self.std = torch.tensor([deviation or 1.0 for deviation in split.card.std], device=device).view(-1, 1, 1)
+        mean, std = normalisation(split.card.mean, split.card.std)
+        self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
+        self.std = torch.tensor(std, device=device).view(-1, 1, 1)
 
     def read(self, indices: Indices, changes: Changes | None = None) -> Batch:
         """Return the batch of these images, augmented where changes are given."""
@@ -58,7 +58,7 @@ class Reader:
         if changes is not None:
             images = changes.images(images)
             canny = None if canny is None else changes.moved(canny)
-        if self.split.card.task != "detection":
+        if self.split.boxes is None:  # detectors normalise themselves
             images = images.sub_(self.mean).div_(self.std)  # in place: large batches would wait for new memory
         if canny is not None:
             images = torch.cat([images, canny], dim=1)
@@ -146,15 +146,6 @@ class Reader:
         spans = [slice(*split.box_offsets[i : i + 2]) for i in indices]
         boxes = [torch.from_numpy(split.boxes[span] * ratio) for span, ratio in zip(spans, ratios, strict=True)]
         return boxes, [torch.from_numpy(split.box_labels[span].copy()) for span in spans]
-
-
-def resize(images: Tensor, side: int) -> Tensor:
-    """Resample `(B, C, H, W)` float images to `(B, C, side, side)`, smoothed beforehand where they shrink."""
-    height, width = images.shape[2:]
-    if (height, width) == (side, side):
-        return images
-    shrinks = side < max(height, width)
-    return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=shrinks)
 
 
 def resize_masks(masks: Tensor, side: int) -> Tensor:

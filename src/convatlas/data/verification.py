@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from convatlas.data.duplicates import first_of
 from convatlas.data.examination import Examination, examine
 from convatlas.data.image_files import ImageFiles
 from convatlas.data.sources import RawDataset
+from convatlas.data.spool import chunks
 
 __all__ = ["Findings", "count_classes", "empty_classes", "verify"]
 
@@ -115,15 +115,14 @@ def empty_classes(raw: RawDataset, parts: Mapping[str, Items], name: str) -> dic
 
 def count_classes(raw: RawDataset) -> dict[str, int]:
     """Count by class: images in classification, boxes in detection (no background), pixels in segmentation."""
-    numbers: NDArray[Any]
-    if raw.labels is not None:
-        numbers = raw.labels
-    elif raw.box_labels is not None:
-        numbers = np.concatenate([np.zeros(0, dtype=np.int64), *raw.box_labels])
+    classes = len(raw.classes)
+    if raw.masks is not None:
+        counts = sum(np.bincount(some.reshape(-1), minlength=classes) for some in chunks(raw.masks))
+    elif raw.labels is not None:
+        counts = np.bincount(raw.labels, minlength=classes)
     else:
-        assert raw.masks is not None
-        numbers = raw.masks.reshape(-1)
-    counts = np.bincount(numbers, minlength=len(raw.classes))
+        assert raw.box_labels is not None
+        counts = np.bincount(np.concatenate([np.zeros(0, dtype=np.int64), *raw.box_labels]), minlength=classes)
     first = 1 if raw.boxes is not None else 0
     return {label: int(count) for label, count in list(zip(raw.classes, counts, strict=True))[first:]}
 
@@ -196,7 +195,7 @@ def _bad_annotations(raw: RawDataset, examination: Examination) -> Iterator[tupl
         for item in np.flatnonzero((raw.labels < 0) | (raw.labels > last)):
             yield int(item), f"label {raw.labels[item]} is outside 0..{last}"
     elif raw.masks is not None:
-        highest = raw.masks.reshape(len(raw), -1).max(axis=1)
+        highest = np.concatenate([some.reshape(len(some), -1).max(axis=1) for some in chunks(raw.masks)])
         for item in np.flatnonzero(highest > last):
             yield int(item), f"mask value {highest[item]} is outside 0..{last}"
     else:

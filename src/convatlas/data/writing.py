@@ -6,13 +6,14 @@ The new folder is written beside the old one under another name and takes its pl
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
@@ -24,6 +25,7 @@ from convatlas.data.image_files import ImageFiles
 from convatlas.data.prepared import array_file, hash_file
 from convatlas.data.shards import write_shards
 from convatlas.data.sources import RawDataset
+from convatlas.data.spool import chunks
 
 __all__ = ["Encoder", "beside", "decode_again", "write"]
 
@@ -152,9 +154,9 @@ def _write_folder(folder: Path, raw: RawDataset, parts: dict[str, Items], card: 
     for split, items in parts.items():
         if encoder is not None:
             files += write_shards(folder, split, in_parallel(encoder, items, f"writing {split}"))
-        for array, values in _arrays(raw.take(items)):
+        for array, shape, some in _arrays(raw.take(items)):
             path = folder / array_file(split, array)
-            np.save(path, np.ascontiguousarray(values), allow_pickle=False)
+            _save(path, shape, some)
             files.append(path)
     hashes = {path.name: hash_file(path) for path in sorted(files)}
     card = card.model_copy(update={"files": hashes, "fingerprint": fingerprint(hashes)})
@@ -162,21 +164,28 @@ def _write_folder(folder: Path, raw: RawDataset, parts: dict[str, Items], card: 
     return card
 
 
-def _arrays(raw: RawDataset) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield the arrays of one split under the names of `convatlas.data.prepared.ARRAYS`."""
-    if not isinstance(raw.images, ImageFiles):
-        yield "images", raw.images
-    if raw.labels is not None:
-        yield "labels", raw.labels
+def _arrays(raw: RawDataset) -> Iterator[tuple[str, tuple[int, ...], Iterable[NDArray[Any]]]]:
+    """Yield names, see `convatlas.data.prepared`, shapes and rows of the arrays of one split."""
+    values: dict[str, Any] = {"images": None if isinstance(raw.images, ImageFiles) else raw.images}
+    values["labels"] = raw.labels
     if raw.boxes is not None and raw.box_labels is not None:
-        yield "boxes", np.concatenate([np.zeros((0, 4), dtype=np.float32), *raw.boxes])
-        yield "box_labels", np.concatenate([np.zeros(0, dtype=np.int64), *raw.box_labels])
-        yield "box_offsets", np.cumsum([0, *(len(boxes) for boxes in raw.boxes)], dtype=np.int64)
+        values["boxes"] = np.concatenate([np.zeros((0, 4), dtype=np.float32), *raw.boxes])
+        values["box_labels"] = np.concatenate([np.zeros(0, dtype=np.int64), *raw.box_labels])
+        values["box_offsets"] = np.cumsum([0, *(len(boxes) for boxes in raw.boxes)], dtype=np.int64)
+    values |= {"masks": raw.masks, "spacing": raw.spacing, "groups": raw.groups}
+    for name, array in values.items():
+        if array is not None:
+            yield name, array.shape, chunks(array)
     if raw.masks is not None:
-        yield "masks", raw.masks
-        yield "canny", canny_edges(raw.pixels)
-        yield "edges", edge_targets(raw.masks)
-    if raw.spacing is not None:
-        yield "spacing", raw.spacing
-    if raw.groups is not None:
-        yield "groups", raw.groups
+        yield "canny", raw.masks.shape, map(canny_edges, chunks(raw.pixels))
+        yield "edges", raw.masks.shape, map(edge_targets, chunks(raw.masks))
+
+
+def _save(path: Path, shape: tuple[int, ...], some: Iterable[NDArray[Any]]) -> None:
+    """Write an array as `numpy.save` does, some rows at a time."""
+    with path.open("wb") as file:
+        for number, rows in enumerate(some):
+            if not number:
+                header = {"descr": dtype_to_descr(rows.dtype), "fortran_order": False, "shape": shape}
+                write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(rows).data)

@@ -7,13 +7,16 @@ there.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convatlas.data.decoding import Fit
 from convatlas.data.image_files import ImageFiles
+from convatlas.data.spool import Rows
 
 __all__ = ["RawDataset"]
 
@@ -23,8 +26,8 @@ class RawDataset:
     """A data set as its source has it.
 
     Attributes:
-        images: `(N, C, H, W)` uint8, or files with images of any sizes. Of images in files boxes are in pixels of the
-            image as it is seen, that is, after a rotation that the file's EXIF data ask for.
+        images: `(N, C, H, W)` uint8, in memory or mapped from a file; or files of any sizes, whose boxes are
+            in pixels of the image as it is seen, that is, after a rotation that the file's EXIF data ask for.
         classes: names by class number. In detection and segmentation number 0 is the background.
         labels: classification: `(N,)` int64 class numbers.
         boxes: detection: for each image `(objects, 4)` float32, `x1, y1, x2, y2` in pixels.
@@ -37,6 +40,9 @@ class RawDataset:
         official_split: `(N,)` of "train" or "test" where the source has an official test split.
         made: True where the images are made by a program and were never seen by a camera or a scanner.
         title, origin, licence: for the data card: what it is, who made it, on which terms.
+        fitted: how the source made squares of images of many sizes; None where they came in one size or as files.
+        percentiles: whether images of 16 bits were stretched between percentiles.
+        converted: for the data card: how many images are not as they were, by what was done.
         notes: for the data card: what a reader of the results has to know about the data.
     """
 
@@ -55,6 +61,9 @@ class RawDataset:
     spacing: NDArray[np.float32] | None = None
     names: list[str] | None = None
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    fitted: Fit | None = None
+    percentiles: bool = False
+    converted: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -84,16 +93,23 @@ class RawDataset:
         raise ValueError("give exactly one of labels, boxes with box_labels, or masks.")
 
     def take(self, items: NDArray[np.int64]) -> RawDataset:
-        """Return the data set of these items alone, in this order; `items`: `(n,)` positions."""
+        """Return the data set of these items alone, in this order; `items`: `(n,)` positions.
+
+        Pixels are not copied, see `convatlas.data.spool.Rows`.
+        """
         return replace(
             self,
-            images=self.images.take(items) if isinstance(self.images, ImageFiles) else self.images[items],
+            images=self.images.take(items) if isinstance(self.images, ImageFiles) else _rows(self.images, items),
             labels=None if self.labels is None else self.labels[items],
             boxes=None if self.boxes is None else [self.boxes[i] for i in items],
             box_labels=None if self.box_labels is None else [self.box_labels[i] for i in items],
-            masks=None if self.masks is None else self.masks[items],
+            masks=None if self.masks is None else _rows(self.masks, items),
             groups=None if self.groups is None else self.groups[items],
             official_split=None if self.official_split is None else self.official_split[items],
             spacing=None if self.spacing is None else self.spacing[items],
             names=None if self.names is None else [self.names[i] for i in items],
         )
+
+
+def _rows(pixels: NDArray[np.uint8], items: NDArray[np.int64]) -> NDArray[np.uint8]:
+    return cast("NDArray[np.uint8]", Rows(pixels, items))  # it behaves as an array to those who take parts of it

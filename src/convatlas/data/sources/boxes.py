@@ -10,29 +10,24 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
+from convatlas.data.decoding import BadImageError, Fit, Geometry, decode, fit, fit_geometry, one_colour
 from convatlas.data.sources import RawDataset
+from convatlas.data.spool import Spool
 
-if TYPE_CHECKING:
-    from PIL import Image
+__all__ = ["NO_AREA", "BoxCollector", "Flaw", "MarkedObject", "leaves_folder", "named"]
 
-__all__ = ["NO_AREA", "BoxCollector", "Fit", "Flaw", "MarkedObject", "leaves_folder", "named", "picture_files"]
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-EIGHT_BITS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
-"""Pillow's modes that convert to RGB without a loss that would have to be chosen, such as from 16 bits."""
 EDGE = 1.0
 """A box that reaches out of its image by so many pixels comes of another way to count them, and is no mistake."""
 LEAST_INSIDE = 0.5
 """A box of which a smaller part lies inside its image is left out; a larger one is cut at the image's edge."""
 
-Fit: TypeAlias = Literal["letterbox", "stretch"]
+LARGEST_SIDE = 8192
 Size: TypeAlias = tuple[int, int]
 """Width and height in pixels."""
 
@@ -72,15 +67,16 @@ class BoxCollector:
         image_size: side of the square images of the data set, in pixels.
         fit: "letterbox" scales an image until its longer side fits, and adds black borders to the shorter ones;
             "stretch" scales both sides to `image_size`. Boxes go along.
-        at_most: images that may come; memory is set aside for them.
 
     Raises:
-        UserError: a class is named twice, `image_size` or `fit` cannot be, or there is not memory enough.
+        UserError: a class is named twice, or `image_size` or `fit` cannot be.
     """
 
-    def __init__(self, title: str, classes: Sequence[str], image_size: int, fit: Fit, at_most: int) -> None:
+    def __init__(self, title: str, classes: Sequence[str], image_size: int, fit: Fit) -> None:
         if image_size < 16:
             raise UserError(f"data.source.image_size={image_size} leaves nothing to see; use 16 or more.")
+        if image_size > LARGEST_SIDE:
+            raise UserError(f"data.source.image_size={image_size} is too large; use {LARGEST_SIDE} or less.")
         if fit not in {"letterbox", "stretch"}:
             raise UserError(f"data.source.fit={fit} is not known; use letterbox or stretch.")
         twice = [name for name, count in Counter(["background", *classes]).items() if count > 1]
@@ -91,7 +87,7 @@ class BoxCollector:
         self.side = image_size
         self.fit = fit
         self.left_out: list[tuple[str, str]] = []
-        self._images = self._set_aside(at_most)
+        self._images = Spool()
         self._names: list[str] = []
         self._boxes: list[NDArray[np.float32]] = []
         self._labels: list[NDArray[np.int64]] = []
@@ -99,7 +95,7 @@ class BoxCollector:
         self._objects = 0
         self._flaws: Counter[str] = Counter()
         self._cut: dict[str, float] = {}
-        self._converted: list[str] = []
+        self._converted: Counter[str] = Counter()
 
     def leave_out(self, name: str, reason: str) -> None:
         """List what cannot be used."""
@@ -122,21 +118,26 @@ class BoxCollector:
             in_test: whether it is of the official test split.
         """
         try:
-            picture, converted = _read(path, declared)
-        except _UnusableError as error:
+            image = decode(read_image(path), 3, declared=declared)
+            height, width = image.size
+            if declared is not None and declared != (width, height):
+                wanted = " x ".join(map(str, declared))
+                raise BadImageError(f"its annotation is for {wanted} pixels, but it has {width} x {height}")
+            if flat := one_colour(image.pixels):
+                raise BadImageError(flat)
+        except BadImageError as error:
             self.leave_out(name, str(error))
             return
-        boxes, labels = self._usable(name, objects, picture.size)
+        boxes, labels = self._usable(name, objects, (width, height))
         if objects and not boxes:
             self.leave_out(name, f"none of its {named(len(objects), 'object')} can be used, and it is not background")
             return
-        self._images[len(self._names)], ratio, shift = self._fitted(picture)
-        self._boxes.append(self._fitted_boxes(boxes, ratio, shift))
+        self._images.append(fit(image.pixels, self.side, self.fit))
+        self._boxes.append(self._fitted_boxes(boxes, fit_geometry(height, width, self.side, self.fit)))
         self._labels.append(np.array(labels, dtype=np.int64))
         self._names.append(name)
         self._in_test.append(in_test)
-        if converted:
-            self._converted.append(name)
+        self._converted.update(image.changed)
 
     def dataset(self, *, origin: str, licence: str, notes: Sequence[str] = ()) -> RawDataset:
         """Make the data set.
@@ -144,13 +145,12 @@ class BoxCollector:
         Raises:
             UserError: no image is usable.
         """
-        count = len(self._names)
-        if not count:
+        if not self._names:
             file, reason = self.left_out[0] if self.left_out else ("the folder", "there is nothing in it")
             raise UserError(f"{self.title}: no image is usable; {file}: {reason}.")
         split = np.where(self._in_test, "test", "train")
         return RawDataset(
-            images=self._images[:count],
+            images=self._images.array(),
             classes=self.classes,
             title=self.title,
             origin=origin,
@@ -161,18 +161,10 @@ class BoxCollector:
             official_split=split if any(self._in_test) and not all(self._in_test) else None,
             names=self._names,
             left_out=self.left_out,
+            fitted=self.fit,
+            converted=self._converted,
             notes=[*self._notes(), *notes],
         )
-
-    def _set_aside(self, images: int) -> NDArray[np.uint8]:
-        needed, memory = images * 3 * self.side**2, psutil.virtual_memory().total
-        if needed > memory / 2:
-            largest = int(self.side * (memory / 2 / needed) ** 0.5)
-            raise UserError(
-                f"data.source.image_size={self.side}: {images} images of that size take {needed / 1e9:.1f} GB, and "
-                f"this machine has {memory / 1e9:.1f} GB of memory; use {largest} or less."
-            )
-        return np.zeros((images, 3, self.side, self.side), dtype=np.uint8)
 
     def _usable(self, name: str, objects: Sequence[MarkedObject], size: Size) -> tuple[list[NDArray], list[int]]:
         """Return the boxes, cut to the image of `size`, and class numbers of what can be used; list the rest."""
@@ -215,22 +207,9 @@ class BoxCollector:
             )
         return None
 
-    def _fitted(self, picture: Image.Image) -> tuple[NDArray[np.uint8], NDArray, NDArray]:
-        """Return the picture as `(3, S, S)`, and what its coordinates x and y are multiplied by, then moved by."""
-        from PIL import Image
-
-        size = np.array(picture.size)
-        longer = size.max() if self.fit == "letterbox" else size
-        scaled = np.maximum(1, np.rint(size * self.side / longer)).astype(int)
-        shift = (self.side - scaled) // 2
-        pixels = np.asarray(picture.resize((int(scaled[0]), int(scaled[1])), Image.Resampling.BILINEAR))
-        fitted = np.zeros((self.side, self.side, 3), dtype=np.uint8)
-        fitted[shift[1] : shift[1] + scaled[1], shift[0] : shift[0] + scaled[0]] = pixels
-        return fitted.transpose(2, 0, 1), scaled / size, shift
-
-    def _fitted_boxes(self, boxes: list[NDArray], ratio: NDArray, shift: NDArray) -> NDArray[np.float32]:
-        corners = np.array(boxes).reshape(-1, 2, 2) * ratio + shift
-        return corners.reshape(-1, 4).clip(0, self.side).astype(np.float32)
+    def _fitted_boxes(self, boxes: list[NDArray], geometry: Geometry) -> NDArray[np.float32]:
+        corners: NDArray = geometry.forward(np.array(boxes).reshape(-1, 4))
+        return corners.clip(0, self.side).astype(np.float32)
 
     def _notes(self) -> list[str]:
         way = "with black borders where they are not square" if self.fit == "letterbox" else "each side by itself"
@@ -245,44 +224,21 @@ class BoxCollector:
                 f"In {named(len(self._cut), 'image')} a box reaches over the edge by {max(self._cut.values()):g} "
                 f"pixels at most and is cut there{where}."
             )
-        if self._converted:
-            notes.append(f"Converted to RGB: {named(len(self._converted), 'image')}, {_listed(self._converted)}.")
         return notes
 
 
-class _UnusableError(Exception):
-    """Why an image cannot be used, as the end of a sentence."""
+def read_image(path: Path) -> bytes:
+    """Return the bytes of an annotated image.
 
-
-def _read(path: Path, declared: Size | None) -> tuple[Image.Image, bool]:
-    """Return the picture in RGB, and whether it had to be converted."""
-    from PIL import Image, ImageOps
-
+    Raises:
+        BadImageError: it is missing or cannot be read.
+    """
     try:
-        with Image.open(path) as file:
-            file.load()
-            picture: Image.Image = ImageOps.exif_transpose(file)
-            if declared == file.size:
-                picture = file if picture.size != file.size else picture
-            mode = file.mode
-            colours = picture.convert("RGB")
+        return path.read_bytes()
     except FileNotFoundError as error:
-        raise _UnusableError("there is an annotation, but no image") from error
-    except Exception as error:  # the decoders raise nearly every kind for a damaged file
-        raise _UnusableError(f"it cannot be read as a picture ({type(error).__name__})") from error
-    if mode not in EIGHT_BITS:
-        raise _UnusableError(f"its pixels are of the kind {mode}, not of 8 bits a colour")
-    if declared is not None and declared != colours.size:
-        sizes = [" x ".join(map(str, size)) for size in (declared, colours.size)]
-        raise _UnusableError(f"its annotation is for {sizes[0]} pixels, but it has {sizes[1]}")
-    if (np.asarray(colours) == colours.getpixel((0, 0))).all():
-        raise _UnusableError("every pixel has the same colour")
-    return colours, mode != "RGB"
-
-
-def picture_files(folder: Path) -> list[Path]:
-    """List the pictures in a folder by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        raise BadImageError("there is an annotation, but no image") from error
+    except OSError as error:
+        raise BadImageError(f"the file cannot be read: {error.strerror or error}") from error
 
 
 def leaves_folder(name: str) -> bool:

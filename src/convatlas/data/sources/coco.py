@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
 
 from convatlas.core.errors import UserError
+from convatlas.data.archives import printable, read_text
+from convatlas.data.decoding import Fit
+from convatlas.data.image_files import pictures_below
 from convatlas.data.sources import RawDataset
-from convatlas.data.sources.boxes import BoxCollector, Fit, Flaw, MarkedObject, leaves_folder, named, picture_files
+from convatlas.data.sources.boxes import BoxCollector, Flaw, MarkedObject, leaves_folder, named
 from convatlas.data.sources.slices import require_folder
 
 __all__ = ["load"]
@@ -28,6 +31,8 @@ __all__ = ["load"]
 Entry: TypeAlias = dict[str, Any]
 Categories: TypeAlias = dict[int, str]
 
+LAYOUT = "Images with boxes in the layout of COCO"
+LICENCE = "annotations: CC BY 4.0; photographs of Flickr, each with a licence of its own"
 CROWD = Flaw("crowds", "it is a crowd region, not an object")
 CROWD_NOTE = (
     "Crowd regions are neither trained on nor looked for in the test. COCO's own evaluation passes over what is found "
@@ -45,6 +50,7 @@ class SplitFile:
         folder: with its images.
         images, annotations: its entries, dictionaries of any content.
         categories: names by number, in the order of the numbers.
+        info: what the file says of itself.
     """
 
     path: Path
@@ -53,6 +59,7 @@ class SplitFile:
     images: list[Entry]
     annotations: list[Entry]
     categories: Categories
+    info: Entry
 
 
 def load(
@@ -63,9 +70,9 @@ def load(
     classes: Sequence[str] | None = None,
     image_size: int = 320,
     fit: Fit = "letterbox",
-    title: str = "COCO",
-    origin: str = "picture files with annotations in the form of COCO",
-    licence: str = "not stated",
+    title: str | None = None,
+    origin: str | None = None,
+    licence: str | None = None,
 ) -> RawDataset:
     """Read all images that an annotation file has.
 
@@ -78,15 +85,16 @@ def load(
             Null takes all.
         image_size: side of the square images in the data set.
         fit: "letterbox" keeps the proportions and adds black borders, "stretch" scales both sides to `image_size`.
-        title: of the data set.
-        origin: for the data card.
-        licence: for the data card.
+        title: of the data set, for the data card, as the next two; null takes what the files say of themselves, and
+            COCO's own where they name cocodataset.org.
+        origin: who made the images.
+        licence: on which terms.
 
     Raises:
         UserError: a file or a folder is missing, a file is not of this form, the splits' categories differ, an option
             is wrong, or not one image can be used.
     """
-    require_folder(root, title, "Put annotations/ and the folders of images there, or set data.root.")
+    require_folder(root, title or LAYOUT, "Put annotations/ and the folders of images there, or set data.root.")
     if test == train:
         raise UserError(f"data.source.test={test} is data.source.train too; set another, or null.")
     files = [_read(root, key, split) for key, split in (("train", train), ("test", test)) if split is not None]
@@ -97,13 +105,24 @@ def load(
     unknown = sorted(set(classes or []) - set(names))
     if unknown:
         raise UserError(f"data.source.classes: there is no category {unknown[0]}; there are {', '.join(names)}.")
-    at_most = sum(len(file.images) for file in files)
-    collector = BoxCollector(title, names if classes is None else classes, image_size, fit, at_most)
+    described, by, terms = _described(files)
+    collector = BoxCollector(title or described, names if classes is None else classes, image_size, fit)
     notes = [note for file in files for note in _add_file(collector, file, in_test=file.split == test)]
     _leave_out_unlisted(collector, files)
     if any(reason == CROWD.reason for _, reason in collector.left_out):
         notes.append(CROWD_NOTE)
-    return collector.dataset(origin=origin, licence=licence, notes=notes)
+    return collector.dataset(origin=origin or by, licence=licence or terms, notes=notes)
+
+
+def _described(files: Sequence[SplitFile]) -> tuple[str, str, str]:
+    """Return title, origin and licence as the files have them."""
+    texts = [
+        {key: str(file.info.get(key) or "").strip() for key in ("description", "contributor", "url")} for file in files
+    ]
+    if all("cocodataset.org" in text["url"] for text in texts):
+        return "COCO", "Microsoft COCO, Common Objects in Context (Lin et al. 2014)", LICENCE
+    first = texts[0]
+    return first["description"] or LAYOUT, first["contributor"] or first["url"] or "picture files", "not stated"
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -112,12 +131,14 @@ def load(
 def _read(root: Path, key: str, split: str) -> SplitFile:
     path = root / "annotations" / f"instances_{split}.json"
     try:
-        content = json.loads(path.read_bytes())
+        if not path.is_file():
+            raise FileNotFoundError
+        content = json.loads(read_text(path), object_hook=_without_outlines)
     except FileNotFoundError as error:
         there = sorted(each.stem.removeprefix("instances_") for each in path.parent.glob("instances_*.json"))
         remedy = f"set data.source.{key} to one of {', '.join(there)}" if there else "put it there, or set data.root"
         raise UserError(f"There is no {path}; {remedy}.") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}); download it again.") from error
     for part in ("images", "annotations", "categories"):
         entries = content.get(part) if isinstance(content, dict) else None
@@ -130,7 +151,14 @@ def _read(root: Path, key: str, split: str) -> SplitFile:
         images=content["images"],
         annotations=content["annotations"],
         categories=_categories(content["categories"], path),
+        info=content["info"] if isinstance(content.get("info"), dict) else {},
     )
+
+
+def _without_outlines(entry: Entry) -> Entry:
+    """Drop what is not used while the file is read: in COCO it takes more memory than all the rest."""
+    entry.pop("segmentation", None)
+    return entry
 
 
 def _image_folder(root: Path, split: str) -> Path:
@@ -233,6 +261,13 @@ def _leave_out_unlisted(collector: BoxCollector, files: Sequence[SplitFile]) -> 
     for folder in sorted({file.folder for file in files}):
         entries = [entry for file in files if file.folder == folder for entry in file.images]
         listed = {str(entry.get("file_name")) for entry in entries}
-        for path in picture_files(folder):
-            if path.name not in listed:
-                collector.leave_out(f"{folder.name}/{path.name}", "it has no annotation: no file lists it")
+        pictures, others = pictures_below(folder)
+        for path in pictures:
+            if path.relative_to(folder).as_posix() not in listed:
+                collector.leave_out(f"{folder.name}/{_shown(path, folder)}", "it has no annotation: no file lists it")
+        for path in others:
+            collector.leave_out(f"{folder.name}/{_shown(path, folder)}", "it is no image by its name")
+
+
+def _shown(path: Path, folder: Path) -> str:
+    return printable(path.relative_to(folder))

@@ -1,4 +1,4 @@
-"""Images and masks as picture files of the same names in two folders.
+"""Images and masks as picture files of the same names in two folders, also in folders of the same names within them.
 
     root/images/<name>.png         root/masks/<name>.png
 
@@ -16,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
+from convatlas.data.archives import printable
+from convatlas.data.decoding import BadImageError, decode, decode_labels
+from convatlas.data.image_files import pictures_below
 from convatlas.data.sources import RawDataset
 from convatlas.data.sources.slices import SliceCollector, require_folder
 
 __all__ = ["load"]
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".ppm"}
 TITLE = "Images with masks"
 
 
@@ -60,27 +62,53 @@ def load(
     for folder in ("images", "masks"):
         require_folder(root / folder, TITLE, "Put images/ and masks/ side by side, or set data.root.")
     collector = SliceCollector(classes, image_size, None, with_spacing=False)
-    masks = {path.stem: path for path in _pictures(root / "masks")}
+    images, masks = _by_name(root / "images", collector), _by_name(root / "masks", collector)
+    for name in sorted(set(masks) - set(images)):
+        collector.leave_out(f"masks/{name}", "there is a mask, but no image")
     deep = []
-    for path in _pictures(root / "images"):
-        patient = _patient(path.stem, patient_pattern)
-        if path.stem not in masks:
-            collector.leave_out(path.name, "it has no mask")
+    for name, paths in sorted(images.items(), key=lambda item: item[1][0]):
+        shown = printable(paths[0].relative_to(root / "images"))
+        patient = _patient(paths[0].stem, patient_pattern)
+        if name not in masks:
+            collector.leave_out(shown, "it has no mask")
         elif patient is None:
-            collector.leave_out(path.name, f"its name does not fit data.source.patient_pattern={patient_pattern}")
+            collector.leave_out(shown, f"its name does not fit data.source.patient_pattern={patient_pattern}")
+        elif len(paths) > 1 or len(masks[name]) > 1:
+            which, several = ("images", paths) if len(paths) > 1 else ("masks", masks[name])
+            names = " and ".join(printable(path.name) for path in several)
+            collector.leave_out(shown, f"there are {len(several)} {which} of its name, {names}")
         else:
-            deep += _add(collector, path, masks[path.stem], patient, channels=channels, mask_values=mask_values)
+            try:
+                found = decode(paths[0].read_bytes(), channels, percentiles=True)
+                mask = _read_mask(masks[name][0], mask_values)
+            except (BadImageError, OSError) as error:
+                collector.leave_out(shown, str(error))
+                continue
+            before = len(collector.names)
+            collector.add(shown, patient, found.pixels, mask)
+            if len(collector.names) > before:
+                collector.converted.update(found.changed)
+                deep += [shown] if any("bits" in change for change in found.changed) else []
     notes = ["Images are scaled to one size; that of their pixels is not known."]
     if deep:
         notes.append(
             f"{len(deep)} images have 16 bits a pixel and are stretched to 8, the 0.5th percentile to black and the "
             f"99.5th to white: {', '.join(deep)}."
         )
-    return collector.dataset(title=TITLE, origin="picture files", licence=licence, notes=notes)
+    values = "data.source.mask_values, for example [0, 255], names the grey level of each class"
+    remedy = values if mask_values is None and any("unknown label" in why for _, why in collector.left_out) else ""
+    return collector.dataset(title=TITLE, origin="picture files", licence=licence, notes=notes, remedy=remedy)
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+def _by_name(folder: Path, collector: SliceCollector) -> dict[str, list[Path]]:
+    """Return the images of a folder by their paths within it, without suffix; other files are listed."""
+    pictures, others = pictures_below(folder)
+    for path in others:
+        collector.leave_out(printable(path.relative_to(folder.parent)), "its name does not end as that of an image")
+    found: dict[str, list[Path]] = {}
+    for path in pictures:
+        found.setdefault(printable(path.relative_to(folder).with_suffix("")), []).append(path)
+    return found
 
 
 def _patient(stem: str, pattern: str | None) -> str | None:
@@ -90,45 +118,25 @@ def _patient(stem: str, pattern: str | None) -> str | None:
     return found.group(1) if found else None
 
 
-def _add(
-    collector: SliceCollector,
-    image_path: Path,
-    mask_path: Path,
-    patient: str,
-    *,
-    channels: int,
-    mask_values: Sequence[int] | None,
-) -> list[str]:
-    """Add one image with its mask; returns its name if it has more than 8 bits a pixel."""
+def _read_mask(path: Path, mask_values: Sequence[int] | None) -> NDArray[Any]:
+    """Return class numbers `(H, W)`.
+
+    Raises:
+        BadImageError: the mask cannot be used; the text is about its image.
+    """
     try:
-        image, mask = _read(image_path), _read(mask_path, keep_palette=True)
-    except (OSError, ValueError, SyntaxError):
-        collector.leave_out(image_path.name, "it, or its mask, cannot be read as a picture")
-        return []
-    if mask.ndim != 2:
-        collector.leave_out(image_path.name, f"its mask has {mask.shape[2]} channels, not 1")
-        return []
-    if mask_values is not None:
-        mask, unknown = _numbered(mask, mask_values)
-        if unknown is not None:
-            collector.leave_out(image_path.name, f"its mask has the grey level {unknown}, which is no class")
-            return []
-    deep = image.dtype != np.uint8
-    before = len(collector.names)
-    collector.add(image_path.name, patient, _with_channels(image, channels), mask)
-    return [image_path.name] if deep and len(collector.names) > before else []
-
-
-def _read(path: Path, keep_palette: bool = False) -> NDArray[Any]:
-    from PIL import Image
-
-    with Image.open(path) as file:
-        picture: Image.Image = file
-        if keep_palette and picture.mode == "1":
-            picture = picture.convert("L").point(lambda value: value // 255)
-        elif not keep_palette and picture.mode not in {"L", "RGB"} and not picture.mode.startswith(("I", "F")):
-            picture = picture.convert("RGB")
-        return np.asarray(picture)
+        mask = decode_labels(path.read_bytes())
+    except BadImageError as error:
+        text = str(error)
+        raise BadImageError(f"its mask {text[3:]}" if text.startswith("it ") else f"of its mask {text}") from error
+    except OSError as error:
+        raise BadImageError(f"its mask cannot be read: {error.strerror or error}") from error
+    if mask_values is None:
+        return mask
+    mask, unknown = _numbered(mask, mask_values)
+    if unknown is not None:
+        raise BadImageError(f"its mask has the grey level {unknown}, which is no class")
+    return mask
 
 
 def _numbered(mask: NDArray[Any], mask_values: Sequence[int]) -> tuple[NDArray[Any], int | None]:
@@ -138,14 +146,3 @@ def _numbered(mask: NDArray[Any], mask_values: Sequence[int]) -> tuple[NDArray[A
         return mask, int(unknown[0])
     order = np.argsort(mask_values)
     return order[np.searchsorted(np.asarray(mask_values)[order], mask)].astype(np.uint8), None
-
-
-def _with_channels(image: NDArray[Any], channels: int) -> NDArray[Any]:
-    """Return `(channels, H, W)`; grey is the luma of ITU-R 601, as Pillow has it."""
-    if image.ndim == 2:
-        return np.repeat(image[None], channels, axis=0)
-    colours = image.transpose(2, 0, 1)
-    if channels == 3:
-        return colours
-    gray = np.rint(np.tensordot([0.299, 0.587, 0.114], colours, axes=1))
-    return gray[None].astype(image.dtype)

@@ -16,21 +16,26 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from itertools import product
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
+from convatlas.data.archives import read_text
+from convatlas.data.decoding import BadImageError
+from convatlas.data.image_files import split_of_folder
 from convatlas.data.sources import RawDataset
-from convatlas.data.sources.slices import SliceCollector, require_folder
+from convatlas.data.sources.boxes import leaves_folder
+from convatlas.data.sources.slices import STRETCHED, SliceCollector, require_folder
 
 __all__ = ["load_acdc", "load_decathlon"]
 
 ACDC_CLASSES = ["background", "right_ventricle", "muscle", "cavity"]
-STRETCHED = "Grey levels are stretched in each slice; its 0.5th percentile is black, its 99.5th white."
 
 
 def load_acdc(
@@ -42,20 +47,34 @@ def load_acdc(
         root: see the head of this file.
         image_size: side of the square around the middle of the slice, in pixels after resampling.
         pixel_mm: side of a pixel after resampling, 1.25 in SAUNet; null keeps that of each volume.
-        test_patients: patients that make the official test split; without any, `data.split.test` decides.
+        test_patients: patients that make the official test split; without any, those below a folder named for the test,
+            such as `testing/`, and without that `data.split.test` decides.
 
     Raises:
         UserError: the folder is missing, or not one slice can be used.
     """
     require_folder(root, "ACDC", "Put the patients' folders there, or set data.root.")
     collector = SliceCollector(ACDC_CLASSES, image_size, pixel_mm)
-    for mask in sorted(root.rglob("*_frame*_gt.nii*")):
-        _add_volume(collector, mask.with_name(mask.name.replace("_gt.nii", ".nii")), mask, mask.parent.name)
+    axes: Counter[str] = Counter()
+    in_test = set()
+    volumes = {path for path in sorted(root.rglob("*_frame*.nii*")) if not path.name.startswith(".")}
+    masks = {path for path in volumes if "_gt.nii" in path.name}
+    for mask in sorted(masks):
+        image = mask.with_name(mask.name.replace("_gt.nii", ".nii"))
+        axes[_add_volume(collector, image, mask, mask.parent.name)] += 1
+        volumes.discard(image)
+        if any(split_of_folder(part) == "test" for part in mask.relative_to(root).parts[:-2]):
+            in_test.add(mask.parent.name)
+    for image in sorted(volumes - masks):
+        collector.leave_out(image.name, "it has no mask")
+    used = {name for name in collector.patients if name in in_test}
+    if used and not test_patients:
+        test_patients = sorted(used) if used != set(collector.patients) else ()
     return collector.dataset(
         title="ACDC",
         origin="Automated Cardiac Diagnosis Challenge, University Hospital of Dijon",
         licence="as the challenge grants it",
-        notes=["Both phases of a patient are of one group.", STRETCHED],
+        notes=["Both phases of a patient are of one group.", STRETCHED, *_mixed_axes(axes)],
         test_patients=test_patients,
     )
 
@@ -63,7 +82,7 @@ def load_acdc(
 def load_decathlon(
     root: Path, image_size: int = 320, pixel_mm: float | None = None, test_patients: Sequence[str] = ()
 ) -> RawDataset:
-    """Read a task of the Medical Segmentation Decathlon; the volumes without masks are not used.
+    """Read a task of the Medical Segmentation Decathlon; the volumes without masks are listed and not used.
 
     Args:
         root: folder of the task, with `dataset.json`.
@@ -77,61 +96,113 @@ def load_decathlon(
     require_folder(root, "Medical Segmentation Decathlon", "Put a task's folder there, or set data.root.")
     path = root / "dataset.json"
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
+        listed = json.loads(read_text(path))
         classes = [listed["labels"][str(number)] for number in range(len(listed["labels"]))]
-        pairs = [(root / pair["image"], root / pair["label"]) for pair in listed["training"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        pairs = [(_inside(root, pair["image"]), _inside(root, pair["label"])) for pair in listed["training"]]
+        others = [str(other["image"] if isinstance(other, dict) else other) for other in listed.get("test", ())]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as the list of a task ({type(error).__name__}: {error}).") from error
     collector = SliceCollector(classes, image_size, pixel_mm)
+    axes: Counter[str] = Counter()
     for image, mask in pairs:
-        _add_volume(collector, image, mask, image.name.partition(".nii")[0])
+        axes[_add_volume(collector, image, mask, image.name.partition(".nii")[0])] += 1
+    for other in others:
+        collector.leave_out(PurePosixPath(other).name, "it has no mask")
     return collector.dataset(
         title=str(listed.get("name", "Medical Segmentation Decathlon")),
         origin=str(listed.get("reference") or "Medical Segmentation Decathlon"),
         licence=str(listed.get("licence") or "not stated"),
-        notes=[STRETCHED],
+        notes=[STRETCHED, *_mixed_axes(axes)],
         test_patients=test_patients,
     )
 
 
-def _add_volume(collector: SliceCollector, image: Path, mask: Path, patient: str) -> None:
-    """Add all slices of a volume, or none of them where the files do not belong together."""
-    name = image.name
+def _inside(root: Path, name: str) -> Path:
+    if leaves_folder(name):
+        raise ValueError(f"{name} leads out of the folder")
+    return root / name
+
+
+def _mixed_axes(axes: Counter[str]) -> list[str]:
+    kinds = [f"{count} from {kind}" for kind, count in sorted(axes.items()) if kind]
+    note = f"The slices of the volumes lie along different axes of the body: {', '.join(kinds)}."
+    return [note] if len(kinds) > 1 else []
+
+
+def _add_volume(collector: SliceCollector, image: Path, mask: Path, patient: str) -> str:
+    """Add all slices of a volume, or none of them where the files do not belong together; return its third axis."""
     try:
-        (pixels, spacing), (labels, _) = _read(image), _read(mask)
-    except _UnreadableError as error:
-        collector.leave_out(name, str(error))
-        return
-    if labels.shape != pixels.shape[:3]:
-        sizes = [" x ".join(map(str, shape)) for shape in (labels.shape, pixels.shape[:3])]
-        collector.leave_out(name, f"its mask has {sizes[0]} voxels, the volume {sizes[1]}")
-        return
+        (volume, pixels), (drawn, labels) = _read(image), _read(mask)
+        along_row, along_column = _written_spacing(volume)
+        if along_row > 0 and along_column > 0:  # otherwise each slice is left out
+            labels = _as_the_image_lies(volume, drawn, labels)
+        if labels.shape != pixels.shape[:3]:
+            sizes = [" x ".join(map(str, shape)) for shape in (labels.shape, pixels.shape[:3])]
+            raise BadImageError(f"its mask has {sizes[0]} voxels, the volume {sizes[1]}")
+    except BadImageError as error:
+        collector.leave_out(image.name, str(error))
+        return ""
     planes = pixels[..., None] if pixels.ndim == 3 else pixels
     for number in range(planes.shape[2]):
         # the first axis of NIfTI points along a row, the second down a column
         channels = planes[:, :, number].transpose(2, 1, 0)
-        collector.add(f"{name}, slice {number}", patient, channels, labels[:, :, number].T, spacing)
+        name = f"{image.name}, slice {number}"
+        collector.add(name, patient, channels, labels[:, :, number].T, (along_column, along_row))
+    import nibabel
+
+    ends = {"L": "right", "R": "left", "P": "front", "A": "back", "I": "top", "S": "bottom"}
+    third = nibabel.aff2axcodes(volume.affine)[2]
+    return f"{ends[third]} on" if third in ends else ""
 
 
-class _UnreadableError(Exception):
-    """Why a volume cannot be used."""
+def _as_the_image_lies(volume: Any, drawn: Any, labels: NDArray[Any]) -> NDArray[Any]:
+    """Turn and flip the voxels of a mask to the axes of its volume.
+
+    Raises:
+        BadImageError: it lies elsewhere in space, or has other voxels.
+    """
+    import nibabel
+    from nibabel import orientations
+
+    if not _is_placed(volume) or not _is_placed(drawn) or labels.ndim != 3:
+        return labels
+    there, wanted = (orientations.io_orientation(each.affine) for each in (drawn, volume))
+    if np.isnan(there).any() or np.isnan(wanted).any():
+        raise BadImageError("its affine, or that of its mask, has no axes")
+    turn = orientations.ornt_transform(there, wanted)
+    affine = drawn.affine @ orientations.inv_ornt_aff(turn, labels.shape)
+    ends = np.array(list(product((0, 1), repeat=3))) * (np.array(volume.shape[:3]) - 1)
+    apart = nibabel.affines.apply_affine(affine, ends) - nibabel.affines.apply_affine(volume.affine, ends)
+    if np.abs(apart).max() > 0.5 * nibabel.affines.voxel_sizes(volume.affine).min():
+        raise BadImageError("its mask lies elsewhere in space: their affines differ")
+    turned: NDArray[Any] = orientations.apply_orientation(labels, turn)
+    return turned
 
 
-def _read(path: Path) -> tuple[NDArray[Any], tuple[float, float]]:
-    """Return the voxels, and the millimetres from row to row and from column to column."""
+def _is_placed(volume: Any) -> bool:
+    """Say whether a file tells where its voxels lie; otherwise nibabel makes a place up."""
+    header = volume.header
+    return "sform_code" not in header or bool(header["sform_code"] or header["qform_code"])
+
+
+def _read(path: Path) -> tuple[Any, NDArray[Any]]:
+    """Return the volume and its voxels.
+
+    Raises:
+        BadImageError: it cannot be used.
+    """
     import nibabel
 
     try:
         volume: Any = nibabel.load(path)
         voxels = np.asarray(volume.dataobj)
     except FileNotFoundError as error:
-        raise _UnreadableError(f"{path.name} is missing") from error
+        raise BadImageError(f"{path.name} is missing") from error
     except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
-        raise _UnreadableError(f"{path.name} is cut short or damaged") from error
+        raise BadImageError(f"{path.name} is cut short or damaged") from error
     if voxels.ndim not in {3, 4}:
-        raise _UnreadableError(f"{path.name} has {voxels.ndim} axes, not 3 or 4")
-    along_row, along_column = _written_spacing(volume)
-    return voxels, (along_column, along_row)
+        raise BadImageError(f"{path.name} has {voxels.ndim} axes, not 3 or 4")
+    return volume, voxels
 
 
 def _written_spacing(volume: Any) -> tuple[float, float]:

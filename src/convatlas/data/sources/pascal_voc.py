@@ -13,38 +13,37 @@ that are found are taken together. A box's corners are pixels, both are part of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers import expat
 
 from convatlas.core.errors import UserError
+from convatlas.data.archives import printable, read_text
+from convatlas.data.decoding import BadImageError, Fit
+from convatlas.data.image_files import pictures_below
 from convatlas.data.sources import RawDataset
-from convatlas.data.sources.boxes import (
-    NO_AREA,
-    BoxCollector,
-    Fit,
-    Flaw,
-    MarkedObject,
-    leaves_folder,
-    named,
-    picture_files,
-)
+from convatlas.data.sources.boxes import NO_AREA, BoxCollector, Flaw, MarkedObject, leaves_folder, named
 from convatlas.data.sources.slices import require_folder
 
 __all__ = ["load"]
 
+LAYOUT = "Images with boxes in the layout of Pascal VOC"
+OWN = (LAYOUT, "picture files", "not stated")
+OFFICIAL = (
+    "Pascal VOC",
+    "The Pascal Visual Object Classes Challenge (Everingham et al. 2010)",
+    "photographs of Flickr, on its terms of use; annotations: not stated",
+)
+"""Title, origin and licence."""
 LISTS = ("train", "val", "trainval", "test")
 DIFFICULT = Flaw("marked as difficult", "it is marked as difficult")
 DIFFICULT_NOTE = (
     "Objects marked as difficult are neither trained on nor looked for in the test. The challenge's own evaluation "
     "passes over what is found on them; here that counts as wrong, so that the average precision is a little lower."
 )
-
-
-class UnusableError(Exception):
-    """Why a file cannot be used, as the end of a sentence."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,11 @@ class Tree:
 
 @dataclass(frozen=True)
 class Annotation:
-    """What a file says of an image."""
+    """What a file says of an image; `database` is the collection that it names as its own."""
 
     size: tuple[int, int] | None
     objects: list[MarkedObject]
+    database: str
 
 
 def load(
@@ -70,9 +70,9 @@ def load(
     image_size: int = 320,
     fit: Fit = "letterbox",
     test_list: str | None = "test",
-    title: str = "Pascal VOC",
-    origin: str = "picture files with annotations in the form of Pascal VOC",
-    licence: str = "not stated",
+    title: str | None = None,
+    origin: str | None = None,
+    licence: str | None = None,
 ) -> RawDataset:
     """Read all images that have an annotation and, where there are lists, stand in one.
 
@@ -83,24 +83,27 @@ def load(
         fit: "letterbox" keeps the proportions and adds black borders, "stretch" scales both sides to `image_size`.
         test_list: the list in ImageSets/Main that is the official test split; null, or a list that is not there,
             leaves the test to `data.split.test`. The other lists are taken together.
-        title: of the data set.
-        origin: for the data card.
-        licence: for the data card.
+        title: of the data set, for the data card, as the next two; null takes those of Pascal VOC where every
+            annotation names it as its database, and otherwise says that they are not known.
+        origin: who made the images.
+        licence: on which terms.
 
     Raises:
         UserError: a folder is missing, an option is wrong, or not one image can be used.
     """
-    require_folder(root, title, "Put Annotations/ and JPEGImages/ there, or set data.root.")
+    name = title or LAYOUT
+    require_folder(root, name, "Put Annotations/ and JPEGImages/ there, or set data.root.")
     if test_list not in {None, *LISTS}:
         raise UserError(f"data.source.test_list={test_list} is no list of Pascal VOC; use one of {', '.join(LISTS)}.")
-    trees = _trees(root, title)
-    names = {tree: _names(tree) for tree in trees}
-    collector = BoxCollector(title, classes, image_size, fit, at_most=sum(map(len, names.values())))
-    notes = []
-    for tree in trees:
-        notes += _add_tree(collector, tree, names[tree], test_list)
+    collector = BoxCollector(name, classes, image_size, fit)
+    databases: set[bool] = set()
+    notes = [note for tree in _trees(root, name) for note in _add_tree(collector, tree, test_list, databases)]
     if any(reason == DIFFICULT.reason for _, reason in collector.left_out):
         notes.append(DIFFICULT_NOTE)
+    official = OFFICIAL if databases == {True} else OWN
+    collector.title, origin, licence = (
+        given or own for given, own in zip((title, origin, licence), official, strict=True)
+    )
     return collector.dataset(origin=origin, licence=licence, notes=notes)
 
 
@@ -119,53 +122,52 @@ def _trees(root: Path, title: str) -> list[Tree]:
     return [Tree(folder, f"{folder.relative_to(root).as_posix()}/" if len(found) > 1 else "") for folder in found]
 
 
-def _names(tree: Tree) -> list[str]:
-    """Return the names, without suffix, of all that is annotated, is an image or stands in a list."""
-    annotated = [path.stem for path in (tree.folder / "Annotations").glob("*.xml")]
-    pictures = [path.stem for path in picture_files(tree.folder / "JPEGImages")]
-    return sorted({*annotated, *pictures, *(name for names in _lists(tree).values() for name in names)})
-
-
-def _lists(tree: Tree) -> dict[str, set[str]]:
-    """Return the names in each list; a list of one class, which has a second column, is none of them."""
+def _lists(tree: Tree, known: set[str]) -> dict[str, set[str]]:
+    """Return the names in each list. A name may hold blanks; a second column of 1, 0 or -1 is not part of it."""
     found = {name: tree.folder / "ImageSets" / "Main" / f"{name}.txt" for name in LISTS}
-    try:
-        return {
-            name: {line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()}
-            for name, path in found.items()
-            if path.is_file()
-        }
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"A list in {tree.folder / 'ImageSets' / 'Main'} cannot be read: {error}.") from error
+    lists: dict[str, set[str]] = {}
+    for name, path in found.items():
+        if path.is_file():
+            lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+            lists[name] = {line if line in known else re.sub(r"\s+-?[01]$", "", line) for line in lines}
+    return lists
 
 
-def _add_tree(collector: BoxCollector, tree: Tree, names: Iterable[str], test_list: str | None) -> list[str]:
-    """Add all images of a tree, and return what has to be noted."""
-    lists = _lists(tree)
+def _add_tree(collector: BoxCollector, tree: Tree, test_list: str | None, databases: set[bool]) -> list[str]:
+    """Add all images of a tree, and return what has to be noted; `databases`: whether annotations name Pascal VOC's."""
+    images, annotated = tree.folder / "JPEGImages", tree.folder / "Annotations"
+    pictures: dict[str, list[Path]] = {}
+    found, others = pictures_below(images)
+    for path in found:
+        pictures.setdefault(path.relative_to(images).with_suffix("").as_posix(), []).append(path)
+    for path in others:
+        collector.leave_out(tree.prefix + printable(path.relative_to(tree.folder)), "it is no image by its name")
+    known = {*pictures, *(path.relative_to(annotated).with_suffix("").as_posix() for path in annotated.rglob("*.xml"))}
+    known = {name for name in known if not name.rpartition("/")[2].startswith(".")}
+    lists = _lists(tree, known)
     listed = set().union(*lists.values())
     in_test = lists.get(test_list or "", set())
-    pictures: dict[str, list[Path]] = {}
-    for path in picture_files(tree.folder / "JPEGImages"):
-        pictures.setdefault(path.stem, []).append(path)
-    for name in names:
+    for name in sorted(known | listed):
+        shown = tree.prefix + printable(name)
         try:
             if lists and name not in listed:
-                raise UnusableError("no list in ImageSets/Main has it")
-            annotation = _read(tree.folder / "Annotations", name)
+                raise BadImageError("no list in ImageSets/Main has it")
+            annotation = _read(annotated, name)
             path = _picture(pictures.get(name, []))
-        except UnusableError as error:
-            collector.leave_out(tree.prefix + name, str(error))
+        except BadImageError as error:
+            collector.leave_out(shown, str(error))
             continue
-        collector.add(tree.prefix + name, path, annotation.objects, declared=annotation.size, in_test=name in in_test)
+        databases.add(bool(re.match(r"The VOC20\d\d Database", annotation.database)))
+        collector.add(shown, path, annotation.objects, declared=annotation.size, in_test=name in in_test)
     both = in_test & lists.get("train", set()) if test_list != "train" else set()
     return [f"In train.txt too, but in the test alone: {named(len(both), 'image')}."] if both else []
 
 
 def _picture(paths: list[Path]) -> Path:
     if not paths:
-        raise UnusableError("there is an annotation, but no image")
+        raise BadImageError("there is an annotation, but no image")
     if len(paths) > 1:
-        raise UnusableError(f"there are {len(paths)} images of its name, {' and '.join(path.name for path in paths)}")
+        raise BadImageError(f"there are {len(paths)} images of its name, {' and '.join(path.name for path in paths)}")
     return paths[0]
 
 
@@ -175,21 +177,22 @@ def _read(folder: Path, name: str) -> Annotation:
     The image is the one of the annotation's name. Its own `filename` is often stale, and is not followed.
 
     Raises:
-        UnusableError: there is none, or it is not of this form.
+        BadImageError: there is none, or it is not of this form.
     """
     if leaves_folder(name):  # a list may hold anything
-        raise UnusableError("its name leads out of the folder")
+        raise BadImageError("its name leads out of the folder")
     try:
         root = parse_xml((folder / f"{name}.xml").read_bytes())
     except FileNotFoundError as error:
-        raise UnusableError("it has no annotation") from error
+        raise BadImageError("it has no annotation") from error
     except (OSError, expat.ExpatError, ElementTree.ParseError, ValueError, LookupError) as error:
-        raise UnusableError(f"its annotation cannot be read as XML ({error})") from error
+        raise BadImageError(f"its annotation cannot be read as XML ({error})") from error
     if root.tag != "annotation":
-        raise UnusableError(f"its annotation begins with <{root.tag}>, not with <annotation>")
+        raise BadImageError(f"its annotation begins with <{root.tag}>, not with <annotation>")
     if leaves_folder(root.findtext("filename", "").strip() or name):
-        raise UnusableError("the filename in its annotation leads out of the folder")
-    return Annotation(_size(root), [_object(element) for element in root.findall("object")])
+        raise BadImageError("the filename in its annotation leads out of the folder")
+    objects = [_object(element) for element in root.findall("object")]
+    return Annotation(_size(root), objects, root.findtext("source/database", "").strip())
 
 
 def parse_xml(data: bytes) -> ElementTree.Element:

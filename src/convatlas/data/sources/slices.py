@@ -6,6 +6,7 @@ data card.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from convatlas.core.errors import UserError
+from convatlas.data.decoding import fit, stretched
 from convatlas.data.sources import RawDataset
+from convatlas.data.spool import Spool
 
-__all__ = ["SliceCollector", "sampled", "to_8_bits"]
+__all__ = ["STRETCHED", "SliceCollector", "require_folder", "sampled"]
 
-WINDOW = (0.5, 99.5)
-"""Percentiles of an image that become black and white: a few pixels of blood or noise must not darken the rest."""
+STRETCHED = "Grey levels are stretched in each slice; its 0.5th percentile is black, its 99.5th white."
 
 
 class SliceCollector:
@@ -30,8 +32,8 @@ class SliceCollector:
         classes: names by class number; 0 is the background.
         image_size: side of the square that is cut from the middle of each slice, in pixels after resampling.
         pixel_mm: side of a pixel after resampling; None keeps that of each slice.
-        with_spacing: whether a slice needs to know the size of its pixels. Without it, slices are scaled so that their
-            longer side has `image_size` pixels.
+        with_spacing: whether a slice needs to know the size of its pixels; its grey levels are stretched then. Without
+            it, slices are of 8 bits, and are scaled so that their longer side has `image_size` pixels.
 
     Raises:
         UserError: a size that is not positive.
@@ -50,10 +52,11 @@ class SliceCollector:
         self.with_spacing = with_spacing
         self.left_out: list[tuple[str, str]] = []
         self.names: list[str] = []
-        self._images: list[NDArray[np.uint8]] = []
-        self._masks: list[NDArray[np.uint8]] = []
+        self.converted: Counter[str] = Counter()
+        self._images, self._masks = Spool(), Spool()
+        self._channels = 0
         self._spacings: list[tuple[float, float]] = []
-        self._patients: list[str] = []
+        self.patients: list[str] = []
 
     def leave_out(self, name: str, reason: str) -> None:
         """List what cannot be used."""
@@ -81,91 +84,97 @@ class SliceCollector:
         if reason:
             self.leave_out(name, reason)
             return
-        step = self._step(planes.shape[1:], spacing)
-        self._images.append(np.stack([self._pixels(plane, step) for plane in planes]))
-        self._masks.append(sampled(mask, self.side, step, order=0).astype(np.uint8))
+        self._channels = self._channels or len(planes)
+        if self.with_spacing:
+            step = self._step(spacing)
+            self._images.append(np.stack([self._pixels(plane, step) for plane in planes]))
+            self._masks.append(sampled(mask, self.side, step, order=0).astype(np.uint8))
+        else:
+            step = (max(mask.shape) / self.side,) * 2
+            self._images.append(fit(planes, self.side, "letterbox"))
+            self._masks.append(fit(mask.astype(np.uint8)[None], self.side, "letterbox", nearest=True)[0])
         self.names.append(name)
-        self._patients.append(patient)
+        self.patients.append(patient)
         if spacing is not None:
             self._spacings.append((spacing[0] * step[0], spacing[1] * step[1]))
 
     def dataset(
-        self, *, title: str, origin: str, licence: str, notes: list[str], test_patients: Sequence[str] = ()
+        self,
+        *,
+        title: str,
+        origin: str,
+        licence: str,
+        notes: list[str],
+        test_patients: Sequence[str] = (),
+        remedy: str = "",
     ) -> RawDataset:
         """Make the data set; patients are numbered in the order of their names.
 
         Raises:
-            UserError: no slice is usable, the slices differ in their channels, or a test patient is not there.
+            UserError: no slice is usable, or a test patient is not there; `remedy` ends the first sentence.
         """
-        if not self._images:
+        if not self.names:
             file, reason = self.left_out[0] if self.left_out else ("the folder", "there is nothing in it")
-            raise UserError(f"{title}: no slice is usable; {file}: {reason}.")
-        channels = {len(image) for image in self._images}
-        if len(channels) > 1:
-            raise UserError(f"{title}: images have {' and '.join(map(str, sorted(channels)))} channels; use one kind.")
-        patients, numbers = np.unique(self._patients, return_inverse=True)
+            raise UserError(f"{title}: no slice is usable; {file}: {reason}{remedy and f'; {remedy}'}.")
+        patients, numbers = np.unique(self.patients, return_inverse=True)
         unknown = sorted(set(test_patients) - set(patients.tolist()))
         if unknown:
             raise UserError(
                 f"data.source.test_patients: there is no {unknown[0]}; the patients are {', '.join(patients.tolist())}."
             )
-        in_test = np.isin(self._patients, list(test_patients))
+        in_test = np.isin(self.patients, list(test_patients))
         return RawDataset(
-            images=np.stack(self._images),
+            images=self._images.array(),
             classes=self.classes,
             title=title,
             origin=origin,
             licence=licence,
             made=False,
-            masks=np.stack(self._masks),
+            masks=self._masks.array(),
             groups=numbers.astype(np.int64),
             official_split=np.where(in_test, "test", "train") if len(test_patients) else None,
             spacing=np.array(self._spacings, dtype=np.float32) if self._spacings else None,
             names=self.names,
             left_out=self.left_out,
-            notes=[f"{len(self._images)} slices of {len(patients)} patients; the patient is the group.", *notes],
+            fitted="millimetres" if self.with_spacing else "letterbox",
+            percentiles=True,
+            converted=self.converted,
+            notes=[f"{len(self.names)} slices of {len(patients)} patients; the patient is the group.", *notes],
         )
 
     def _complaint(self, planes: NDArray[Any], mask: NDArray[Any], spacing: Sequence[float] | None) -> str | None:
+        known = len(self.classes)
+        unknown = sorted(set(np.unique(mask).tolist()) - set(range(known)))
         if mask.shape != planes.shape[1:]:
             sizes = [" x ".join(map(str, shape)) for shape in (mask.shape, planes.shape[1:])]
-            return f"the mask has {sizes[0]} pixels, the image {sizes[1]}"
-        if not np.isfinite(planes).all():
-            return "the image has values that are no numbers"
-        unknown = sorted(set(np.unique(mask).tolist()) - set(range(len(self.classes))))
-        if unknown:
-            return f"the mask has the unknown label {unknown[0]:g}; known are 0 to {len(self.classes) - 1}"
-        if self.with_spacing and (spacing is None or not all(np.isfinite(mm) and mm > 0 for mm in spacing)):
-            return "the size of a pixel is not given"
-        if not reaches_in(mask, self.side, self._step(mask.shape, spacing)):
-            return f"the mask reaches out of the {self.side} x {self.side} pixels that are kept"
-        return None
+            reason = f"the mask has {sizes[0]} pixels, the image {sizes[1]}"
+        elif self._channels and len(planes) != self._channels:
+            reason = f"it has {len(planes)} channels, and those before it have {self._channels}"
+        elif not np.isfinite(planes).all():
+            reason = "the image has values that are no numbers"
+        elif unknown:
+            reason = f"the mask has the unknown label {unknown[0]:g}; known are 0 to {known - 1}"
+        elif not self.with_spacing:
+            return None
+        elif spacing is None or not all(np.isfinite(mm) and mm > 0 for mm in spacing):
+            reason = "the size of a pixel is not given"
+        elif not reaches_in(mask, self.side, self._step(spacing)):
+            reason = f"the mask reaches out of the {self.side} x {self.side} pixels that are kept"
+        else:
+            return None
+        return reason
 
-    def _step(self, size: Sequence[int], spacing: Sequence[float] | None) -> tuple[float, float]:
+    def _step(self, spacing: Sequence[float] | None) -> tuple[float, float]:
         """Return how many pixels of the slice make one of the data set, along rows' and columns' directions."""
-        if not self.with_spacing:
-            return (max(size) / self.side,) * 2
         if self.pixel_mm is None or spacing is None:
             return 1.0, 1.0
         return self.pixel_mm / spacing[0], self.pixel_mm / spacing[1]
 
     def _pixels(self, plane: NDArray[Any], step: tuple[float, float]) -> NDArray[np.uint8]:
-        if plane.dtype == np.uint8 and step == (1.0, 1.0):
-            return sampled(plane, self.side, step, order=0).astype(np.uint8)
-        values = plane.astype(np.float64) if plane.dtype == np.uint8 else to_8_bits(plane).astype(np.float64)
+        values = stretched(plane).astype(np.float64)
         # what lies between the new pixels has to be averaged, or it would alias
         blurred = ndimage.gaussian_filter(values, [max(0.0, (s - 1) / 2) for s in step])
         return np.clip(np.rint(sampled(blurred, self.side, step, order=1)), 0, 255).astype(np.uint8)
-
-
-def to_8_bits(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale an image of any range to 0..255, its 0.5th percentile to black and its 99.5th to white."""
-    values = image.astype(np.float64)
-    low, high = np.percentile(values, WINDOW)
-    if low == high:
-        low, high = values.min(), values.max()
-    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    return np.rint(255 * scaled.clip(0, 1)).astype(np.uint8)
 
 
 def sampled(plane: NDArray[Any], side: int, step: tuple[float, float], order: int) -> NDArray[Any]:

@@ -15,6 +15,7 @@ is best, by the median in each of five patients, with the outlines moved by abou
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,18 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
+from convatlas.data.archives import read_text
+from convatlas.data.decoding import BadImageError
+from convatlas.data.image_files import folders_in
 from convatlas.data.sources import RawDataset
-from convatlas.data.sources.slices import SliceCollector, require_folder
+from convatlas.data.sources.boxes import leaves_folder
+from convatlas.data.sources.slices import STRETCHED, SliceCollector, require_folder
 
 __all__ = ["load", "outline_mask", "read_contour"]
 
 FIRST_PIXEL = 1.0
 CONTOUR = re.compile(r"^IM-\d+-(\d+)-([io])contour-manual\.txt$")
 TITLE = "Sunnybrook cardiac MRI"
-
-
-class UnusableError(Exception):
-    """Why a file cannot be used, as the end of a sentence."""
 
 
 def load(
@@ -62,46 +63,70 @@ def load(
     collector = SliceCollector(
         ["background", "muscle", "cavity"] if epicardium else ["background", "cavity"], image_size, pixel_mm
     )
-    for patient, original in _patients(root):
+    patients = _patients(root, collector)
+    for patient, original in patients:
         inner, outer = (_contours(root / "contourfiles" / original, kind) for kind in "io")
         for number in sorted(set(inner) & set(outer) if epicardium else set(inner)):
-            files = [inner[number], outer[number]] if epicardium else [inner[number]]
-            _add(collector, root / "dicoms" / patient / f"{number}.dcm", patient, files)
+            files = [*inner[number], *outer[number]] if epicardium else inner[number]
+            _add(collector, root / "dicoms" / patient / f"{number}.dcm", patient, files, 2 if epicardium else 1)
     return collector.dataset(
         title=TITLE,
         origin="Sunnybrook Health Sciences Centre, 2009",
         licence="CC0 1.0",
-        notes=["Grey levels are stretched in each slice; its 0.5th percentile is black, its 99.5th white."],
+        notes=[STRETCHED, *_unused(root, patients)],
         test_patients=test_patients,
     )
 
 
-def _patients(root: Path) -> list[tuple[str, str]]:
-    try:
-        with (root / "link.csv").open(newline="", encoding="utf-8") as file:
-            return sorted((row["patient_id"], row["original_id"]) for row in csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"{TITLE}: {root / 'link.csv'} cannot be read: {error.strerror}.") from error
-    except KeyError as error:
-        raise UserError(f"{TITLE}: {root / 'link.csv'} has no column {error}.") from error
+def _patients(root: Path, collector: SliceCollector) -> list[tuple[str, str]]:
+    """Return the patients of the table and their names among the contours; rows without both are listed."""
+    path = root / "link.csv"
+    table = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    columns = ("patient_id", "original_id")
+    for column in columns:
+        if column not in (table.fieldnames or ()):
+            raise UserError(f"{TITLE}: {path} has no column {column!r}; correct its first line.")
+    pairs = []
+    for row in table:
+        patient, original = ((row[column] or "").strip() for column in columns)
+        if leaves_folder(patient) or leaves_folder(original):
+            collector.leave_out(f"link.csv, line {table.line_num}", "it has no patient_id or no original_id")
+        else:
+            pairs.append((patient, original))
+    return sorted(pairs)
 
 
-def _contours(folder: Path, kind: str) -> dict[int, Path]:
+def _unused(root: Path, patients: list[tuple[str, str]]) -> list[str]:
+    """Name the folders of patients that are not in the table."""
+    unused = []
+    for folder, known in zip(("dicoms", "contourfiles"), zip(*patients, strict=True), strict=False):
+        names = [path.name for path in folders_in(root / folder) if path.name not in known]
+        unused += [f"Not used, as link.csv does not name them: {folder}/{', '.join(names)}."] if names else []
+    return unused
+
+
+def _contours(folder: Path, kind: str) -> dict[int, list[Path]]:
     """Return a patient's contour files of one kind, "i" or "o", by the number of their slice."""
     found = {path: CONTOUR.match(path.name) for path in sorted(folder.rglob("*contour-manual.txt"))}
-    return {int(match[1]): path for path, match in found.items() if match and match[2] == kind}
+    by_slice: dict[int, list[Path]] = {}
+    for path, match in found.items():
+        if match and match[2] == kind:
+            by_slice.setdefault(int(match[1]), []).append(path)
+    return by_slice
 
 
-def _add(collector: SliceCollector, dicom: Path, patient: str, contours: list[Path]) -> None:
+def _add(collector: SliceCollector, dicom: Path, patient: str, contours: list[Path], wanted: int) -> None:
     """Add one slice; the contours are the inner one, or the inner and the outer one."""
     name = f"{patient}/{dicom.name}"
     try:
+        if len(contours) > wanted:
+            raise BadImageError(f"there are two outlines of one kind among {', '.join(c.name for c in contours)}")
         image, spacing = _read_dicom(dicom)
         mask = np.zeros(image.shape, dtype=np.uint8)
         for number, path in zip((2, 1) if len(contours) == 2 else (1,), contours, strict=True):
             area = outline_mask(read_contour(path), image.shape)
             mask[area & (mask == 0)] = number
-    except UnusableError as error:
+    except BadImageError as error:
         collector.leave_out(name, str(error))
         return
     collector.add(name, patient, image, mask, spacing)
@@ -114,13 +139,20 @@ def _read_dicom(path: Path) -> tuple[NDArray[Any], Sequence[float] | None]:
     try:
         dicom = pydicom.dcmread(path)
         pixels = dicom.pixel_array
+        negative = float(getattr(dicom, "RescaleSlope", None) or 1) < 0
+        colours = getattr(dicom, "PhotometricInterpretation", "MONOCHROME2")
     except FileNotFoundError as error:
-        raise UnusableError("there is an outline, but no DICOM file of that number") from error
+        raise BadImageError("there is an outline, but no DICOM file of that number") from error
     except Exception as error:  # pydicom and its decoders raise nearly every kind for a damaged file
-        raise UnusableError(f"it cannot be read as DICOM ({type(error).__name__})") from error
+        raise BadImageError(f"it cannot be read as DICOM ({type(error).__name__})") from error
+    if colours not in {"MONOCHROME1", "MONOCHROME2"}:
+        raise BadImageError(f"its pixels are of the kind {colours}, not grey levels")
     if pixels.ndim != 2:
-        raise UnusableError(f"it has the shape {pixels.shape}, not that of one slice")
+        raise BadImageError(f"it has the shape {pixels.shape}, not that of one slice")
     spacing = getattr(dicom, "PixelSpacing", None)
+    # Grey levels are stretched later, which undoes any rescaling but its sign; MONOCHROME1 shows the lowest as white.
+    if negative != (colours == "MONOCHROME1"):
+        pixels = -pixels.astype(np.float64)
     return pixels, None if not spacing else [float(mm) for mm in spacing]
 
 
@@ -128,14 +160,15 @@ def read_contour(path: Path) -> NDArray[np.float64]:
     """Read the points `(n, 2)`, x and y, counted from 0.
 
     Raises:
-        UnusableError: the file holds something else, or fewer than three points.
+        BadImageError: the file holds something else, or fewer than three points.
     """
     try:
-        rows = [[float(number) for number in line.split()] for line in path.read_text().splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        rows = [[float(number) for number in line.split()] for line in lines if line.strip()]
     except (OSError, ValueError) as error:
-        raise UnusableError(f"its outline {path.name} cannot be read") from error
+        raise BadImageError(f"its outline {path.name} cannot be read") from error
     if len(rows) < 3 or any(len(row) != 2 for row in rows):
-        raise UnusableError(f"its outline {path.name} does not have three points x y or more")
+        raise BadImageError(f"its outline {path.name} does not have three points x y or more")
     return np.array(rows) - FIRST_PIXEL
 
 
@@ -143,7 +176,7 @@ def outline_mask(points: NDArray[np.float64], size: tuple[int, ...]) -> NDArray[
     """Fill an outline; `(n, 2)` x and y, counted from 0, give `(H, W)`.
 
     Raises:
-        UnusableError: a point lies outside the image, or no pixel's middle lies inside the outline.
+        BadImageError: a point lies outside the image, or no pixel's middle lies inside the outline.
     """
     from skimage.draw import polygon2mask
 
@@ -151,8 +184,8 @@ def outline_mask(points: NDArray[np.float64], size: tuple[int, ...]) -> NDArray[
     outside = ~((points > -0.5) & (points < [width - 0.5, height - 0.5])).all(axis=1)
     if outside.any():
         x, y = points[outside][0]
-        raise UnusableError(f"its outline leaves the image of {width} x {height} pixels, at x={x:g}, y={y:g}")
+        raise BadImageError(f"its outline leaves the image of {width} x {height} pixels, at x={x:g}, y={y:g}")
     mask: NDArray[np.bool_] = polygon2mask((height, width), points[:, ::-1])
     if not mask.any():
-        raise UnusableError("its outline encloses no pixel")
+        raise BadImageError("its outline encloses no pixel")
     return mask
