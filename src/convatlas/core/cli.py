@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from convatlas.core.composing import conf_dir, explain_hydra
+from convatlas.core.composing import conf_dir, current_overrides, explain_hydra
 from convatlas.core.config import Section, describe
 from convatlas.core.errors import UserError, near_matches
 
@@ -36,6 +36,7 @@ def run_hydra(main: Callable[[DictConfig], None], config_name: str) -> NoReturn:
             leave(str(error), 2)
 
     def compose_and_run() -> None:
+        sys.argv[1:] = current_overrides(sys.argv[1:])
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, not printed by Hydra
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name=config_name)(checked_main)()
 

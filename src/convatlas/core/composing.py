@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convatlas.core.config import RunConfig, read_config
+from convatlas.core.config import RunConfig, in_current_form, read_config
 from convatlas.core.digests import digest, flat
 from convatlas.core.errors import UserError, near_matches
 
@@ -50,7 +50,22 @@ def compose_run(overrides: Sequence[str], named: Mapping[str, Any]) -> RunConfig
     """Compose one run of `conf/train.yaml` inside `hydra_ready`; `named` sets study, variant, seeds and folders."""
     from hydra import compose
 
-    return run_config(compose(config_name="train", overrides=list(overrides)), "", named)
+    return run_config(compose(config_name="train", overrides=current_overrides(overrides)), "", named)
+
+
+def composed_net(overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose a net of `conf/model` alone, inside `hydra_ready`; returns the sections `about` and `model`."""
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    composed: Any = OmegaConf.to_container(compose("profile", current_overrides(overrides)), resolve=True)
+    values = in_current_form(composed)
+    return {"about": values["about"], "model": values["model"]}
+
+
+def current_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return overrides with `model.weights` and `model.about` under their present names `weights` and `about`."""
+    return [re.sub(r"^(\+{0,2}|~)model\.(weights|about)(?=[.=]|$)", r"\1\2", override) for override in overrides]
 
 
 def run_config(config: DictConfig, model_name: str, named: Mapping[str, Any] | None = None) -> RunConfig:

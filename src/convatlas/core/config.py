@@ -6,6 +6,7 @@ What is checked here is what the rest of the code relies on; the values themselv
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -258,6 +259,22 @@ class TrackingConfig(Section):
 # ---- a run ----------------------------------------------------------------------------------------------------------
 
 
+class About(Section):
+    """What a net is, for lists and reports; a net of another package may leave it out."""
+
+    title: str
+    task: Literal["classification", "detection", "segmentation"] | None = None
+    """null: whatever the data are for."""
+    paper: str = ""
+    year: int | None = None
+    origin: str = ""
+    """The package that has its code: `own` (this project), `timm`, `torchvision` or another."""
+    input_size: tuple[Positive, Positive, Positive] | None = None
+    """The paper's channels, height and width, at which costs are counted."""
+    deviations: tuple[str, ...] = ()
+    """Where the net differs from its paper."""
+
+
 class RunConfig(Section):
     """One variant of one study: a net, its data and its training, for one or several seeds."""
 
@@ -271,16 +288,19 @@ class RunConfig(Section):
     overwrite: bool
     """Throw away what `output_dir` holds of these seeds, and train again."""
     data: DataConfig
+    about: About
     model: dict[str, Any]
-    """`_target_` and keyword arguments of the net; `about` says what it is, `weights` what it starts from."""
+    """`_target_` and keyword arguments of the net."""
+    weights: str | None = None
+    """What the net starts from: a finished run, a `.safetensors` file or a tag of timm; null draws new weights."""
     recipe: Recipe
     trainer: TrainerConfig
     tracking: TrackingConfig
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
-        task = self.model.get("about", {}).get("task", self.data.task)
-        if task != self.data.task:
+        task = self.about.task
+        if task not in (None, self.data.task):
             raise ValueError(
                 f"model is for {task} but data={self.data.name} is for {self.data.task}; choose another of the two"
             )
@@ -303,7 +323,7 @@ class RunConfig(Section):
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the result: the configuration without where it is written and how it is tracked."""
-        ignored = {"seeds", "output_dir", "work_dir", "overwrite", "tracking"}
+        ignored = {"about", "seeds", "output_dir", "work_dir", "overwrite", "tracking"}
         plain = {key: value for key, value in self.plain().items() if key not in ignored}
         plain["trainer"].pop("progress_bar")
         return plain
@@ -312,14 +332,30 @@ class RunConfig(Section):
 DataConfig.model_rebuild()
 
 
+def in_current_form(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain values with `about` and `weights` beside `model`, where older files and own models have them inside.
+
+    A net without a title has the name of its class or function.
+    """
+    model = values.get("model")
+    if not isinstance(model, Mapping):
+        return dict(values)
+    about, inside = values.get("about") or {}, model.get("about") or {}
+    if isinstance(about, Mapping) and isinstance(inside, Mapping):
+        about = {"title": str(model.get("_target_")).rpartition(".")[2]} | {**about, **inside}
+    weights = values.get("weights") if model.get("weights") is None else model["weights"]
+    arguments = {key: value for key, value in model.items() if key not in {"about", "weights", "_convert_"}}
+    return {**values, "about": about, "model": arguments, "weights": weights}
+
+
 def read_config(values: dict[str, Any], where: str = "the configuration") -> RunConfig:
-    """Check plain values and return the typed configuration.
+    """Check plain values, of older versions as well, and return the typed configuration.
 
     Raises:
         UserError: a key is unknown or missing, or a value has a wrong type or lies outside its range.
     """
     try:
-        return RunConfig.model_validate(values)
+        return RunConfig.model_validate(in_current_form(values))
     except ValidationError as error:
         raise UserError(describe(error, where)) from error
 

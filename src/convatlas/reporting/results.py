@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from convatlas.core.config import in_current_form
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_json, read_yaml
 from convatlas.reporting.answers import Answers, read_answers
@@ -259,7 +260,7 @@ def _read_variants(plan: Mapping[str, Any], resolved: Path, runs: Path) -> tuple
             task=config["data"]["task"],
             data=config["data"]["name"],
             prepared=Path(prepared) if prepared else None,
-            about=config.get("model", {}).get("about") or {},
+            about=in_current_form(config).get("about") or {},
             seeds=seeds,
             runs=finished,
             failures=failures,

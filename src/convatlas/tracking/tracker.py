@@ -115,7 +115,7 @@ class MlflowVariantTracker(VariantTracker):
             "convatlas.study": self.config.study,
             "convatlas.variant": self.variant,
             "convatlas.data": self.card.fingerprint,
-            "convatlas.model": str(self.config.model["about"]["title"]),
+            "convatlas.model": self.config.about.title,
             "convatlas.dirty": str(state["dirty"]).lower(),
             "mlflow.source.name": "convatlas.train",
             "mlflow.source.type": "LOCAL",
@@ -324,9 +324,8 @@ def _set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> Non
 def _log_params(client: MlflowClient, run_id: str, config: RunConfig, **more: object) -> None:
     from mlflow.entities import Param
 
-    hidden = {"output_dir", "work_dir", "overwrite", "seeds"}
+    hidden = {"about", "output_dir", "work_dir", "overwrite", "seeds"}
     values = {k: v for k, v in config.plain().items() if k not in hidden}
-    values["model"] = {k: v for k, v in values["model"].items() if k != "about"}
     params = [Param(k, str(v)[:LONGEST_VALUE]) for k, v in {**flat(values), **more}.items()]
     for start in range(0, len(params), 100):  # MLflow's limit a request
         client.log_batch(run_id, params=params[start : start + 100])
