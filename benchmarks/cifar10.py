@@ -53,7 +53,7 @@ def main() -> None:
         print(table({"ResNet-20, 18 epochs": trained(composed(options, "long", LONG))}))
     if options.part != "long":
         found = {"the first five classes": trained(composed(options, "first", FIRST))}
-        begin = f"model.weights='{found['the first five classes'][0]}'"  # quoted: `seed=0` has a sign of Hydra's
+        begin = f"weights='{found['the first five classes'][0]}'"  # quoted: `seed=0` has a sign of Hydra's
         for way, overrides in WAYS.items():
             weights = () if way == "from scratch" else (begin,)
             found[way] = trained(

@@ -40,7 +40,7 @@ def donor(compose, finished, tmp_path_factory) -> Path:
 
 
 def test_frozen_features_stay_to_the_bit_and_the_optimiser_holds_the_head_alone(compose, donor, capsys):
-    config = compose(*MODEL, f"model.weights='{donor}'", "recipe=frozen_features", folder="frozen", seeds=[1])
+    config = compose(*MODEL, f"weights='{donor}'", "recipe=frozen_features", folder="frozen", seeds=[1])
     (folder,) = train(config, strict=True)
     before, after = weights(donor / "seed=1"), weights(folder)
     changed = {key for key in after if not torch.equal(before[key], after[key])}
@@ -55,7 +55,7 @@ def test_frozen_features_stay_to_the_bit_and_the_optimiser_holds_the_head_alone(
 
 
 def test_fine_tuning_the_last_stage_keeps_the_stages_before(compose, donor):
-    config = compose(*MODEL, f"model.weights='{donor / 'seed=0'}'", "recipe=fine_tune_last_stage", folder="stage")
+    config = compose(*MODEL, f"weights='{donor / 'seed=0'}'", "recipe=fine_tune_last_stage", folder="stage")
     (folder,) = train(config, strict=True)
     before, after = weights(donor / "seed=0"), weights(folder)
     changed = {key.partition(".")[0] for key in after if not torch.equal(before[key], after[key])}
@@ -67,8 +67,7 @@ def test_two_trainings_from_the_same_weights_are_equal_to_the_bit(compose, donor
     save_file(weights(donor / "seed=0"), file)
     sources = {"of_run": donor / "seed=0", "of_file": file, "of_checkpoint": donor / "seed=0" / "best.ckpt"}
     configs = [
-        compose(*MODEL, f"model.weights='{source}'", "recipe=fine_tune_all", folder=name)
-        for name, source in sources.items()
+        compose(*MODEL, f"weights='{source}'", "recipe=fine_tune_all", folder=name) for name, source in sources.items()
     ]
     assert len({weights_digest(config, 0) for config in configs}) == 1
     results = [weights(train(config, strict=True)[0]) for config in configs]
@@ -81,7 +80,7 @@ def test_two_trainings_from_the_same_weights_are_equal_to_the_bit(compose, donor
 def test_changed_weights_are_another_training(compose, donor, tmp_path):
     file = tmp_path / "net.safetensors"
     save_file(weights(donor / "seed=0"), file)
-    config = compose(*MODEL, f"model.weights='{file}'", "recipe=fine_tune_all", folder="again")
+    config = compose(*MODEL, f"weights='{file}'", "recipe=fine_tune_all", folder="again")
     train(config, strict=True)
     save_file(weights(donor / "seed=1"), file)
     with pytest.raises(UserError, match=r"other settings \(weights was .*overwrite=true"):
@@ -104,7 +103,7 @@ def test_what_cannot_be_read_is_told_before_anything_is_written(compose, tmp_pat
     (tmp_path / "empty").mkdir()
     for name in ("net.pth", "broken.safetensors", "broken.ckpt"):
         (tmp_path / name).write_text("no weights")
-    config = compose(*MODEL, f"model.weights='{source}'", "recipe=fine_tune_all")
+    config = compose(*MODEL, f"weights='{source}'", "recipe=fine_tune_all")
     config = config.model_copy(
         update={"data": config.data.model_copy(update={"prepared": config.data.prepared.resolve()})}
     )
@@ -120,8 +119,8 @@ def test_a_seed_that_was_not_trained_is_told(donor):
 
 
 def test_weights_of_another_net_are_refused_before_anything_is_written(compose, donor):
-    config = compose(*MODEL, "model.depth=14", f"model.weights='{donor}'", folder="other")
-    with pytest.raises(UserError, match=r"^model\.weights=.* lacks .* take weights of the same architecture"):
+    config = compose(*MODEL, "model.depth=14", f"weights='{donor}'", folder="other")
+    with pytest.raises(UserError, match=r"^weights=.* lacks .* take weights of the same architecture"):
         train(config, strict=True)
     assert not config.output_dir.exists()
 
@@ -140,7 +139,7 @@ def test_timm_brings_its_weights_for_the_channels_of_the_data(monkeypatch):
     state = read_weights("resnet18.a1_in1k", {"in_channels": 1}, 0)
     assert state["conv1.weight"].shape == (64, 1, 7, 7)
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
-    with pytest.raises(UserError, match=r"^model\.weights=resnet18\.a1_in1k cannot be fetched \(OSError\)"):
+    with pytest.raises(UserError, match=r"^weights=resnet18\.a1_in1k cannot be fetched \(OSError\)"):
         read_weights("resnet18.a1_in1k", {"in_channels": 1}, 0)
 
 

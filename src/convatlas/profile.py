@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from convatlas.core.cli import run_hydra
+from convatlas.core.config import in_current_form
 from convatlas.core.errors import UserError
 from convatlas.core.imports import quick_imports
 
@@ -18,12 +19,15 @@ def main(config: DictConfig) -> None:
     """Profile the net that the configuration names, and print the figures as text or JSON."""
     from omegaconf import OmegaConf
 
-    plain: Any = OmegaConf.to_container(config, resolve=True)
+    composed: Any = OmegaConf.to_container(config, resolve=True)
+    plain = in_current_form(composed)
     if plain["format"] not in {"text", "json"}:
         raise UserError(f"format={plain['format']}: choose text or json.")
-    figures = profile(
-        plain["model"], plain["input_size"], plain["batch_size"], latency=plain["latency"], part=plain["part"]
-    )
+    size = plain["input_size"] or plain["about"].get("input_size")
+    if size is None:
+        raise UserError("input_size is missing; give channels, height and width, for example input_size=[3,224,224].")
+    figures = profile(plain["model"], size, plain["batch_size"], latency=plain["latency"], part=plain["part"])
+    figures = {"model": plain["about"]["title"], **figures}
     print(json.dumps(figures) if plain["format"] == "json" else as_text(figures))
 
 
@@ -36,7 +40,7 @@ def profile(
         from convatlas.models.costs import costs_of, measure_latency
 
     costs = costs_of(lambda: part_of(build_model(model), part), input_size, batch_size)
-    figures = {"model": model["about"]["title"], "input_size": input_size, **asdict(costs)}
+    figures = {"input_size": input_size, **asdict(costs)}
     if latency:
         seconds = measure_latency(part_of(build_model(model), part), input_size, batch_size)
         figures |= {"latency_seconds": seconds, "images_per_second": batch_size / seconds}

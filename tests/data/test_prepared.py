@@ -16,7 +16,7 @@ from small_sets import SOURCE, data_config, raw_classification, raw_detection, r
 
 from convatlas.core.config import DataConfig
 from convatlas.core.errors import UserError
-from convatlas.data import prepare_dataset, writing
+from convatlas.data import writing
 from convatlas.data.card import fingerprint
 from convatlas.data.edges import canny_edges, edge_targets
 from convatlas.data.prepare_dataset import channel_statistics, prepare

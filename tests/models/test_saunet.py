@@ -67,9 +67,9 @@ def test_the_encoder_s_channels_are_those_of_densenet_121() -> None:
 @pytest.mark.parametrize("name", ["saunet", "saunet_small"])
 def test_the_configurations_give_maps_as_large_as_their_images(name: str) -> None:
     config = yaml.safe_load((ROOT / "conf" / "model" / f"{name}.yaml").read_text())
-    net = on_meta_device(lambda: build_model(config)).eval()
+    net = on_meta_device(lambda: build_model(config["model"])).eval()
     output = net(torch.zeros(1, *config["about"]["input_size"], device="meta"))
-    assert output.shape == (1, config["num_classes"], *config["about"]["input_size"][1:])
+    assert output.shape == (1, config["model"]["num_classes"], *config["about"]["input_size"][1:])
 
 
 # ---- maps and outputs -----------------------------------------------------------------------------------------------

@@ -36,17 +36,15 @@ def test_a_head_of_other_classes_is_left_as_it_was_drawn() -> None:
 
 
 def test_another_architecture_is_refused_with_the_first_name_that_differs() -> None:
-    with pytest.raises(UserError, match=r"^model\.weights=there lacks stage1\.1\..* \(\d+ names differ\)"):
+    with pytest.raises(UserError, match=r"^weights=there lacks stage1\.1\..* \(\d+ names differ\)"):
         take_weights(net(depth=14), state(), 10, "there")
-    with pytest.raises(UserError, match=r"^model\.weights=there has extra, unlike this net \(1 names differ\)"):
+    with pytest.raises(UserError, match=r"^weights=there has extra, unlike this net \(1 names differ\)"):
         take_weights(net(), {**state(), "extra": torch.zeros(1)}, 10, "there")
 
 
 @pytest.mark.parametrize(("options", "name"), [({"in_channels": 3}, "weight"), ({"width": 8}, "weight")])
 def test_another_shape_is_refused(options: dict[str, int], name: str) -> None:
-    with pytest.raises(
-        UserError, match=rf"^model\.weights=there: \S*{name} has the shape \(.*\) there and \(.*\) here"
-    ):
+    with pytest.raises(UserError, match=rf"^weights=there: \S*{name} has the shape \(.*\) there and \(.*\) here"):
         take_weights(net(**options), state(), 10, "there")
 
 

@@ -90,7 +90,8 @@ def make_study(
             "variant": key,
             "seeds": list(seeds),
             "data": {"name": made.data, "task": made.task, "prepared": str(made.prepared) if made.prepared else None},
-            "model": {"about": {"title": made.title or key, **made.about}},
+            "about": {"title": made.title or key, **made.about},
+            "model": {},
         }
         (study_file.parent / name / f"{key}.yaml").write_text(yaml.safe_dump({"config": resolved}, sort_keys=False))
         for seed in made.test:

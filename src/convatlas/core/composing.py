@@ -78,7 +78,24 @@ def compose_run(overrides: Sequence[str], named: Mapping[str, Any]) -> RunConfig
     """Compose one run of `conf/train.yaml` inside `hydra_ready`; `named` sets study, variant, seeds and folders."""
     from hydra import compose
 
-    return run_config(compose(config_name="train", overrides=[*map(as_hydra_reads, overrides)]), "", named)
+    return run_config(
+        compose(config_name="train", overrides=current_overrides([*map(as_hydra_reads, overrides)])), "", named
+    )
+
+
+def composed_net(overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose a net of `conf/model` alone, inside `hydra_ready`; returns the sections `about` and `model`."""
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    composed: Any = OmegaConf.to_container(compose("profile", current_overrides(overrides)), resolve=True)
+    values = upgraded(composed)
+    return {"about": values["about"], "model": values["model"]}
+
+
+def current_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return overrides with `model.weights` and `model.about` under their present names `weights` and `about`."""
+    return [re.sub(r"^(\+{0,2}|~)model\.(weights|about)(?=[.=]|$)", r"\1\2", override) for override in overrides]
 
 
 def run_config(config: DictConfig, model_name: str, named: Mapping[str, Any] | None = None) -> RunConfig:
@@ -110,7 +127,7 @@ def read_run(values: Any, where: str) -> RunConfig:
     """
     if not isinstance(values, dict):
         raise UserError(f"{where} holds no configuration of a run; compose it again.")
-    return read_config(with_task(upgraded(values), where), where)
+    return read_config(with_task(values, where), where)
 
 
 def with_task(values: dict[str, Any], where: str = "the configuration") -> dict[str, Any]:

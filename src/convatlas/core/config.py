@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from convatlas.core.errors import UserError
+from convatlas.core.older import upgraded
 from convatlas.core.passwords import split_address
 
 Positive = Annotated[int, Field(ge=1)]
@@ -230,6 +231,22 @@ class TrackingConfig(Section):
 # ---- a run ----------------------------------------------------------------------------------------------------------
 
 
+class About(Section):
+    """What a net is, for lists and reports; a net of another package may leave it out."""
+
+    title: str
+    task: Literal["classification", "detection", "segmentation"] | None = None
+    """null: whatever the data are for."""
+    paper: str = ""
+    year: int | None = None
+    origin: str = ""
+    """The package that has its code: `own` (this project), `timm`, `torchvision` or another."""
+    input_size: tuple[Positive, Positive, Positive] | None = None
+    """The paper's channels, height and width, at which costs are counted."""
+    deviations: tuple[str, ...] = ()
+    """Where the net differs from its paper."""
+
+
 class RunConfig(Section):
     """One variant of one study: a net, its data and its training, for one or several seeds."""
 
@@ -251,16 +268,19 @@ class RunConfig(Section):
     loggers: Targets = {}
     """Lightning loggers beside MLflow."""
     data: DataConfig
+    about: About
     model: dict[str, Any]
-    """`_target_` and keyword arguments of the net; `about` says what it is, `weights` what it starts from."""
+    """`_target_` and keyword arguments of the net."""
+    weights: str | None = None
+    """What the net starts from: a finished run, a `.safetensors` file or a tag of timm; null draws new weights."""
     recipe: Recipe
     trainer: TrainerConfig
     tracking: TrackingConfig
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
-        task = self.model.get("about", {}).get("task", self.data.task)
-        if task != self.data.task:
+        task = self.about.task
+        if task not in (None, self.data.task):
             raise ValueError(
                 f"model is for {task} but data={self.data.name} is for {self.data.task}; choose another of the two"
             )
@@ -283,7 +303,7 @@ class RunConfig(Section):
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the result: the configuration without where it is written and how it is tracked."""
-        ignored = {"seeds", "output_dir", "work_dir", "overwrite", "tracking", "loggers"}
+        ignored = {"about", "seeds", "output_dir", "work_dir", "overwrite", "tracking", "loggers"}
         plain = {key: value for key, value in self.plain().items() if key not in ignored}
         plain["trainer"].pop("progress_bar")
         return plain
@@ -293,13 +313,13 @@ DataConfig.model_rebuild()
 
 
 def read_config(values: dict[str, Any], where: str = "the configuration") -> RunConfig:
-    """Check plain values and return the typed configuration.
+    """Check plain values, of older versions as well, and return the typed configuration.
 
     Raises:
         UserError: a key is unknown or missing, or a value has a wrong type or lies outside its range.
     """
     try:
-        return RunConfig.model_validate(values)
+        return RunConfig.model_validate(upgraded(values))
     except ValidationError as error:
         raise UserError(describe(error, where)) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 __all__ = ["upgraded"]
@@ -15,8 +16,29 @@ SCHEDULE_ARGUMENTS = {
 }
 
 
-def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a run's configuration with what earlier versions named otherwise put right."""
+    return _recipe_of_targets(_about_and_weights_outside(values))
+
+
+def _about_and_weights_outside(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Put `about` and `weights` beside `model`, where older files and a user's own have them inside.
+
+    A net without a title has the name of its class or function.
+    """
+    model = values.get("model")
+    if not isinstance(model, Mapping):
+        return dict(values)
+    about, inside = values.get("about") or {}, model.get("about") or {}
+    if isinstance(about, Mapping) and isinstance(inside, Mapping):
+        about = {"title": str(model.get("_target_")).rpartition(".")[2]} | {**about, **inside}
+    weights = values.get("weights") if model.get("weights") is None else model["weights"]
+    arguments = {key: value for key, value in model.items() if key not in {"about", "weights", "_convert_"}}
+    return {**values, "about": about, "model": arguments, "weights": weights}
+
+
+def _recipe_of_targets(values: dict[str, Any]) -> dict[str, Any]:
+    """Name optimiser, schedule and loss by `_target_`."""
     recipe = values.get("recipe")
     if not isinstance(recipe, dict):
         return values

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from convatlas.core.errors import UserError, near_matches
 
@@ -208,6 +208,8 @@ def _is_building_block(target: str) -> bool:
 def checked_arguments(target: Callable[..., Any], given: Mapping[str, Any], section: str) -> dict[str, Any]:
     """Check keyword arguments against a signature and its type hints; lists become tuples where those are wanted.
 
+    What another package's code is given is checked by name alone; it may have no type hints, or loose ones.
+
     Raises:
         UserError: naming the option as `<section>.<argument>`.
     """
@@ -216,23 +218,21 @@ def checked_arguments(target: Callable[..., Any], given: Mapping[str, Any], sect
     named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if not takes_any and (unknown := [key for key in given if key not in named]):
         raise UserError(f"{section}.{unknown[0]}: there is no such option. {near_matches(unknown[0], named)}")
+    if missing := [name for name, p in named.items() if p.default is p.empty and name not in given]:
+        raise UserError(f"{section}.{missing[0]} is missing; give it a value.")
+    if not getattr(target, "__module__", "").startswith("convatlas."):
+        return dict(given)
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    fields: dict[str, Any] = {
-        name: (hints.get(name, Any), ... if parameter.default is parameter.empty else parameter.default)
-        for name, parameter in named.items()
+    return {
+        key: _checked(value, hints.get(key, Any) if key in named else Any, f"{section}.{key}")
+        for key, value in given.items()
     }
-    # Field names are the net's own and may begin as pydantic's reserved names do (`model_name`).
-    shape = create_model(
-        "Arguments", __config__=ConfigDict(arbitrary_types_allowed=True, protected_namespaces=()), **fields
-    )
+
+
+def _checked(value: Any, hint: Any, key: str) -> Any:
     try:
-        checked = shape.model_validate({key: value for key, value in given.items() if key in named})
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        key = f"{section}.{first['loc'][0]}"
-        if first["type"] == "missing":
-            raise UserError(f"{key} is missing; give it a value.") from error
         message = first["msg"][0].lower() + first["msg"][1:]
         raise UserError(f"{key}={first['input']!r} is not valid: {message}.") from error
-    rest = {key: value for key, value in given.items() if key not in named}
-    return {name: getattr(checked, name) for name in named if name in given} | rest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,18 +14,25 @@ from convatlas.models.interfaces import HasParts
 
 
 def build_model(model: Mapping[str, Any]) -> nn.Module:
-    """Build the net of a `conf/model` file, with new weights; `weights`, which it may start from, is for the training.
+    """Build a net, with new weights, from the section `model` of a configuration: `_target_` and its arguments.
 
     Raises:
         UserError: an argument is unknown, missing, of a wrong type, or refused by the net itself.
     """
     target = locate(model["_target_"])
-    given = {key: value for key, value in model.items() if key not in {"about", "_target_", "weights"}}
-    arguments = checked_arguments(target, given, "model")
+    arguments = checked_arguments(
+        target, {key: value for key, value in model.items() if key not in {"_target_", "_convert_"}}, "model"
+    )
     try:
         net: nn.Module = target(**arguments)
     except ValueError as error:
         raise UserError(str(error)) from error
+    except TypeError as error:  # options that a function passes on to a net of another package
+        if unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+            raise UserError(
+                f"model.{unknown[1]}: {model['_target_']} has no such option ({error}); leave it out or correct it."
+            ) from error
+        raise
     return net
 
 

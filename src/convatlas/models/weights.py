@@ -39,7 +39,7 @@ def take_weights(net: nn.Module, state: State, num_classes: int, source: str) ->
     if strange:
         where = "has" if strange[0] in state else "lacks"
         raise UserError(
-            f"model.weights={source} {where} {strange[0]}, unlike this net ({len(strange)} names differ); "
+            f"weights={source} {where} {strange[0]}, unlike this net ({len(strange)} names differ); "
             "take weights of the same architecture and options."
         )
     left_out = [name for name, tensor in own.items() if tensor.shape != state[name].shape]
@@ -48,7 +48,7 @@ def take_weights(net: nn.Module, state: State, num_classes: int, source: str) ->
     if wrong:
         name = wrong[0]
         raise UserError(
-            f"model.weights={source}: {name} has the shape {tuple(state[name].shape)} there and "
+            f"weights={source}: {name} has the shape {tuple(state[name].shape)} there and "
             f"{tuple(own[name].shape)} here; take weights of the same architecture and options."
         )
     net.load_state_dict({name: tensor for name, tensor in state.items() if name not in left_out}, strict=False)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 
-from convatlas.core.composing import hydra_ready, read_run
+from convatlas.core.composing import hydra_ready
 from convatlas.core.config import RunConfig
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
@@ -261,28 +261,26 @@ def _train_finals(
     """Train every net from scratch as an ordinary run below `folder`; return the folders of the seeds by name."""
     if not run.search.finals.seeds:
         return {}
-    from hydra import compose
-    from omegaconf import OmegaConf
-
     with hydra_ready():
-        searched: Any = OmegaConf.to_container(compose("profile", ["model=searched"]).model, resolve=True)
-    models: dict[str, tuple[dict[str, Any], int | None]] = {}
+        searched = composed_net(["model=searched"])
+    nets: dict[str, tuple[dict[str, Any], int | None]] = {}
     for phase in phases:
         for name, architecture in phase.architectures.items():
             inline = {"family": architecture["family"], "net": architecture["net"]}
-            models[name] = {**searched, "architecture": inline}, architecture.get("image_size")
-    models |= {name: (model, None) for name, model in compared.items()}
+            model = {**searched["model"], "architecture": inline}
+            nets[name] = {**searched, "model": model}, architecture.get("image_size")
+    nets |= {name: (net, None) for name, net in compared.items()}
     return {
-        name: train(_final_run(run, name, model, image_size, folder / name), strict=False)
-        for name, (model, image_size) in models.items()
+        name: train(_final_run(run, name, net, image_size, folder / name), strict=False)
+        for name, (net, image_size) in nets.items()
     }
 
 
-def _final_run(run: SearchRun, name: str, model: dict[str, Any], image_size: int | None, folder: Path) -> RunConfig:
+def _final_run(run: SearchRun, name: str, net: dict[str, Any], image_size: int | None, folder: Path) -> RunConfig:
     plain = run.model_dump(mode="json")
     data = plain["data"] | ({} if image_size is None else {"image_size": image_size})
-    model = model | {"num_classes": run.data.num_classes, "in_channels": run.data.in_channels}
-    return read_run(
+    model = net["model"] | {"num_classes": run.data.num_classes, "in_channels": run.data.in_channels}
+    return read_config(
         {
             "study": f"search_{run.search.name}",
             "variant": name,
@@ -291,6 +289,7 @@ def _final_run(run: SearchRun, name: str, model: dict[str, Any], image_size: int
             "work_dir": str(work_path(run) / "finals" / name),
             "overwrite": False,
             "data": data,
+            "about": net["about"],
             "model": model,
             "recipe": plain["recipe"],
             "trainer": plain["trainer"],

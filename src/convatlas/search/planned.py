@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convatlas.core.composing import conf_dir
+from convatlas.core.composing import composed_net, conf_dir
 from convatlas.core.errors import UserError, near_matches
 from convatlas.core.source_code import DECIDING, PACKAGE, Code, code_behind, targets_in
 from convatlas.search.config import SearchRun, read_search
@@ -44,13 +44,7 @@ def planned_search(run: SearchRun) -> dict[str, Any]:
 
 def compared_nets(run: SearchRun) -> dict[str, dict[str, Any]]:
     """Compose the nets that are trained beside what is found, by name, inside `hydra_ready`; a wrong name is told."""
-    from hydra import compose
-    from omegaconf import OmegaConf
-
-    models: dict[str, Any] = {}
-    for name, overrides in run.search.finals.compared.items():
-        models[name] = OmegaConf.to_container(compose("profile", overrides).model, resolve=True)
-    return models
+    return {name: composed_net(overrides) for name, overrides in run.search.finals.compared.items()}
 
 
 def search_code(compared: dict[str, dict[str, Any]]) -> Code:

@@ -275,7 +275,7 @@ def template_values(config: RunConfig) -> dict[str, str]:
     `after` is the run or file whose weights it begins with, or what a search of the pipeline found; other runs have
     their data there once more.
     """
-    weights, data = config.model.get("weights"), config.data.name
+    weights, data = config.weights, config.data.name
     if isinstance(weights, str) and "/" in weights:
         return {"data": data, "after": weights}
     return {"data": data, "after": found_by_search(config.model) or f"data/prepared/{data}"}

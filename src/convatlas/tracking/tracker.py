@@ -165,14 +165,14 @@ class MlflowVariantTracker(VariantTracker):
             "convatlas.study": self.config.study,
             "convatlas.variant": self.variant,
             "convatlas.data": self.fingerprint,
-            "convatlas.model": str(self.config.model["about"]["title"]),
+            "convatlas.model": str(self.config.about.title),
             "convatlas.dirty": str(code.dirty).lower(),
             "mlflow.source.name": "convatlas.train",
             **commit,
         }
 
     def _params(self) -> dict[str, Any]:
-        hidden = {"output_dir", "work_dir", "overwrite", "seeds"}
+        hidden = {"about", "output_dir", "work_dir", "overwrite", "seeds"}
         values = {key: value for key, value in self.config.plain().items() if key not in hidden}
         values["model"] = {key: value for key, value in values["model"].items() if key != "about"}
         return values

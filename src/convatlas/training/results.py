@@ -64,7 +64,7 @@ def collect_results(
         variant=config.variant,
         seed=task.seed,
         task=config.data.task,
-        model=config.model["about"]["title"],
+        model=config.about.title,
         data=config.data.name,
         data_fingerprint=data.prepared.card.fingerprint,
         monitor=monitor,

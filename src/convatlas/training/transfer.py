@@ -25,13 +25,13 @@ def check_weights(config: RunConfig) -> None:
     Raises:
         UserError: as `load_initial_weights`.
     """
-    if config.model.get("weights") is not None or config.recipe.trainable != "all":
+    if config.weights is not None or config.recipe.trainable != "all":
         for seed in config.seeds:
             load_initial_weights(build_model(config.model), config, seed)
 
 
 def load_initial_weights(net: nn.Module, config: RunConfig, seed: int) -> list[str]:
-    """Give a new net the weights of `model.weights` and freeze what `recipe.trainable` leaves out.
+    """Give a new net the weights of `weights` and freeze what `recipe.trainable` leaves out.
 
     Returns:
         What was done, a line each.
@@ -40,7 +40,7 @@ def load_initial_weights(net: nn.Module, config: RunConfig, seed: int) -> list[s
         UserError: the weights cannot be read or do not fit, or it is not clear what to freeze.
     """
     said = []
-    source, classes = config.model.get("weights"), config.data.num_classes
+    source, classes = config.weights, config.data.num_classes
     if source is not None:
         left_out = take_weights(net, read_weights(source, config.model, seed), classes, str(source))
         new = f", but for {', '.join(left_out)}, made for another number of classes" if left_out else ""
@@ -52,7 +52,7 @@ def load_initial_weights(net: nn.Module, config: RunConfig, seed: int) -> list[s
         size = config.data.image_size
         layers = freeze(net, trainable, classes, torch.zeros(1, config.data.in_channels, size, size))
         values = [sum(p.numel() for p in net.parameters() if p.requires_grad or every) for every in (False, True)]
-        begun = "" if source is not None else "; the rest stays as it was drawn, since there is no model.weights"
+        begun = "" if source is not None else "; the rest stays as it was drawn, since there is no weights"
         said.append(f"Trained: {values[0]:,} of {values[1]:,} parameters, {layers[0]} to {layers[-1]}{begun}.")
     return said
 
@@ -63,7 +63,7 @@ def weights_digest(config: RunConfig, seed: int) -> str | None:
     Raises:
         UserError: they cannot be read.
     """
-    source = config.model.get("weights")
+    source = config.weights
     return None if source is None else digest(read_weights(source, config.model, seed))
 
 
@@ -85,9 +85,7 @@ def read_weights(source: Any, model: Mapping[str, Any], seed: int) -> State:
     if path.is_file():
         return _of_file(path)
     if path.suffix in {".safetensors", ".ckpt"} or len(path.parts) > 1:
-        raise UserError(
-            f"model.weights={source} does not exist; name a finished run, a .safetensors file or a tag of timm."
-        )
+        raise UserError(f"weights={source} does not exist; name a finished run, a .safetensors file or a tag of timm.")
     return _of_timm(str(source), model)
 
 
@@ -96,7 +94,7 @@ def _of_run(folder: Path, seed: int) -> State:
     if found is None:
         seeds = sorted(each.name for each in folder.glob("seed=*"))
         hint = f"it has {', '.join(seeds)}: name one of them" if seeds else "train it first, or correct the path"
-        raise UserError(f"model.weights={folder} holds no best.ckpt of seed {seed}; {hint}.")
+        raise UserError(f"weights={folder} holds no best.ckpt of seed {seed}; {hint}.")
     return _of_checkpoint(found)
 
 
@@ -104,14 +102,14 @@ def _of_file(file: Path) -> State:
     if file.suffix == ".ckpt":
         return _of_checkpoint(file)
     if file.suffix != ".safetensors":
-        raise UserError(f"model.weights={file} is no .safetensors file, and others could run code; convert it first.")
+        raise UserError(f"weights={file} is no .safetensors file, and others could run code; convert it first.")
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"model.weights={file} cannot be read ({error}); fetch or write it again.") from error
+        raise UserError(f"weights={file} cannot be read ({error}); fetch or write it again.") from error
 
 
 def _of_checkpoint(file: Path) -> State:
@@ -126,11 +124,11 @@ def _of_timm(tag: str, model: Mapping[str, Any]) -> State:
 
     if not timm.models.is_model_pretrained(tag):
         near = near_matches(tag, timm.list_pretrained())
-        raise UserError(f"model.weights={tag} is neither a run, nor a file, nor a tag of timm. {near}")
+        raise UserError(f"weights={tag} is neither a run, nor a file, nor a tag of timm. {near}")
     try:
         donor = timm.create_model(tag, pretrained=True, in_chans=model["in_channels"])
     except Exception as error:  # whatever stops a download
         raise UserError(
-            f"model.weights={tag} cannot be fetched ({type(error).__name__}); check the network, or name a file."
+            f"weights={tag} cannot be fetched ({type(error).__name__}); check the network, or name a file."
         ) from error
     return donor.state_dict()
