@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from convatlas.core.cli import run_hydra
-from convatlas.core.config import in_current_form
 from convatlas.core.errors import UserError
 from convatlas.core.imports import quick_imports
+from convatlas.core.older import upgraded
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -20,7 +20,7 @@ def main(config: DictConfig) -> None:
     from omegaconf import OmegaConf
 
     composed: Any = OmegaConf.to_container(config, resolve=True)
-    plain = in_current_form(composed)
+    plain = upgraded(composed)
     if plain["format"] not in {"text", "json"}:
         raise UserError(f"format={plain['format']}: choose text or json.")
     size = plain["input_size"] or plain["about"].get("input_size")

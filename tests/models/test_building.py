@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 from convatlas.core.composing import compose_run, composed_net, current_overrides, hydra_ready
-from convatlas.core.config import in_current_form
 from convatlas.core.errors import UserError
+from convatlas.core.older import upgraded
 from convatlas.models.build import build_model
 from convatlas.models.costs import on_meta_device
 from helpers import ROOT
@@ -127,7 +127,7 @@ INSIDE: dict[str, Any] = {"_target_": "a.Net", "depth": 2, "about": {"title": "M
     ],
 )
 def test_about_and_weights_of_older_files_stand_beside_the_model(values, about, weights):
-    moved = in_current_form(values)
+    moved = upgraded(values)
     assert moved == {"model": {"_target_": "a.Net", "depth": 2}, "about": about, "weights": weights}
 
 

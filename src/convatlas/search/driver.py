@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 
-from convatlas.core.composing import hydra_ready
+from convatlas.core.composing import composed_net, hydra_ready, read_run
 from convatlas.core.config import RunConfig
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
@@ -280,7 +280,7 @@ def _final_run(run: SearchRun, name: str, net: dict[str, Any], image_size: int |
     plain = run.model_dump(mode="json")
     data = plain["data"] | ({} if image_size is None else {"image_size": image_size})
     model = net["model"] | {"num_classes": run.data.num_classes, "in_channels": run.data.in_channels}
-    return read_config(
+    return read_run(
         {
             "study": f"search_{run.search.name}",
             "variant": name,

@@ -73,8 +73,9 @@ class Task(pl.LightningModule, ABC):
         for name, metric in config.metrics.items():
             if not isinstance(metrics[name], Metric):
                 raise UserError(f"metrics.{name}: {metric['_target_']} is no metric of torchmetrics.")
-        self.validation_metrics = nn.ModuleDict({**self.own_metrics(), **metrics})
-        self.test_metrics = nn.ModuleDict({name: metric.clone() for name, metric in self.validation_metrics.items()})
+        evaluated = {**self.own_metrics(), **metrics}
+        self.validation_metrics = nn.ModuleDict(evaluated)
+        self.test_metrics = nn.ModuleDict({name: metric.clone() for name, metric in evaluated.items()})
         self.test_rows: list[dict[str, Any]] = []
         self._loss_sums: dict[str, Tensor] = {}
         self._batches = 0
@@ -182,7 +183,7 @@ class Task(pl.LightningModule, ABC):
                 f"The net does not take images of {channels} channels and {size} pixels ({line}); "
                 "correct model.in_channels, data.image_size or the net's own options."
             ) from error
-        metrics = {name: metric.clone() for name, metric in self.validation_metrics.items()}
+        metrics = {name: metric.clone() for name, metric in self._metrics(self.validation_metrics).items()}
         batch = {"images": images, "indices": torch.zeros(1, dtype=torch.int64), **self.example_targets(size)}
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -207,7 +207,7 @@ class _Trials:
             self.study = optuna.create_study(
                 study_name="tune",
                 storage=f"sqlite:///{database}",
-                direction=f"{task.monitor_mode}imize",
+                direction="maximize" if task.monitor_mode == "max" else "minimize",
                 load_if_exists=True,
             )
         except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
