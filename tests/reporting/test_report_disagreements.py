@@ -114,6 +114,6 @@ def test_variants_that_agree_are_told_so(tmp_path):
     variants = {key: made([0, 1], labels=[0, 1]) for key in "ab"}
     write_report(*make_study(tmp_path, variants), tmp_path / "report")
     assert (
-        "All 2 variants give the same answer to each of the 2 test images"
+        "All 2 variants predict the same class for each of the 2 test images"
         in (tmp_path / "report" / "index.html").read_text()
     )

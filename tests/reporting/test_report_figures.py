@@ -44,7 +44,7 @@ def test_a_curve_goes_from_left_to_right_through_the_means_with_a_dot_for_each_s
     means = [(row["v"], row["x"], row["y"]) for row in rows(chart) if "y" in row]
     assert means == [("Thin", 1, 10), ("Wide", 4, 3)]
     assert [(row["x"], row["s"]) for row in rows(chart) if "s" in row] == [(4, 4), (4, 2)]  # equal seeds need no dots
-    assert [(line.net, line.x, line.y) for line in drawing.lines] == [("Thin", "1", "10"), ("Wide", "4", "3 ± 1.4")]
+    assert drawing.lines == (("width", "Thin", "1", "10"), ("width", "Wide", "4", "3 ± 1.4"))
     assert (drawing.axes, drawing.legend) == (("width", "test error, %"), ())
 
 
@@ -56,7 +56,7 @@ def test_a_figure_of_the_runs_is_written_as_the_lecture_does(tmp_path):
     curves = {"one": [("a", None), ("b", None)]}
     [drawing] = drawn(tmp_path, variants, figure(curves, x="macs", x_title=None, y="activation_bytes"))
     assert drawing.axes == ("MACs, millions", "saved for backward, MB")
-    assert [(line.x, line.y) for line in drawing.lines] == [("0.5", "3"), ("41", "3")]
+    assert [line[2:] for line in drawing.lines] == [("0.5", "3"), ("41", "3")]
 
 
 def test_parts_of_a_net_are_points_too(tmp_path):
@@ -67,7 +67,7 @@ def test_parts_of_a_net_are_points_too(tmp_path):
     parts = {"a": {"accuracy": 0.5}, "b": {"accuracy": 0.75}}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"parts": parts}))
     [drawing] = lecture_figures(read_study(study_file, runs))
-    assert [(line.net, line.y) for line in drawing.lines] == [("Net, a", "50"), ("Net, b", "25")]
+    assert [(net, y) for _, net, _, y in drawing.lines] == [("Net, a", "50"), ("Net, b", "25")]
 
 
 def test_what_the_lecture_prints_has_axes_of_its_own(tmp_path):
@@ -85,7 +85,7 @@ def test_what_the_lecture_prints_has_axes_of_its_own(tmp_path):
 def test_a_logarithm_leaves_out_what_is_not_above_zero(tmp_path, log):
     variants = {key: MadeVariant(test=accuracies(value)) for key, value in {"a": 1.0, "b": 0.9, "c": 0.8}.items()}
     [drawing] = drawn(tmp_path, variants, figure({"c": [("a", 1), ("b", 2), ("c", 3)]}, log=log))
-    assert [line.x for line in drawing.lines] == (["2", "3"] if log else ["1", "2", "3"])
+    assert [x for _, _, x, _ in drawing.lines] == (["2", "3"] if log else ["1", "2", "3"])
 
 
 def test_a_figure_of_a_single_net_is_not_drawn(tmp_path):

@@ -101,6 +101,11 @@ def test_missing_runs_and_figures_are_said(verdict, tmp_path):
     assert entry.checked[0].reason == "no run has accuracy of Net X"
 
 
+def test_a_claim_on_a_variant_that_the_plan_does_not_have_is_not_tested(verdict):
+    entry = verdict("accuracy[other] < accuracy[good]", good=GOOD)
+    assert (entry.verdict, entry.checked[0].reason) == ("not tested", "the plan has no variant other")
+
+
 def test_one_seed_is_not_enough_for_what_is_measured_but_for_what_is_counted(tmp_path):
     one = MadeVariant(test=accuracies(0.9), costs={"parameters": 100})
     more = MadeVariant(test=accuracies(0.8), costs={"parameters": 200})

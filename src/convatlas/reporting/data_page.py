@@ -1,4 +1,4 @@
-"""A prepared data set as one page for people: pictures of every class, counts, what was left out, and how it was made.
+"""A prepared data set as one page: pictures of every class, counts, what was left out, and how it was made.
 
 It is made of the prepared folder alone, holds nothing of time or machine, and needs no network.
 """

@@ -6,6 +6,7 @@ several classes, the more they disagree: the entropy of the predictions.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,7 +37,6 @@ class Vote:
 
     title: str
     right: bool
-    variants: int
     names: str
 
 
@@ -122,7 +122,7 @@ def entropies(answers: NDArray[np.int32]) -> NDArray[np.float64]:
 
 
 def _disputed(
-    predictions: Predictions, place: int, said: NDArray[np.int32], names: Sequence[str], split: Split | None
+    predictions: Predictions, place: int, predicted: NDArray[np.int32], names: Sequence[str], split: Split | None
 ) -> Disputed:
     label, position = int(predictions.labels[place]), int(predictions.index[place])
     classes: Mapping[int, str] = dict(enumerate(split.card.classes)) if split is not None else {}
@@ -130,14 +130,13 @@ def _disputed(
     def title(number: int) -> str:
         return classes.get(number, f"class {number}")
 
-    found = []
-    for number in dict.fromkeys(said.tolist()):
-        who = [name for name, answer in zip(names, said.tolist(), strict=True) if answer == number]
-        shown = who if len(who) <= MOST_NAMES else [*who[: MOST_NAMES - 1], f"{len(who) - MOST_NAMES + 1} others"]
-        found.append(Vote(title(number), number == label, len(who), listed(shown)))
-    found.sort(key=lambda vote: -vote.variants)
+    votes = []
+    for number, support in Counter(predicted.tolist()).most_common():
+        who = [name for name, other in zip(names, predicted.tolist(), strict=True) if other == number]
+        shown = who if support <= MOST_NAMES else [*who[: MOST_NAMES - 1], f"{support - MOST_NAMES + 1} others"]
+        votes.append(Vote(title(number), number == label, listed(shown)))
     image = None if split is None else _image(split, position, f"Test image {position}, of class {title(label)}")
-    return Disputed(position, title(label), tuple(found), image)
+    return Disputed(position, title(label), tuple(votes), image)
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------

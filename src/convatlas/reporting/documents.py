@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from convatlas.reporting.study import Group, Study
@@ -55,22 +56,14 @@ def as_latex(study: Study) -> str:
 
 
 def claim_records(study: Study) -> list[dict[str, Any]]:
-    """Return each claim with its verdict and the figures behind it, in the study's order."""
+    """Return each claim with its verdict and the values behind it, in the study's order."""
+    names = {"text": "comparison", "reason": "why_not_tested"}
     return [
         {
             "claim": each.claim.says,
             "note": each.claim.note,
             "verdict": each.verdict,
-            "comparisons": [
-                {
-                    "comparison": part.text,
-                    "verdict": part.verdict,
-                    "figures": part.figures,
-                    "interval": part.interval,
-                    "why_not_tested": part.reason,
-                }
-                for part in each.checked
-            ],
+            "comparisons": [{names.get(k, k): v for k, v in asdict(part).items()} for part in each.checked],
         }
         for each in judge(study)
     ]

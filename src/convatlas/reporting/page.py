@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from convatlas.reporting.charts import HUES, REST, Chart, colours
+from convatlas.reporting.charts import HUES, REST, colours
 from convatlas.reporting.curves import gradient_chart, inner_curves, learning_curves
-from convatlas.reporting.disagreements import Disagreements, disagreements
+from convatlas.reporting.disagreements import disagreements
 from convatlas.reporting.lecture_figures import lecture_figures
 from convatlas.reporting.origin import cautions, origin, sampling_note
-from convatlas.reporting.paired import Pair, compare, interval_text, reference_of, signed
+from convatlas.reporting.paired import compare, interval_text, reference_of, signed
 from convatlas.reporting.printed_numbers import printed_numbers
 from convatlas.reporting.rendering import render, template_source
 from convatlas.reporting.run_pictures import RunPictures, run_pictures
-from convatlas.reporting.score_plots import IntervalPlot, ScorePlot, interval_plots, score_plots
+from convatlas.reporting.score_plots import interval_plots, score_plots
 from convatlas.reporting.study import Group, Study, Variant
-from convatlas.reporting.tables import Table, further_table, leaders, main_table
+from convatlas.reporting.tables import further_table, leaders, main_table
 from convatlas.reporting.trade_offs import trade_offs
 from convatlas.reporting.verdicts import judge, tally
 from convatlas.reporting.wording import DASH, count, listed, spread_text
@@ -33,50 +34,6 @@ class Headline:
     meaning: str
 
 
-@dataclass(frozen=True)
-class Paired:
-    """The comparison of each variant with the reference."""
-
-    reference: Variant
-    pairs: Sequence[Pair]
-    plots: Sequence[IntervalPlot]
-    ends: tuple[str, str]
-    by_images: bool
-    note: str
-
-
-@dataclass(frozen=True)
-class Section:
-    """What the page shows of one group."""
-
-    anchor: str
-    group: Group
-    headline: Headline | None
-    equals: str
-    table: Table
-    further: Table
-    paired: Paired | None
-    disagreements: Disagreements | None
-    scores: Sequence[ScorePlot]
-    score_ends: tuple[str, str]
-    curves: Sequence[Chart]
-    inner: Sequence[Chart]
-    trade_offs: Sequence[Chart]
-    pictures: Sequence[RunPictures]
-    sampling: str
-    colours: dict[str, str]
-
-    @property
-    def coloured(self) -> list[Variant]:
-        """The variants with a colour of their own."""
-        return [variant for variant in self.group.variants if self.colours[variant.key] != REST]
-
-    @property
-    def has_grey(self) -> bool:
-        """Whether there are too many variants for each to have a colour."""
-        return any(variant.runs and self.colours[variant.key] == REST for variant in self.group.variants)
-
-
 def render_report(study: Study, runs: Path) -> str:
     """Return the page of a study; pictures come from below `runs`.
 
@@ -86,7 +43,7 @@ def render_report(study: Study, runs: Path) -> str:
     pairs = zip(study.groups, run_pictures(study.groups, runs), strict=True)
     sections = [_section(group, pictures, number) for number, (group, pictures) in enumerate(pairs, start=1)]
     figures = lecture_figures(study)
-    has_charts = any(section.curves or section.inner or section.trade_offs for section in sections) or bool(figures)
+    has_charts = any(section["charts"] for section in sections) or bool(figures)
     return render(
         "report.html.j2",
         scripts=[*([_chart_library()] if has_charts else []), _for_script_element(template_source("report.js"))],
@@ -125,38 +82,51 @@ def headline(group: Group) -> Headline | None:
     return Headline(group.best.title, spread_text(group.metric, found), meaning)
 
 
-def _section(group: Group, pictures: Sequence[RunPictures], number: int) -> Section:
-    scores, ends = score_plots(group)
+def _section(group: Group, pictures: Sequence[RunPictures], number: int) -> dict[str, Any]:
+    """Return what the page shows of one group."""
+    scores, score_ends = score_plots(group)
     gradients = gradient_chart(group)
-    return Section(
-        anchor=f"group-{number}",
-        group=group,
-        headline=headline(group),
-        equals=_equals(group),
-        table=main_table(group),
-        further=further_table(group),
-        paired=_paired(group),
-        disagreements=disagreements(group),
-        scores=scores,
-        score_ends=ends,
-        curves=learning_curves(group),
-        inner=[*inner_curves(group), *([gradients] if gradients else [])],
-        trade_offs=trade_offs(group),
-        pictures=pictures,
-        sampling=sampling_note(group),
-        colours=colours(group),
-    )
+    charts = {
+        "curves": learning_curves(group),
+        "inner": [*inner_curves(group), *([gradients] if gradients else [])],
+        "trade_offs": trade_offs(group),
+    }
+    colour = colours(group)
+    return {
+        "anchor": f"group-{number}",
+        "group": group,
+        "headline": headline(group),
+        "equals": _equals(group),
+        "table": main_table(group),
+        "further": further_table(group),
+        "paired": _paired(group),
+        "disagreements": disagreements(group),
+        "scores": scores,
+        "score_ends": score_ends,
+        "charts": charts if any(charts.values()) else None,
+        "pictures": pictures,
+        "sampling": sampling_note(group),
+        "colours": colour,
+        "coloured": [variant for variant in group.variants if colour[variant.key] != REST],
+        "has_grey": any(variant.runs and colour[variant.key] == REST for variant in group.variants),
+    }
 
 
-def _paired(group: Group) -> Paired | None:
+def _paired(group: Group) -> dict[str, Any] | None:
     """Compare with the reference; None where there is nothing to compare."""
     reference, pairs = reference_of(group), compare(group)
     if reference is None or not any(pair.seeds for pair in pairs):
         return None
     plots, ends = interval_plots(pairs)
     with_images = [pair.only_variant is not None for pair in pairs if pair.seeds]
-    low, high = (signed(end, group.metric) for end in ends)
-    return Paired(reference, pairs, plots, (low, high), any(with_images), _how_paired(with_images))
+    return {
+        "reference": reference,
+        "pairs": pairs,
+        "plots": plots,
+        "ends": [signed(end, group.metric) for end in ends],
+        "by_images": any(with_images),
+        "note": _how_paired(with_images),
+    }
 
 
 def _how_paired(with_images: Sequence[bool]) -> str:

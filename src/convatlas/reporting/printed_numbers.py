@@ -6,7 +6,7 @@ A study notes them as it found them: single numbers, numbers by net, numbers by 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +14,16 @@ from convatlas.core.metrics import as_words
 from convatlas.reporting.study import Study, Variant
 from convatlas.reporting.wording import DASH, PLUS_MINUS, listed, megabytes
 
-Ours = Callable[[Variant], str]
+Numbers = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class PrintedTable:
-    """Figures by net: a printed column, and ours behind it where we measured the same.
+    """Numbers by net: a printed column, and ours behind it where we measured the same.
 
     Attributes:
-        columns: title, and whether the figures are ours.
-        rows: the net's name, and a figure for each column.
+        columns: title, and whether the numbers are ours.
+        rows: the net's name, and a number for each column.
     """
 
     columns: tuple[tuple[str, bool], ...]
@@ -37,29 +37,36 @@ class PrintedTable:
 
 @dataclass(frozen=True)
 class PrintedNumbers:
-    """All printed figures of a study: single ones, and tables."""
+    """All printed numbers of a study: single ones, and tables."""
 
     facts: tuple[tuple[str, str], ...]
     tables: tuple[PrintedTable, ...]
 
 
 def printed_numbers(study: Study) -> PrintedNumbers:
-    """Lay out the printed figures of a study."""
+    """Lay out the printed numbers of a study; columns that name the same nets share a table."""
     facts: list[tuple[str, str]] = []
-    by_net: dict[str, Mapping[str, Any]] = {}
     tables: list[PrintedTable] = []
+    by_net: list[dict[str, Numbers]] = []
     for name, value in _flat(study.plan.printed):
         if not isinstance(value, Mapping):
             facts.append((as_words(name), _written(value)))
-        elif _is_columns(value):
-            tables.append(_from_columns(value))
+        elif all(isinstance(column, list) for column in value.values()) and len(set(map(len, value.values()))) == 1:
+            rows = (tuple(map(_written, row)) for row in zip(*value.values(), strict=True))
+            numbered = tuple((str(number), row) for number, row in enumerate(rows, start=1))
+            tables.append(PrintedTable(tuple((as_words(str(column)), False) for column in value), numbered))
         else:
-            by_net[name] = {str(net): figure for net, figure in value.items()}
-    tables += [_from_nets(study, columns) for columns in _that_share_nets(by_net)]
-    return PrintedNumbers(tuple(facts), tuple(tables))
+            column = {str(net): number for net, number in value.items()}
+            shared = next(
+                (found for found in by_net if any(set(column) & set(other) for other in found.values())), None
+            )
+            if shared is None:
+                by_net.append(shared := {})
+            shared[name] = column
+    return PrintedNumbers(tuple(facts), (*tables, *(_beside_ours(study, columns) for columns in by_net)))
 
 
-def _flat(printed: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
+def _flat(printed: Numbers, above: str = "") -> list[tuple[str, Any]]:
     """Open mappings of mappings: `test_error: {cifar10: {...}}` becomes `test_error, cifar10`."""
     found: list[tuple[str, Any]] = []
     for key, value in printed.items():
@@ -71,50 +78,26 @@ def _flat(printed: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def _is_columns(value: Mapping[str, Any]) -> bool:
-    lengths = {len(column) if isinstance(column, list) else -1 for column in value.values()}
-    return len(lengths) == 1 and lengths != {-1}
-
-
-def _from_columns(value: Mapping[str, list[Any]]) -> PrintedTable:
-    columns = tuple((as_words(str(name)), False) for name in value)
-    rows = (tuple(map(_written, row)) for row in zip(*value.values(), strict=True))
-    return PrintedTable(columns, tuple((str(number), row) for number, row in enumerate(rows, start=1)))
-
-
-def _that_share_nets(by_net: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Mapping[str, Any]]]:
-    """Put columns that speak of the same nets into one table."""
-    tables: list[dict[str, Mapping[str, Any]]] = []
-    for name, column in by_net.items():
-        fitting = next((table for table in tables if any(set(column) & set(other) for other in table.values())), None)
-        if fitting is None:
-            tables.append({name: column})
-        else:
-            fitting[name] = column
-    return tables
-
-
-def _from_nets(study: Study, columns: Mapping[str, Mapping[str, Any]]) -> PrintedTable:
-    nets = list(dict.fromkeys(net for column in columns.values() for net in column))
-    variants = {variant.key: variant for variant in study.variants}
-    titles: list[tuple[str, bool]] = []
-    figures: list[list[str]] = []
-    for name, column in columns.items():
-        titles.append((as_words(name), False))
-        figures.append([_written(column.get(net)) for net in nets])
+def _beside_ours(study: Study, printed: Mapping[str, Numbers]) -> PrintedTable:
+    nets = list(dict.fromkeys(net for column in printed.values() for net in column))
+    variants = {variant.key: variant for variant in study.variants if variant.key in nets}
+    columns: list[tuple[str, bool]] = []
+    cells: list[list[str]] = []
+    for name, column in printed.items():
+        columns.append((as_words(name), False))
+        cells.append([_written(column.get(net)) for net in nets])
         measure = ours_beside(name)
-        data = list(dict.fromkeys(variants[net].data for net in nets if net in variants))
         own = [measure(variants[net]) if measure and net in variants else DASH for net in nets]
-        if any(figure != DASH for figure in own):
-            titles.append((f"ours on {listed(data)}", True))
-            figures.append(own)
+        if any(cell != DASH for cell in own):
+            data = dict.fromkeys(variants[net].data for net in nets if net in variants)
+            columns.append((f"ours on {listed(list(data))}", True))
+            cells.append(own)
     names = [variants[net].title if net in variants else as_words(net) for net in nets]
-    rows = zip(names, zip(*figures, strict=True), strict=True)
-    return PrintedTable(tuple(titles), tuple(rows))
+    return PrintedTable(tuple(columns), tuple(zip(names, zip(*cells, strict=True), strict=True)))
 
 
-def ours_beside(name: str) -> Ours | None:
-    """Find what of ours stands beside a printed figure, by the words in its name; None where nothing does.
+def ours_beside(name: str) -> Callable[[Variant], str] | None:
+    """Return what of ours has the meaning of a printed number, by the words in its name; None where nothing has.
 
     Errors and accuracies are in percent, parameters and multiply-adds in millions (or what the name says), as the
     lecture prints them.
@@ -123,9 +106,9 @@ def ours_beside(name: str) -> Ours | None:
     scale = 1e9 if "billion" in words else 1e6
     if words & {"error", "accuracy"}:
         metric = "accuracy_top5" if "top5" in words else "accuracy"
-        return lambda variant: _share(variant, metric, wrong="error" in words)
+        return lambda variant: _percent(variant, metric, is_error="error" in words)
     if words & {"map", "ap"}:
-        return lambda variant: _share(variant, "map")
+        return lambda variant: _percent(variant, "map")
     if words & {"params", "parameters"}:
         return lambda variant: _scaled(variant.cost("parameters"), scale)
     if words & {"macs", "madds", "flops"}:
@@ -135,11 +118,11 @@ def ours_beside(name: str) -> Ours | None:
     return None
 
 
-def _share(variant: Variant, metric: str, *, wrong: bool = False) -> str:
+def _percent(variant: Variant, metric: str, *, is_error: bool = False) -> str:
     found = variant.test(metric)
     if found is None or not found.is_finite:
         return DASH
-    mean = 100 * (1 - found.mean if wrong else found.mean)
+    mean = 100 * (1 - found.mean if is_error else found.mean)
     return f"{mean:.2f}" if found.std is None else f"{mean:.2f} {PLUS_MINUS} {100 * found.std:.2f}"
 
 
@@ -152,6 +135,4 @@ def _written(value: Any) -> str:
         return DASH
     if isinstance(value, float):
         return f"{value:g}"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(_written, value))
-    return str(value)
+    return ", ".join(map(_written, value)) if isinstance(value, list) else str(value)

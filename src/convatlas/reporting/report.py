@@ -1,4 +1,9 @@
-"""What `python -m convatlas.report` writes: the page of a study, the index of all, and the summary for DVC."""
+"""What `python -m convatlas.report` writes: the page of a study, the index of all, and the summary for DVC.
+
+The same plan and runs give the same bytes: nothing of the present time or machine enters them. `plan` is the folder of
+`<study>.yaml`, beside each the folder of its variants' resolved configurations; `runs` holds
+`<study>/<variant>/seed=<n>/`. Every function raises UserError where a file of these is not readable.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +20,7 @@ __all__ = ["write_index", "write_report", "write_summary"]
 
 
 def write_report(study_file: Path, runs: Path, output: Path) -> None:
-    """Write `index.html`, `table.csv`, `table.md`, `table.tex` and `claims.json` of one study.
-
-    The same files give the same bytes: nothing of the present time or machine enters them.
-
-    Args:
-        study_file: `plan/<study>.yaml`; the variants' resolved configs lie in the folder of its name beside it.
-        runs: the folder that holds `<study>/<variant>/seed=<n>/`.
-        output: the folder to write to, `reports/studies/<study>`.
-
-    Raises:
-        UserError: the plan, or a file that a run left, is not readable.
-    """
+    """Write `index.html`, `table.csv`, `table.md`, `table.tex` and `claims.json` of one study."""
     study = read_study(study_file, runs)
     write_text(output / "index.html", render_report(study, runs))
     write_text(output / "table.csv", as_csv(records(study)))
@@ -36,30 +30,12 @@ def write_report(study_file: Path, runs: Path, output: Path) -> None:
 
 
 def write_index(plan: Path, runs: Path, output: Path) -> None:
-    """Write `index.html`: every study of the plan with its headline, in the order of their names.
-
-    Args:
-        plan: the folder of `<study>.yaml`.
-        runs: the folder that holds `<study>/<variant>/seed=<n>/`.
-        output: the folder to write to, `reports`.
-
-    Raises:
-        UserError: there is no study, or a file is not readable.
-    """
+    """Write `index.html`: every study of the plan with its headline, in the order of their names."""
     write_text(output / "index.html", render_index(read_studies(plan, runs)))
 
 
 def write_summary(plan: Path, runs: Path, output: Path) -> None:
-    """Write what `dvc metrics show` and `dvc plots show` are for: `summary.json`, `variants.csv`, `curves.csv`.
-
-    Args:
-        plan: the folder of `<study>.yaml`.
-        runs: the folder that holds `<study>/<variant>/seed=<n>/`.
-        output: the folder to write to, `reports`.
-
-    Raises:
-        UserError: there is no study, or a file is not readable.
-    """
+    """Write what `dvc metrics show` and `dvc plots show` are for: `summary.json`, `variants.csv`, `curves.csv`."""
     studies = read_studies(plan, runs)
     write_json(output / "summary.json", {study.name: study_summary(study) for study in studies})
     write_text(output / "variants.csv", as_csv(list(variant_records(studies))))

@@ -29,7 +29,7 @@ def _group_summary(group: Group) -> dict[str, float]:
     }
     if means:
         summary |= {
-            "best_score": round(max(means, key=lambda mean: group.metric.sign * mean), 4),
+            "best_score": round(max(means) if group.metric.sign > 0 else min(means), 4),
             "mean_score": round(statistics.fmean(means), 4),
         }
     return summary

@@ -78,6 +78,8 @@ def _together(verdicts: Sequence[Verdict]) -> Verdict:
 def _check(comparison: Comparison, study: Study) -> Checked:
     quantities = comparison.quantities()
     variants = {variant.key: variant for variant in study.variants}
+    if unknown := [q.variant for q in quantities if q.variant not in variants]:
+        return Checked(comparison.text, "not tested", "", "", f"the plan has no variant {unknown[0]}")
     values = {q: _values(q, variants[q.variant].runs) for q in quantities}
     figures = "; ".join(f"{_name(q, variants)} {_written(q, values[q])}" for q in quantities)
 

@@ -250,7 +250,7 @@ def _is_finished(folder: Path, identity: dict[str, Any], config: RunConfig, *, s
         if strict:
             raise
         if rank() == 0:
-            print(f"{error} In the pipeline that is done now.")
+            print(f"{error} It is trained again now.")
         return False
     if before == identity:
         if rank() == 0:

@@ -1,0 +1,49 @@
+"""What a finished seed leaves: which epoch is its best, and when its files count as whole."""
+
+import math
+import shutil
+
+import pytest
+
+from convatlas.core.errors import UserError
+from convatlas.core.record import RunRecord
+from convatlas.training.results import best_row
+from convatlas.training.run import train
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "best"),
+    [
+        ((0.5, 0.9, 0.7), "max", 2),
+        ((0.5, 0.9, 0.7), "min", 1),
+        ((0.7, 0.9, 0.9), "max", 2),  # the first of equals
+        ((NAN, 0.2, 0.1), "max", 2),
+        ((NAN, 0.2, 0.1), "min", 3),
+        ((NAN, NAN), "max", 1),
+    ],
+)
+def test_the_best_epoch_is_the_first_with_the_best_value_and_never_nan_beside_one(values, mode, best):
+    rows = [{"epoch": float(n), "val/x": value} for n, value in enumerate(values, start=1)]
+    assert best_row(rows, "val/x", mode)["epoch"] == best
+
+
+def test_a_run_with_a_broken_or_missing_file_is_not_finished(compose, tmp_path, capsys):
+    config = compose("recipe.epochs=1")
+    (folder,) = train(config, strict=True)
+    shutil.copytree(folder, tmp_path / "whole")
+    may_be_missing = {"timing.json", "environment.json"}
+    for name in ("best.ckpt", "history.csv", "identity.json", "metrics.json", "predictions.parquet", *may_be_missing):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-20])
+        with pytest.raises(UserError, match=rf"{name}.*; delete this run's folder and train it again\."):
+            train(config, strict=True)
+        (folder / name).unlink()
+        if name not in may_be_missing | {"metrics.json"}:
+            with pytest.raises(UserError, match=rf"{name} is missing"):
+                train(config, strict=True)
+        shutil.copy2(tmp_path / "whole" / name, folder / name)
+    (folder / "history.csv").write_text("")
+    assert train(config, strict=False) == [folder]  # in the pipeline it is trained again
+    assert "It is trained again now" in capsys.readouterr().out
+    assert RunRecord.read(folder).history == RunRecord.read(tmp_path / "whole").history
