@@ -52,7 +52,7 @@ ui: setup  ## open the runs in MLflow at http://127.0.0.1:5000 (PORT=... for ano
 report: setup  ## write the reports of the runs that are there, whatever is missing
 	python -m convatlas.report
 
-study-pages: setup  ## copy what the reports measured into docs/studies
+study-pages: setup  ## write what the runs measured into docs/studies
 	python -m convatlas.reporting.study_pages
 
 clean:  ## delete what the pipeline made; .venv, mlflow.db and DVC's cache stay
