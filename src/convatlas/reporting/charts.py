@@ -53,8 +53,9 @@ def compiled(layers: list[alt.Chart], rows: list[Row], description: str) -> dict
 
     Altair copies and checks what it holds many times over; rows that are put in last cost nothing.
     """
-    ink = {f"{part}Color": "var(--ink-soft)" for part in ("label", "title")}
-    lines = {"gridColor": "var(--rule)"} | {f"{part}Color": "var(--rule-strong)" for part in ("domain", "tick")}
+    looks: dict[str, Any] = {f"{part}Color": "var(--ink-soft)" for part in ("label", "title")}
+    looks |= {"gridColor": "var(--rule)", "titleFontWeight": "normal"}
+    looks |= {f"{part}Color": "var(--rule-strong)" for part in ("domain", "tick")}
     chart = (
         alt.LayerChart(layer=layers)
         .add_params(alt.param(name="picked", value=""))
@@ -63,7 +64,7 @@ def compiled(layers: list[alt.Chart], rows: list[Row], description: str) -> dict
             background="transparent",
             font="system-ui, sans-serif",
             autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
-            axis=alt.AxisConfig(**ink, **lines, titleFontWeight="normal"),
+            axis=alt.AxisConfig(**looks),
             view=alt.ViewConfig(stroke=None),
         )
     )

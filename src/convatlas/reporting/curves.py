@@ -66,10 +66,10 @@ def _validation_score(group: Group) -> Chart | None:
         return None
     # The rise of the first tenth of the epochs would flatten all the rest.
     last = max(row["e"] for row in rows)
-    settled = [row.get(end, row["m"]) for row in rows if row["e"] > last / 10 for end in "lh"]
+    settled = [row[end if end in row else "m"] for row in rows if row["e"] > last / 10 for end in "lh"]
     rises, low, high = metric.sign > 0, min(settled), max(settled)
     is_cut = any(row["m"] < low if rises else row["m"] > high for row in rows)
-    frame = {} if not is_cut else {"domainMin": low} if rises else {"domainMax": high}
+    frame: dict[str, Any] = {} if not is_cut else {"domainMin": low} if rises else {"domainMax": high}
     chosen = "The epoch with the best value gives the weights that are tested. "
     note = (chosen if group.monitors == [f"val/{group.score}"] else "") + BAND
     if is_cut:

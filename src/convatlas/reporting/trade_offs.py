@@ -108,7 +108,7 @@ def _rows(group: Group, price: Price) -> list[Row]:
 def _layers(rows: list[Row], score: str, price: Price) -> list[alt.Chart]:
     prices = [row["x"] for row in rows]
     x = scale(prices, log=max(prices) > 5 * min(prices))
-    y = scale([row.get(end, row["y"]) for row in rows for end in "ab"], log=False)
+    y = scale([row[end if end in row else "y"] for row in rows for end in "ab"], log=False)
     base = alt.Chart(ROWS).encode(
         x=alt.X("x:Q", title=price.axis, scale=x, axis=alt.Axis(format="~s", grid=False, tickCount=5)),
         y=alt.Y("y:Q", title=score, scale=y),

@@ -245,7 +245,7 @@ def _is_finished(folder: Path, identity: dict[str, Any], config: RunConfig, *, s
     if config.overwrite or not RunRecord.is_in(folder):
         return False
     try:
-        before = read_whole(folder).identity
+        before = read_whole(folder).identity or {}
     except UserError as error:
         if strict:
             raise
