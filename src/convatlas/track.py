@@ -7,11 +7,10 @@ deleted, or where they were trained without tracking. What is there already is l
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from pydantic import Field
 
 from convatlas.core.cli import read_options, run
 from convatlas.core.composing import read_run
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 class Options(Section):
     """What the command line may say."""
 
-    run: list[Path] = Field(default=[])
+    run: tuple[Path, ...] = ()
     """Folders of seeds, or folders above such."""
     uri: str | None = None
     """The store; null takes that of each run's configuration."""
@@ -52,7 +51,7 @@ def main() -> None:
         send(records, options.uri)
 
 
-def finished_seeds(folders: list[Path]) -> list[Path]:
+def finished_seeds(folders: Iterable[Path]) -> list[Path]:
     """Return the folders of the finished seeds in or below some folders.
 
     Raises:

@@ -36,7 +36,7 @@ def run_hydra(main: Callable[[DictConfig], None], config_name: str, *, interrupt
     """
     import hydra
 
-    failed: dict[str, int] = {}
+    failed: list[str] = []
 
     def checked_main(config: DictConfig) -> None:
         job = _job_of_multirun()
@@ -44,7 +44,8 @@ def run_hydra(main: Callable[[DictConfig], None], config_name: str, *, interrupt
             main(config)
         except Exception as error:
             if job is not None:
-                failed[job] = _explain(error, config_name)
+                failed.append(job)
+                _explain(error, config_name)
             elif isinstance(error, UserError) and not _is_multirun():  # at once, before Hydra adds lines of its own
                 leave(str(error), 2)
             else:
@@ -55,7 +56,7 @@ def run_hydra(main: Callable[[DictConfig], None], config_name: str, *, interrupt
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, not printed by Hydra
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name=config_name)(checked_main)()
         if failed:
-            leave(f"{len(failed)} of the jobs failed: {'; '.join(failed)}.", max(failed.values()))
+            leave(f"{len(failed)} of the jobs failed: {'; '.join(failed)}.", 2)
 
     run(compose_and_run, config_name, interrupted=interrupted)
 

@@ -73,10 +73,10 @@ class MlflowSearchTracker(SearchTracker):
             return
         metrics = []
         for number, row in enumerate(rows[first:], start=first):
-            figures = {key: v for key, v in row.items() if isinstance(v, (int, float)) and math.isfinite(v)}
-            metrics += metrics_of(
-                {f"{phase}/{key}": value for key, value in {**figures, "row": number}.items()}, number
-            )
+            figures = {k: v for k, v in row.items() if isinstance(v, (int, float)) and math.isfinite(v)} | {
+                "row": number
+            }
+            metrics += metrics_of({f"{phase}/{key}": value for key, value in figures.items()}, number)
         try:
             self.run.log_metrics(metrics)
             self.run.client.log_text(self.run.id, _table(rows), f"{phase}.csv")

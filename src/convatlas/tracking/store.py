@@ -96,9 +96,9 @@ def connect(uri: str, *, read_only: bool = False) -> MlflowClient:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # It prints an emoji, which not every terminal can show, and the address.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    # It prints tracebacks of what is reported here in a sentence.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # They print tracebacks and lines of what is reported here in a sentence.
+    for name, level in (("mlflow.store.db.utils", "CRITICAL"), ("alembic", "WARNING"), ("urllib3", "ERROR")):
+        logging.getLogger(name).setLevel(level)
     database = database_file(uri)
     read_only = read_only and database is not None and database.exists() and not os.access(database, os.W_OK)
     if database is not None:
@@ -129,7 +129,7 @@ def explained(uri: str, problem: str = "does not answer") -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        shown = without_password(uri)
+        shown = split_address(uri).shown
         reason = first_sentence(error)
         if "out-of-date database schema" in reason:
             remedy = f"Keep a copy of it, run `mlflow db upgrade {shown}`, or {ANOTHER_STORE}."
@@ -228,8 +228,7 @@ def _holds_tables(database: Path) -> bool:
                 tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
                 if tables - {"alembic_version"} and "experiments" not in tables:
                     raise UserError(f"{database} is the database of another program; {ANOTHER_STORE}.")
-                count = "SELECT COUNT(*) FROM experiments"
-                if "experiments" in tables and connection.execute(count).fetchone()[0]:
+                if "experiments" in tables and connection.execute("SELECT 1 FROM experiments").fetchone():
                     return True
         except sqlite3.OperationalError:  # locked or not readable, of which the check tells
             return True

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +20,7 @@ from convatlas.core.errors import UserError
 from convatlas.core.files import read_json
 from convatlas.core.processes import rank
 from convatlas.core.record import Environment, RunRecord
+from convatlas.core.statistics import spread
 from convatlas.tracking.runs import Experiment, Run, end_status, metrics_of, warn
 from convatlas.tracking.sender import Sender
 from convatlas.tracking.store import store_lock
@@ -142,11 +142,14 @@ class MlflowVariantTracker(VariantTracker):
                 self.run = oldest
             try:
                 self.client.update_run(self.run.id, status="RUNNING")
-                self.client.log_text(self.run.id, json.dumps(self.config.plain(), indent=2), "config.json")
+                self._log_config()
             except BaseException:
                 self.run.end("FAILED")
                 raise
         return self
+
+    def _log_config(self) -> None:
+        self.client.log_text(self.run.id, json.dumps(self.config.plain(), indent=2), "config.json")
 
     def _oldest_run(self) -> Run | None:
         query = f"tags.`convatlas.variant` = '{self.variant}' and tags.`convatlas.role` = 'variant'"
@@ -311,10 +314,8 @@ class MlflowVariantTracker(VariantTracker):
 
     def _folders(self) -> dict[Path, RunRecord]:
         """Return the finished seeds of these settings, data and code; the folder may hold older ones."""
-        records = {
-            path.parent: RunRecord.read(path.parent)
-            for path in sorted(self.config.output_dir.glob("seed=*/metrics.json"))
-        }
+        folders = sorted(path.parent for path in self.config.output_dir.glob("seed=*/metrics.json"))
+        records = {folder: RunRecord.read(folder) for folder in folders}
         asked = [record for record in records.values() if record.metrics.seed in self.config.seeds]
         same = settings_of(asked[-1]) if asked else None
         return {folder: record for folder, record in records.items() if settings_of(record) == same}
@@ -337,6 +338,7 @@ class MlflowVariantTracker(VariantTracker):
 
     def _replace_run(self) -> None:
         old, self.run = self.run, self._new_run()
+        self._log_config()
         for child in self.experiment.search(f"tags.`{PARENT}` = '{old.id}'"):
             self.client.set_tag(child.info.run_id, PARENT, self.run.id)
         self.client.delete_run(old.id)
@@ -382,7 +384,7 @@ class MlflowVariantTracker(VariantTracker):
             versions = self.client.search_model_versions(f"name = '{name}'")
         except MlflowException:
             versions = []
-        version = next((known for known in versions if address in (known.source, known.model_id)), None)
+        version = next((known for known in versions if known.source == address), None)
         if version is None:
             version = mlflow.register_model(address, name)
         if self.config.tracking.alias:
@@ -406,9 +408,8 @@ class MlflowSeedTracker(SeedTracker):
             self.run.set_tags({PARENT: variant.run.id})
             self._logged = self.run.steps("lr")
         self._monitor: Any = None
-        self._sender = Sender(
-            self.run.log_metrics, lambda failure: warn(failure, send_again(variant.config.output_dir))
-        )
+        self._remedy = send_again(variant.config.output_dir)
+        self._sender = Sender(self.run.log_metrics, lambda failure: warn(failure, self._remedy))
         try:
             variant.describe(self.run, seed)
             if variant.config.tracking.system_metrics:
@@ -452,7 +453,7 @@ class MlflowSeedTracker(SeedTracker):
                 self._monitor.finish()
             self.run.end(status)
         except Exception as failure:
-            warn(failure, send_again(self.variant.config.output_dir))
+            warn(failure, self._remedy)
 
 
 # ---- numbers --------------------------------------------------------------------------------------------------------
@@ -469,9 +470,7 @@ def final_metrics(record: RunRecord) -> dict[str, float | None]:
     return _ordered(
         {
             **{f"test/{name}": value for name, value in metrics.test.items()},
-            **{
-                f"test_{part}/{name}": value for part, tested in metrics.parts.items() for name, value in tested.items()
-            },
+            **{f"test_{part}/{name}": value for part, own in metrics.parts.items() for name, value in own.items()},
             "time/train_seconds": timing.train_seconds,
             "time/latency_seconds": timing.latency_seconds,
             f"{metrics.monitor}_best": metrics.best_score,
@@ -491,14 +490,13 @@ def mean_and_std(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float]
     """
     values: dict[str, float] = {}
     for name in dict.fromkeys(name for row in rows for name in row):
-        column = [value for row in rows if (value := row.get(name)) is not None]
-        if not column:
+        over_seeds = spread(row.get(name) for row in rows)
+        if over_seeds is None:
             continue
-        finite = all(map(math.isfinite, column))
-        values[name] = statistics.fmean(column) if finite else math.nan
+        values[name] = over_seeds.mean
         group, slash, metric = name.rpartition("/")
-        if len(column) > 1 and slash:
-            values[f"{group}_std/{metric}"] = statistics.stdev(column) if finite else math.nan
+        if over_seeds.std is not None and slash:
+            values[f"{group}_std/{metric}"] = over_seeds.std
     return _ordered(values)
 
 
@@ -511,10 +509,10 @@ def settings_of(record: RunRecord) -> dict[str, Any] | None:
 
 def best_seed(folders: Mapping[Path, RunRecord]) -> Path:
     """Return the folder of the seed with the best validation score, the first of equals."""
-    sign = -1 if next(iter(folders.values())).metrics.monitor_mode == "min" else 1
 
     def score(folder: Path) -> float:
-        value = folders[folder].metrics.best_score
-        return -math.inf if math.isnan(value) else sign * value
+        metrics = folders[folder].metrics
+        value = -metrics.best_score if metrics.monitor_mode == "min" else metrics.best_score
+        return -math.inf if math.isnan(value) else value
 
     return max(folders, key=score)

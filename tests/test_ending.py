@@ -1,0 +1,114 @@
+"""How commands end: Ctrl-C, and the jobs of a `--multirun` of which some fail."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import pytest
+
+from convatlas.core.cli import run, run_hydra
+from convatlas.core.errors import UserError
+from convatlas.tasks.classification import ClassificationTask
+
+GOES_ON = "Interrupted. The same command goes on from the last checkpoint."
+SMALL = ("model=lenet5_modern", "trainer.threads=1", "recipe.batch_size=128", "recipe.epochs=2", "tracking=none")
+
+
+@pytest.fixture(autouse=True)
+def interrupts():
+    """Put Ctrl-C back as it was: Lightning ignores a second one."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("command", [("train",), ("tune", "tune.trials=1", "recipe.optimizer.lr=choice(0.1,0.01)")])
+def test_ctrl_c_in_a_training(enter, monkeypatch, prepared_digits, tmp_path, command):
+    losses = ClassificationTask.losses
+
+    def interrupted(self, batch):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        return losses(self, batch)
+
+    options = (*SMALL, f"data.prepared={prepared_digits}", f"output_dir={tmp_path / 'run'}")
+    monkeypatch.setattr(ClassificationTask, "losses", interrupted)
+    entered = enter(*command, *options)
+    assert (entered.status, entered.err.splitlines()[-1]) == (130, f"convatlas: {GOES_ON}")
+    assert "Traceback" not in entered.err
+    monkeypatch.setattr(ClassificationTask, "losses", losses)
+    assert enter(*command, *options).status == 0
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def as_lightning_does() -> None:
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
+@pytest.mark.parametrize(
+    ("main", "status", "said"),
+    [
+        (interrupt, 130, "convatlas: Interrupted.\n"),
+        (as_lightning_does, 130, "convatlas: Interrupted.\n"),
+        (lambda: sys.exit(1), 1, ""),
+        (lambda: sys.exit(143), 143, ""),
+    ],
+)
+def test_a_command_without_checkpoints_does_not_speak_of_them(capsys, main, status, said):
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert (ended.value.code, capsys.readouterr().err) == (status, said)
+
+
+def test_ui_does_not_speak_of_checkpoints(enter, monkeypatch):
+    monkeypatch.setattr("convatlas.tracking.store.connect", lambda *_, **__: interrupt())
+    entered = enter("ui", "port=5999")
+    assert (entered.status, entered.err) == (130, "convatlas: Interrupted.\n")
+
+
+@pytest.mark.parametrize(
+    ("failing", "listed"),
+    [
+        ({}, ""),
+        ({0: UserError("no such data")}, "1 of the jobs failed: seed=0"),
+        ({0: UserError("no such data"), 2: OSError(28, "full", "file")}, "2 of the jobs failed: seed=0; seed=2"),
+        ({1: RuntimeError("a bug")}, "1 of the jobs failed: seed=1"),
+    ],
+)
+def test_jobs_after_one_that_fails_still_run(monkeypatch, capsys, tmp_path, failing, listed):
+    ran = []
+
+    def main(config):
+        ran.append(config.seed)
+        if config.seed in failing:
+            raise failing[config.seed]
+
+    monkeypatch.setattr(sys, "argv", ["train", "--multirun", "seed=0,1,2", f"hydra.sweep.dir={tmp_path}"])
+    with pytest.raises(SystemExit) as ended:
+        run_hydra(main, "train")
+    said = capsys.readouterr().err
+    assert ran == [0, 1, 2]
+    assert ended.value.code == (2 if failing else 0)
+    assert listed in said
+    assert ("a bug" in said) == (1 in failing)
+    assert said.count("no such data") == (0 in failing)
+
+
+def test_ctrl_c_ends_a_multirun(monkeypatch, tmp_path):
+    ran = []
+
+    def main(config):
+        ran.append(config.seed)
+        as_lightning_does()
+
+    monkeypatch.setattr(sys, "argv", ["train", "--multirun", "seed=0,1,2", f"hydra.sweep.dir={tmp_path}"])
+    with pytest.raises(SystemExit) as ended:
+        run_hydra(main, "train")
+    assert (ran, ended.value.code) == ([0], 130)
