@@ -27,6 +27,7 @@ __all__ = [
     "DECIDING",
     "PACKAGE",
     "PROJECT",
+    "SOURCE",
     "Code",
     "code_behind",
     "fingerprint",
