@@ -276,9 +276,9 @@ class Project:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Take the copy's code instead of the installed one."""
+        """Have another tree's code installed, as a second clone has: the copy's own must run all the same."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return {**os.environ, "PYTHONPATH": str(self.folder / "src"), "PATH": path, "DVC_NO_ANALYTICS": "1"}
+        return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PATH": path, "DVC_NO_ANALYTICS": "1"}
 
     def run(self, *command: str) -> str:
         """Run a command that must succeed, and return what it printed."""
@@ -454,7 +454,6 @@ def test_a_queued_experiment_runs_the_code_that_was_queued(tmp_path):
     project.run("dvc", "exp", "run", "--queue", "--name", "queued", "-S", "overrides=['recipe.epochs=1']")
     net, bias = "src/convatlas/models/classification/lenet.py", "nn.Linear(84, num_classes, bias=False)"
     project.edit(net, "nn.Linear(84, num_classes)", bias)  # going on with other work
-    project.environment_of = ROOT / "src"  # as with an installed package: not that of the experiment's folder
     project.run("dvc", "queue", "start", "--jobs", "1")
     project.run("dvc", "queue", "logs", "queued", "--follow")
     project.run("git", "checkout", "-q", "src")
