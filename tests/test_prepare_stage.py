@@ -96,6 +96,15 @@ def test_what_the_plan_does_not_have(pets, enter, option):
     assert_one_sentence(enter("prepare", option, "dogs"), "plan/data/dogs.yaml", "resolve")
 
 
+def test_a_plan_from_elsewhere_runs_no_program(pets, enter, tmp_path):
+    file = Path("plan/data/pets.yaml")
+    program = "convatlas.data.sources.image_folder.load"
+    assert program in file.read_text()
+    file.write_text(file.read_text().replace(program, "os.mkdir").replace("data/raw/pets", str(tmp_path / "made")))
+    assert_one_sentence(enter("prepare", "--from-plan", "pets"), "plan/data/pets.yaml", "os.mkdir")
+    assert not (tmp_path / "made").exists()
+
+
 # ---- manifests ------------------------------------------------------------------------------------------------------
 
 
