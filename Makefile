@@ -5,6 +5,8 @@ VENV := .venv
 UV := uv==0.9.30
 PORT ?= 5000
 JOBS ?= $(if $(shell grep -x 'scale: laptop' params.yaml),2,1)
+# The trainings that wait for no other one; `dvc repro` trains those that do.
+INDEPENDENT := import yaml; [print(f"train@{key}") for key, run in yaml.safe_load(open("params.yaml"))["runs"].items() if run["after"].startswith("data/")]
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
@@ -19,15 +21,16 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "convatlas needs Python 3.11 or newer; set PYTHON=python3.11, for example.")'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check "$(UV)"
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/bin/uv pip sync --quiet --require-hashes --compile-bytecode requirements.lock
+	VIRTUAL_ENV="$$PWD/$(VENV)" $(VENV)/bin/uv pip sync --quiet --require-hashes --compile-bytecode requirements.lock
 	$(VENV)/bin/python -m pip --version > /dev/null
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	VIRTUAL_ENV="$$PWD/$(VENV)" $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-repro: setup  ## run the pipeline: prepare, resolve, train, report (JOBS=4 trains four runs side by side; 2 at laptop scale, else 1)
+repro: setup  ## run the pipeline: resolve, prepare, train, report (JOBS=4 trains four runs side by side; 2 at laptop scale, else 1)
+	@git rev-parse --git-dir > /dev/null 2>&1 || { echo "DVC needs a git repository: clone convatlas, or run 'git init' here first." >&2; exit 2; }
 ifneq ($(JOBS),1)
-	dvc repro prepare resolve
-	-dvc stage list --name-only train | xargs -P $(JOBS) -I @ sh -c 'dvc --wait-for-lock repro --single-item @ || exit 1'
+	dvc repro prepare
+	-python -c '$(INDEPENDENT)' | xargs -P $(JOBS) -I @ sh -c 'dvc --wait-for-lock repro --single-item @ || exit 1'
 endif
 	dvc repro
 
@@ -37,9 +40,10 @@ test: setup  ## run the tests that take seconds
 test-slow: setup  ## run the long ones as well
 	python -m pytest -m "not gpu and not network"
 
-lint: setup  ## check style and types
+lint: setup  ## check style, types and which room imports which
 	ruff check .
 	ruff format --check .
+	lint-imports
 	mypy
 
 format: setup  ## put the style right
@@ -56,4 +60,4 @@ study-pages: setup  ## write what the runs measured into docs/studies
 	python -m convatlas.reporting.study_pages
 
 clean:  ## delete what the pipeline made; .venv, mlflow.db and DVC's cache stay
-	rm -rf runs plan reports data/prepared .work .plan.partial .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs plan reports data/prepared data/manifests .work .plan.* .pytest_cache .mypy_cache .ruff_cache

@@ -1,27 +1,29 @@
-"""The pipeline: its plan is the committed one, its stages name all they depend on, and DVC runs just what changed."""
+"""The pipeline: its plan is the committed one, each stage depends on its file in it, and DVC runs just what changed."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
 
+from convatlas.core import source_code
 from convatlas.core.composing import hydra_ready
 from convatlas.core.errors import UserError
-from convatlas.core.source_code import files_imported_by
+from convatlas.core.files import write_json
 from convatlas.plan import Options, make_plan
 from convatlas.search.planned import searches_for
-from convatlas.studies.planning import Scale, Study, planned_runs, source_file, template_values
-from helpers import ROOT
-
-SOURCE = ROOT / "src"
+from convatlas.studies.planning import Scale, Study, planned_runs, template_values
+from convatlas.train import remove_outdated
+from helpers import ROOT, assert_one_sentence
 
 
 def committed_params() -> dict:
@@ -78,55 +80,161 @@ def test_a_net_waits_for_its_search_and_a_committed_one_is_in_the_plan_as_a_whol
     assert template_values(committed) == {"data": "digits", "after": "data/prepared/digits"}
 
 
-# ---- dependencies ---------------------------------------------------------------------------------------------------
+# ---- plan/ ----------------------------------------------------------------------------------------------------------
 
 
-def missing(files: list[Path], deps: list[str]) -> list[str]:
-    """Return the files that neither stand among the dependencies nor below a folder among them."""
-    named = [ROOT / dep for dep in deps]
-    return sorted(
-        file.relative_to(ROOT).as_posix()
-        for file in files
-        if not any(file == dep or dep in file.parents for dep in named)
+@pytest.fixture
+def resolved(enter, monkeypatch, tmp_path):
+    """Return a function that plans and resolves in a folder of its own, and reads a file of plan/."""
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    monkeypatch.chdir(tmp_path)
+
+    def resolved(*arguments: str) -> Path:
+        assert enter("plan", "study=googlenet_auxiliary", "seeds=7", *arguments).status == 0
+        entered = enter("resolve")
+        assert entered.status == 0, entered.err
+        return tmp_path / "plan"
+
+    return resolved
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    """Read every file of a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_stage_has_its_file_in_the_plan(resolved):
+    plan = resolved()
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    files = set(files_below(plan))
+    runs = {f"{key}.yaml" for key in params["runs"]}
+    assert files == runs | {f"tracking/{run}" for run in runs} | {
+        "googlenet_auxiliary.yaml",
+        "code/report.yaml",
+        "data/digits.yaml",
+    }
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    named = [dep for body in stages.values() for dep in body.get("do", body)["deps"]]
+    assert not [dep for dep in named if dep.startswith("src/convatlas/")]
+
+
+def test_options_of_tracking_change_no_file_that_a_training_depends_on(resolved):
+    before = files_below(resolved())
+    after = files_below(resolved("overrides=[tracking.log_model=false]"))
+    changed = {name for name in before if before[name] != after[name]}
+    assert {name.partition("/")[0] for name in changed} == {"tracking", "googlenet_auxiliary.yaml"}
+
+
+def test_the_command_that_plans_a_study_again_gives_the_same_plan(enter, resolved):
+    plan = resolved("overrides=[recipe.epochs=1,recipe.augmentation.image_sizes=[24,32]]")
+    before = Path("params.yaml").read_bytes()
+    command = shlex.split(yaml.safe_load((plan / "googlenet_auxiliary.yaml").read_text())["command"].split(" && ")[0])
+    assert command[:3] == ["python", "-m", "convatlas.plan"]
+    assert enter("plan", *command[3:]).status == 0
+    assert Path("params.yaml").read_bytes() == before
+
+
+def test_an_upgrade_changes_what_the_library_decides(resolved, monkeypatch):
+    before = files_below(resolved())
+    version = metadata.version
+    monkeypatch.setattr(
+        "convatlas.core.source_code.metadata.version", lambda name: "99" if name == "torchmetrics" else version(name)
     )
+    source_code._version.cache_clear()
+    after = files_below(resolved())
+    source_code._version.cache_clear()
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {name for name in before if name.startswith("googlenet_auxiliary/")}
 
 
-def stage(name: str, **values: str) -> list[str]:
-    """Return the dependencies of a stage with its template filled in."""
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    body = stages[name].get("do", stages[name])
-    filled = []
-    for dep in body["deps"]:
-        for key, value in values.items():
-            dep = dep.replace("${" + key.replace("_", ".") + "}", value)  # noqa: PLW2901
-        filled.append(dep)
-    return filled
+def test_planned_runs_that_differ_from_the_list_are_told_with_the_users_own_plan(enter, resolved):
+    resolved("overrides=[recipe.epochs=1]")
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    del params["runs"][next(iter(params["runs"]))]
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    before = files_below(Path("plan"))
+    words = ["does not list the runs", "study=googlenet_auxiliary", "seeds=7", "overrides=[recipe.epochs=1]"]
+    assert_one_sentence(enter("resolve"), *words)
+    assert files_below(Path("plan")) == before
+    assert not Path(".plan.partial").exists()
 
 
-@pytest.mark.parametrize("data", sorted(path.stem for path in (ROOT / "conf" / "data").glob("*.yaml")))
-def test_a_preparation_stage_names_every_module_it_imports(data):
-    config = yaml.safe_load((ROOT / "conf" / "data" / f"{data}.yaml").read_text())
-    source = source_file(config["source"]["_target_"])
-    files = files_imported_by([SOURCE / "convatlas" / "prepare.py", ROOT / source])
-    assert missing(files, stage("prepare", key=data, item_source=source)) == []
+EMPTY = ["seeds", "overrides", "studies", "data", "manifests", "searches", "runs", "scale"]
 
 
-@pytest.mark.parametrize(("name", "entry"), [("resolve", "resolve.py"), ("report", "report.py")])
-def test_the_other_stages_name_every_module_they_import(name, entry):
-    assert missing(files_imported_by([SOURCE / "convatlas" / entry]), stage(name)) == []
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seeds": 3}, ["seeds=3", "write a list, for example seeds: [0, 1, 2]"]),
+        ({"seeds": ["a"]}, ["seeds.0='a'", "whole number"]),
+        ({"seeds": [-1]}, ["seeds.0=-1", "greater than or equal to 0"]),
+        ({"seeds": []}, ["seeds=[]", "at least one"]),
+        ({"seeds": [1, 1]}, ["seeds=[1, 1]", "twice"]),
+        ({"overrides": [{"recipe.epochs": 2}]}, ["overrides.0", "recipe.epochs=2"]),
+        ({"overrides": [5]}, ["overrides.0=5", "one text"]),
+        ({"overrides": "recipe.epochs=2"}, ["overrides='recipe.epochs=2'", "overrides: [recipe.epochs=2]"]),
+        ({"overrides": ["recipe.epochs"]}, ["'recipe.epochs' has no value"]),
+        ({"overrides": ["seed=5"]}, ["seed=5 has no effect", "set seeds in params.yaml"]),
+        ({"overrides": ["seeds=[5]"]}, ["seeds=[5] has no effect"]),
+        ({"overrides": ["output_dir=/x"]}, ["output_dir=/x has no effect"]),
+        ({"overrides": ["study=x"]}, ["study=x has no effect", "set studies"]),
+        ({"overrides": ["tracking=null"]}, ["tracking=null", "none"]),
+        ({"overrides": ["recipe.epochs=[2"]}, ["recipe.epochs=[2 cannot be read"]),
+        ({"studies": "overview"}, ["studies='overview'", "studies: [overview]"]),
+        ({"studies": ["overvew"]}, ["study=overvew", "overview"]),
+        ({"studies": ["googlenet_auxiliary", "googlenet_auxiliary"]}, ["googlenet_auxiliary", "twice"]),
+        ({"scale": "huge"}, ["scale=huge", "laptop"]),
+        ({"surprise": 1}, ["no key surprise"]),
+        *[({key: None}, [f"{key}=None", "write"]) for key in EMPTY],
+    ],
+    ids=str,
+)
+def test_a_plan_edited_by_hand_is_read_with_types(enter, monkeypatch, tmp_path, changes, words):
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    monkeypatch.chdir(tmp_path)
+    base = {"scale": "laptop", "seeds": [0], "overrides": [], "studies": ["googlenet_auxiliary"]}
+    base |= {"data": {}, "manifests": {}, "searches": {}, "runs": {}}
+    Path("params.yaml").write_text(yaml.safe_dump(base | changes))
+    assert_one_sentence(enter("resolve"), *words)
+    assert not Path("plan").exists()
 
 
-def test_a_missing_dependency_would_be_found():
-    files = files_imported_by([SOURCE / "convatlas" / "report.py"])
-    deps = [dep for dep in stage("report") if dep != "src/convatlas/core/files.py"]
-    assert missing(files, deps) == ["src/convatlas/core/files.py"]
+@pytest.mark.parametrize(
+    ("text", "word"), [("", "empty"), ("- 1", "not a mapping"), ("a: [", "not readable"), ("a: 1", "lacks")]
+)
+def test_what_is_no_plan_at_all(enter, monkeypatch, tmp_path, text, word):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(text)
+    assert_one_sentence(enter("resolve"), "params.yaml", word, "python -m convatlas.plan")
 
 
-def test_every_source_that_a_stage_names_exists():
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    named = {dep for body in stages.values() for dep in body.get("do", body)["deps"]}
-    sources = {dep for dep in named if dep.startswith(("src", "conf")) and "$" not in dep}
-    assert [dep for dep in sorted(sources) if not (ROOT / dep).exists()] == []
+def test_a_study_has_the_name_of_its_file(enter, monkeypatch, tmp_path):
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy("conf/study/googlenet_auxiliary.yaml", "conf/study/mine.yaml")
+    assert_one_sentence(enter("plan", "study=mine"), "conf/study/mine.yaml", "its name is googlenet_auxiliary")
+    text = Path("conf/study/mine.yaml").read_text()
+    Path("conf/study/tracking.yaml").write_text(text.replace("name: googlenet_auxiliary", "name: tracking"))
+    assert_one_sentence(enter("plan", "study=tracking"), "conf/study/tracking.yaml", "rename")
+    assert_one_sentence(enter("plan", "study=googlenet_auxiliary,googlenet_auxiliary"), "twice")
+    assert not Path("params.yaml").exists()
+
+
+# ---- seeds that are finished ----------------------------------------------------------------------------------------
+
+
+def test_results_of_other_settings_go_and_those_of_the_same_stay(tmp_path):
+    def seed(number: int, lr: float) -> Path:
+        folder = tmp_path / f"seed={number}"
+        write_json(folder / "identity.json", {"config": {"lr": lr}, "seed": number})
+        return folder
+
+    trained, same, other = seed(0, 0.1), seed(1, 0.1), seed(2, 0.2)
+    mine = tmp_path / "seed=9"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("not ours")
+    remove_outdated(tmp_path, [trained])
+    assert [folder.exists() for folder in (trained, same, other, mine)] == [True, True, False, True]
 
 
 # ---- DVC ------------------------------------------------------------------------------------------------------------
@@ -155,7 +263,7 @@ class Project:
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         for name in ("src", "conf"):
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-        for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
+        for name in ("dvc.yaml", "requirements.lock", ".gitignore", ".dvcignore"):
             shutil.copy(ROOT / name, folder / name)
         (folder / "conf" / "study" / "overview.yaml").write_text(study)
         if search is not None:
@@ -168,9 +276,9 @@ class Project:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Take the copy's code instead of the installed one."""
+        """Have another tree's code installed, as a second clone has: the copy's own must run all the same."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return {**os.environ, "PYTHONPATH": str(self.folder / "src"), "PATH": path, "DVC_NO_ANALYTICS": "1"}
+        return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PATH": path, "DVC_NO_ANALYTICS": "1"}
 
     def run(self, *command: str) -> str:
         """Run a command that must succeed, and return what it printed."""
@@ -245,9 +353,29 @@ def test_a_variant_that_diverges_is_told_in_the_report_and_the_rest_stands(proje
 
 
 @pytest.mark.slow
-def test_editing_report_code_trains_nothing(project):
-    project.edit("src/convatlas/reporting/report.py", '"""', '"""Edited. ')
-    assert project.repro() == {"resolve", "report"}
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [
+        ("src/convatlas/reporting/report.py", 'output / "index.html"', 'Path(output) / "index.html"'),
+        ("src/convatlas/reporting/templates/style.css", ":root", "/* edited */ :root"),
+        ("params.yaml", "tracking.log_model=false", "tracking.log_model=true"),
+    ],
+    ids=["code", "style", "an option of tracking"],
+)
+def test_what_only_shows_results_trains_nothing(project, file, before, after):
+    project.edit(file, before, after)
+    ran = project.repro()
+    assert {"resolve", "report"} <= ran <= {"resolve", "report", "prepare@digits"}
+
+
+@pytest.mark.slow
+def test_a_training_beside_the_plan_changes_nothing_for_dvc(project):
+    assert project.repro() == set()
+    options = ["model=lenet5_modern", "recipe.epochs=1", "trainer.threads=1", "tracking=none"]
+    project.run(sys.executable, "-m", "convatlas.train", *options, "study=overview")
+    assert len(list((project.folder / "runs" / "overview").iterdir())) == 3
+    assert "up to date" in project.run("dvc", "status")
+    assert project.repro() == set()
 
 
 @pytest.mark.slow
@@ -271,6 +399,69 @@ def test_an_experiment_overrides_the_plan(project):
         "dvc", "exp", "run", "--temp", "--name", "short", "-S", "overrides=['recipe.epochs=1','trainer.threads=1']"
     )
     assert "short" in project.run("dvc", "exp", "show", "--csv")
+
+
+ONE = """
+name: overview
+title: One net
+question: Which is better?
+source: a test
+overrides: {laptop: [data=digits, recipe=laptop]}
+variants:
+  lenet5: {title: LeNet-5, overrides: [model=lenet5_modern]}
+printed: {}
+claims: []
+deviations: []
+"""
+
+
+@pytest.mark.slow
+def test_finished_seeds_are_never_trained_again(tmp_path):
+    project = Project(tmp_path / "seeds", ONE)
+    project.edit("params.yaml", "seeds:\n- 0\n", "seeds:\n- 0\n- 1\n- 2\n")
+    project.edit("params.yaml", "recipe.epochs=2", "recipe.epochs=4")
+    run = project.folder / "runs" / "overview" / "lenet5"
+    process = subprocess.Popen(
+        ["dvc", "repro"], cwd=project.folder, env=project.environment, start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    while not (project.folder / ".work/overview/lenet5/seed=2/last.ckpt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait()
+
+    def trained() -> dict[str, int]:
+        return {folder.name: (folder / "timing.json").stat().st_mtime_ns for folder in run.glob("seed=*")}
+
+    before = trained()
+    assert set(before) == {"seed=0", "seed=1"}, "the third seed was over before it could be stopped"
+    project.repro()
+    after = trained()
+    assert set(after) == {"seed=0", "seed=1", "seed=2"}
+    assert before.items() <= after.items()
+    project.edit("params.yaml", "- 2\n", "- 2\n- 3\n")
+    assert project.repro() == {"resolve", "train@overview/lenet5", "report"}
+    assert after.items() < trained().items()
+    project.edit("params.yaml", "- 1\n- 2\n", "")
+    assert project.repro() == {"resolve", "train@overview/lenet5", "report"}
+    assert after.items() < trained().items()  # no longer asked for, and there when they are asked for again
+    page = (project.folder / "reports" / "variants.csv").read_text()
+    assert page.splitlines()[1].split(",")[page.splitlines()[0].split(",").index("seeds")] == "2"
+
+
+@pytest.mark.slow
+def test_a_queued_experiment_runs_the_code_that_was_queued(tmp_path):
+    project = Project(tmp_path / "queue", ONE)
+    project.run("dvc", "exp", "run", "--queue", "--name", "queued", "-S", "overrides=['recipe.epochs=1']")
+    net, bias = "src/convatlas/models/classification/lenet.py", "nn.Linear(84, num_classes, bias=False)"
+    project.edit(net, "nn.Linear(84, num_classes)", bias)  # going on with other work
+    project.run("dvc", "queue", "start", "--jobs", "1")
+    project.run("dvc", "queue", "logs", "queued", "--follow")
+    project.run("git", "checkout", "-q", "src")
+    project.run("dvc", "exp", "apply", "queued")
+    import torch
+
+    weights = torch.load(project.folder / "runs/overview/lenet5/seed=0/best.ckpt", weights_only=True)["state_dict"]
+    assert any(name.endswith(".bias") and len(tensor) == 10 for name, tensor in weights.items())
 
 
 @pytest.mark.slow

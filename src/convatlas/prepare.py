@@ -15,6 +15,7 @@ from convatlas.core.cli import run, run_hydra
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_yaml, write_json
 from convatlas.core.imports import quick_imports
+from convatlas.core.targets import check_trusted
 from convatlas.studies.planning import data_plan, manifest_file, reads_raw_files
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def main(config: DictConfig) -> None:
 def from_plan(name: str) -> None:
     """Prepare a data set of the plan, unless it is prepared just so."""
     planned = _planned(name)
+    check_trusted(planned["config"], str(data_plan(name)))
     config, page = _checked(planned["config"], str(data_plan(name))), Path(planned["page"]["file"])
     if not _is_prepared(config):
         _prepare(config, page, "plan")

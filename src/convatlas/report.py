@@ -12,8 +12,8 @@ from pathlib import Path
 
 from convatlas.core.cli import print_message, run
 from convatlas.core.errors import UserError, near_matches
-from convatlas.core.files import read_yaml
 from convatlas.core.imports import quick_imports
+from convatlas.studies.planning import read_tracking
 
 PLAN, RUNS, REPORTS = Path("plan"), Path("runs"), Path("reports")
 
@@ -43,8 +43,8 @@ def main() -> None:
 
 def publish(folders: Mapping[str, Path]) -> None:
     """Put the reports into MLflow; a store that does not take them is reported and costs nothing else."""
-    variant = min((PLAN / "tracking" / min(folders)).glob("*.yaml"))
-    tracking = read_yaml(variant, "run `dvc repro resolve`.")
+    variant = min(path.stem for path in (PLAN / min(folders)).glob("*.yaml"))
+    tracking = read_tracking(f"{min(folders)}/{variant}")["tracking"]
     if not tracking["enabled"]:
         return
     from convatlas.tracking.reports import publish_reports

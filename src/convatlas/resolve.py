@@ -22,6 +22,7 @@ from convatlas.search.planned import planned_search, searches_for
 from convatlas.studies.params import FILE, Plan, read_plan
 from convatlas.studies.planning import (
     FINISHED,
+    TRACKING,
     data_plan,
     data_values,
     load_study,
@@ -72,8 +73,8 @@ def _write(plan: Plan, folder: Path) -> dict[str, dict[str, Any]]:
             planned = planned_runs(study, scale, plan.seeds, plan.overrides)
             for each in planned:
                 config = each.config.plain()
-                # Tracking decides nothing of the result: it lies in a file that no training depends on.
-                write_yaml(folder / tracking_plan(each.key).relative_to(PLAN), config.pop("tracking"))
+                tracking = {section: config.pop(section) for section in TRACKING}
+                write_yaml(folder / tracking_plan(each.key).relative_to(PLAN), tracking)
                 write_yaml(folder / f"{each.key}.yaml", {"config": config, **run_code(each.config).plain()})
                 runs[each.key] = template_values(each.config)
                 models.append(each.config.model)

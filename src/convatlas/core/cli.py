@@ -219,7 +219,7 @@ def leave(sentence: str, status: int) -> NoReturn:
 def explain_os_error(error: OSError) -> str | None:
     """Return what to do about a full disk, a missing or a protected file."""
     name = error.filename or "a file"
-    if error.errno == errno.ENOSPC:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"No space is left on the disk while writing {name}. Free some and start the same command again."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{name} cannot be written or read: {error.strerror}. Change its permissions or choose another folder."

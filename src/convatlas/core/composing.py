@@ -157,7 +157,8 @@ def explain_hydra(error: Exception, config_name: str) -> str | None:
     from omegaconf.errors import OmegaConfBaseException
 
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
-        return _explain_choice(*str(error.missing_cfg_file).rpartition("/")[::2])
+        group, _, wrong = str(error.missing_cfg_file).rpartition("/")
+        return _explain_choice(group, wrong, error.options or _choices(conf_dir() / group))
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read. {_quoted(error.override)}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
@@ -165,20 +166,21 @@ def explain_hydra(error: Exception, config_name: str) -> str | None:
     return None
 
 
-def _explain_choice(group: str, wrong: str) -> str:
+def _explain_choice(group: str, wrong: str, known: Sequence[str]) -> str:
     if group == "hydra/launcher" and wrong in LAUNCHER_EXTRAS:
         extra = LAUNCHER_EXTRAS[wrong]
         return f"{group}={wrong} needs more packages: `pip install 'convatlas[{extra}]'` adds them."
-    return f"{group}={wrong}: there is no such choice. {near_matches(wrong, _choices(conf_dir() / group))}"
+    return f"{group}={wrong}: there is no such choice. {near_matches(wrong, known)}"
 
 
 def _explain_message(message: str, config_name: str) -> str:
     if ambiguous := re.search(r"Ambiguous value for argument '(.*)'", message):
         more = "Several trainings take --multirun, and a list takes brackets."
         return f"{ambiguous[1]} has several values. {more} {_quoted(ambiguous[1])}"
-    groups = [path.name for path in conf_dir().iterdir() if path.is_dir()]
+    conf = conf_dir()
+    groups = [path.relative_to(conf).as_posix() for path in conf.rglob("*") if path.is_dir()]
     if (unknown_group := re.search(r"Could not override '([\w/@.]+)'\.\s*No match in the defaults list", message)) or (
-        unknown_group := re.search(r"Could not find '([\w/]+)'", message)
+        unknown_group := re.search(r"Could not (?:find|override) '(\w*/[\w/]*)'", message)
     ):
         return f"{unknown_group[1]}: there is no such group of choices. {near_matches(unknown_group[1], groups)}"
     if unknown := re.search(r"Could not override '([\w.@]+)'", message):

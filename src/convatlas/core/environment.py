@@ -7,10 +7,12 @@ import platform
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from convatlas.core.config import RunConfig
 from convatlas.core.passwords import without_password
+from convatlas.core.source_code import PROJECT, SOURCE
 
 __all__ = ["environment", "git_state"]
 
@@ -37,16 +39,20 @@ def environment(config: RunConfig) -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any]:
-    """Return the commit, and whether the working tree differs from it; null where there is no git."""
+    """Return the commit of the code, and whether its tree differs from it; null where there is no git.
+
+    New files under `src/` and `conf/` count as a difference: the commit alone could not build what they hold.
+    """
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-        changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", *WRITTEN_BY_PIPELINE],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
+        commit = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *WRITTEN_BY_PIPELINE)
+        new = _git("ls-files", "--others", "--exclude-standard", "--", "src", "conf")
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}
-    return {"commit": commit.stdout.strip(), "dirty": bool(changes.stdout.strip())}
+    return {"commit": commit, "dirty": bool(changed or new)}
+
+
+def _git(*words: str) -> str:
+    folder = PROJECT if SOURCE.name == "src" else Path.cwd()  # installed as a package, the code has no repository
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -19,23 +20,47 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside `path` for writing; it takes the name `path` only when the block ends well."""
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside `path` for writing; it takes the name `path` only when the block ends well.
+
+    Raises:
+        OSError: it cannot be written; it names `path`, also where a library hides that the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        with _RememberingFile(temporary, "wb") as raw:
+            try:
+                file = io.BufferedWriter(raw)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            except Exception as error:
+                failed = raw.failed or (error if isinstance(error, OSError) else None)
+                if failed is None or failed.filename not in (None, str(temporary)):
+                    raise
+                raise OSError(failed.errno, failed.strerror, str(path)) from error
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+class _RememberingFile(io.FileIO):
+    """A file that remembers why it could not be written: torch.save raises a RuntimeError of its own instead."""
+
+    failed: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failed = error
+            raise
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole."""
-    with written_whole(path) as file:
+    """Write a UTF-8 text file atomically."""
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 
@@ -57,7 +82,7 @@ def read_yaml(path: Path, remedy: str) -> Any:
         UserError: it is not there or not YAML; `remedy` ends the sentence.
     """
     try:
-        return yaml.load(path.read_text(), Loader=_LOADER)  # noqa: S506 - it is a safe one
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506 - it is a safe one
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; {remedy}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -67,7 +92,7 @@ def read_yaml(path: Path, remedy: str) -> Any:
 def read_json(path: Path, remedy: str) -> Any:
     """Read a JSON file; raises as `read_yaml` does."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; {remedy}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -27,6 +27,7 @@ __all__ = [
     "DECIDING",
     "PACKAGE",
     "PROJECT",
+    "SOURCE",
     "Code",
     "code_behind",
     "fingerprint",
@@ -73,15 +74,11 @@ def run_code(config: RunConfig) -> Code:
     The rest (the command line, the types of the configuration, tracking) acts on the result through the configuration
     alone, or not at all. The data's source acts through the prepared data, whose fingerprint is compared.
     """
-    tasks = PACKAGE / "tasks"
-    task = tasks / f"{config.data.task}.py"
-    others = {tasks / f"{name}.py" for name in ("classification", "detection", "segmentation")} - {task}
-    targets = targets_in({key: value for key, value in config.plain().items() if key != "data"})
+    targets = targets_in({key: value for key, value in config.identity.items() if key != "data"})
     return code_behind(
-        [PACKAGE / "train.py", task, PACKAGE / "core" / "seeds.py"],
+        [PACKAGE / "train.py", PACKAGE / "core" / "seeds.py"],
         targets,
         counted=("models", "tasks", "data", "training", "core/seeds.py"),
-        left_out=others,
         libraries=DECIDING,
     )
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from convatlas.core.files import written_whole
+from convatlas.core.files import atomic_write
 from convatlas.data.decoding import BadImageError, Decoded, decode, one_colour
 from convatlas.data.duplicates import digest, first_of, thumbnails
 from convatlas.data.image_files import ImageFiles
@@ -218,7 +218,7 @@ def _load(path: Path) -> _Stretch | None:
 
 
 def _save(path: Path, stretch: _Stretch) -> None:
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         np.savez(file, **{field.name: getattr(stretch, field.name) for field in fields(_Stretch)})
 
 

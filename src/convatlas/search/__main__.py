@@ -34,10 +34,15 @@ def from_plan(name: str) -> None:
     """Search as the plan says."""
     die_with_parent()
     from convatlas.core.files import read_yaml
+    from convatlas.core.targets import check_trusted
     from convatlas.search.config import read_search
 
-    planned = read_yaml(Path("plan") / "searches" / f"{name}.yaml", "run `dvc repro resolve`.")
-    _search(read_search(planned.get("config", {})), strict=False)
+    file = Path("plan") / "searches" / f"{name}.yaml"
+    planned = read_yaml(file, "run `dvc repro resolve`.")
+    if not isinstance(planned, dict) or not isinstance(planned.get("config"), dict):
+        raise UserError(f"{file} plans no search; run `dvc repro -f resolve`.")
+    check_trusted(planned, str(file))
+    _search(read_search(planned["config"]), strict=False)
 
 
 def _search(checked: SearchRun, *, strict: bool) -> None:

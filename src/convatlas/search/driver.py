@@ -13,7 +13,7 @@ from convatlas.core.composing import composed_net, hydra_ready, read_run
 from convatlas.core.config import RunConfig
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
-from convatlas.core.files import read_json, replace_folder, write_json, write_text, written_whole
+from convatlas.core.files import atomic_write, read_json, replace_folder, write_json, write_text
 from convatlas.core.processes import uses_gpu
 from convatlas.search.config import CompoundScaling, Darts, Enas, FBNetDnas, NasnetRl, SearchRun
 from convatlas.search.data import SearchData
@@ -139,7 +139,7 @@ def _save(file: Path, phase: Phase, strategy: Strategy) -> None:
         "best": strategy.best,
         "strategy": strategy.state(),
     }
-    with written_whole(file) as opened:
+    with atomic_write(file) as opened:
         torch.save(state, opened)
 
 
@@ -248,7 +248,7 @@ def _write_found(phases: list[Phase], run: SearchRun, folder: Path, table: Laten
 def _write_rows(phase: Phase, folder: Path) -> None:
     import pandas as pd
 
-    with written_whole(folder / f"{phase.name}.csv") as file:
+    with atomic_write(folder / f"{phase.name}.csv") as file:
         pd.DataFrame(phase.rows).to_csv(file, index=False)
 
 

@@ -223,12 +223,14 @@ def manifest_roots(data: Iterable[DataConfig]) -> dict[str, str]:
 FINISHED = Path("runs", ".finished")
 """One file a finished run of the plan: what the report depends on, whatever else lies in runs/."""
 
+TRACKING = ("tracking", "loggers")
+"""Sections of a run that decide nothing of its result: they lie in a file that no training depends on."""
 
 RESOLVE = "run `dvc repro resolve`."
 
 
 def tracking_plan(key: str) -> Path:
-    """Return the file with a planned run's tracking options."""
+    """Return the file with the sections `TRACKING` of a planned run."""
     return Path("plan", "tracking", f"{key}.yaml")
 
 
@@ -242,10 +244,18 @@ def read_planned(key: str) -> RunConfig:
     planned = read_yaml(file, RESOLVE)
     if not isinstance(planned, dict) or not isinstance(planned.get("config"), dict):
         raise UserError(f"{file} plans no run; run `dvc repro -f resolve`.")
-    tracking = {} if "tracking" in planned["config"] else {"tracking": read_yaml(tracking_plan(key), RESOLVE)}
-    values = planned["config"] | tracking
+    values = planned["config"] if "tracking" in planned["config"] else planned["config"] | read_tracking(key)
     check_trusted(values, str(file))
     return read_run(values, str(file))
+
+
+def read_tracking(key: str) -> dict[str, Any]:
+    """Read the sections `TRACKING` of a planned run; raises as `read_planned` does."""
+    file = tracking_plan(key)
+    found = read_yaml(file, RESOLVE)
+    if not isinstance(found, dict) or set(found) != set(TRACKING):
+        raise UserError(f"{file} holds no options of tracking; run `dvc repro -f resolve`.")
+    return found
 
 
 def data_plan(name: str) -> Path:

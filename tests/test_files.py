@@ -1,0 +1,70 @@
+"""Files are whole or not there, and a full disk is told with the file's name, whatever a library makes of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from convatlas.core import files
+from convatlas.core.cli import explain_os_error
+from convatlas.core.files import atomic_write, write_json
+
+
+@pytest.fixture
+def full_after(monkeypatch):
+    """Return a function after which a file takes so many bytes and no more."""
+
+    def full_after(room: int) -> None:
+        class SmallDisk(files._RememberingFile):
+            def write(self, data):
+                if self.tell() + len(data) > room:
+                    self.failed = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    raise self.failed
+                return super().write(data)
+
+        monkeypatch.setattr(files, "_RememberingFile", SmallDisk)
+
+    return full_after
+
+
+WRITERS = {
+    "text": lambda file: file.write(b"x" * 100_000),
+    "torch": lambda file: torch.save({"a": torch.zeros(100_000)}, file),
+}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_a_full_disk_is_told_with_the_files_name_and_the_file_before_stays(full_after, tmp_path, write):
+    file = tmp_path / "last.ckpt"
+    file.write_text("before")
+    full_after(5_000)
+    with pytest.raises(OSError, match="No space left") as caught, atomic_write(file) as opened:
+        write(opened)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(file))
+    assert str(file) in (explain_os_error(caught.value) or "")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"last.ckpt": "before"}
+
+
+def test_an_error_of_the_block_itself_stays_what_it_is(tmp_path):
+    def half(file: Path) -> None:
+        with atomic_write(file) as opened:
+            opened.write(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        half(tmp_path / "a")
+    with pytest.raises(FileNotFoundError, match="other"), atomic_write(tmp_path / "a"):
+        (tmp_path / "other").read_bytes()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_whole(tmp_path):
+    write_json(tmp_path / "deep" / "a.json", {"é": 1})
+    assert (tmp_path / "deep" / "a.json").read_bytes() == '{\n  "é": 1\n}\n'.encode()
+    with atomic_write(tmp_path / "net.ckpt") as opened:
+        torch.save({"a": torch.arange(3)}, opened)
+    assert torch.load(tmp_path / "net.ckpt", weights_only=True)["a"].tolist() == [0, 1, 2]
