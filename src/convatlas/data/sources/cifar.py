@@ -6,7 +6,7 @@ Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009). In `
     cifar-10-batches-bin/   or  cifar-10-binary.tar.gz         cifar-100-binary/   or  cifar-100-binary.tar.gz
 
 A pickle may run any program when it is read. These are read by an unpickler that knows numbers, text, lists, dicts and
-the form in which numpy writes an array of bytes, and refuses all else; numpy itself is never handed their content.
+arrays of bytes, and refuses all else.
 """
 
 from __future__ import annotations
@@ -239,59 +239,31 @@ def _contents(root: Path, form: _Form, verify: bool) -> Iterator[tuple[str, byte
 # ---- pickles --------------------------------------------------------------------------------------------------------
 
 
-class _Array:
-    """Stands for `numpy.ndarray` in a pickle: keeps the state that the real one would be rebuilt from."""
-
-    state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def values(self) -> NDArray[np.uint8]:
-        """Return the array.
-
-        Raises:
-            ValueError: it is not one of unsigned bytes, in rows, as long as its shape says.
-        """
-        _, shape, dtype, columns_first, content = self.state
-        if not isinstance(dtype, _Dtype) or dtype.name not in {"u1", "uint8"} or columns_first:
-            raise ValueError("its array is not one of unsigned bytes in rows")
-        if not isinstance(content, bytes):
-            raise ValueError("its array has no bytes")
-        return np.frombuffer(content, np.uint8).reshape([int(size) for size in shape])
-
-
-class _Dtype:
-    """Stands for `numpy.dtype` in a pickle."""
-
-    def __init__(self, name: str | bytes, *_: Any) -> None:
-        self.name = name.decode() if isinstance(name, bytes) else name
-
-    def __setstate__(self, state: Any) -> None:
-        """Do nothing: byte order and the like say nothing about bytes."""
-
-
 class _Unpickler(pickle.Unpickler):
-    """Reads what a batch is made of and nothing else: no name in the file leads to any other code than this file's."""
-
-    # numpy 2 writes numpy._core; Python 3 writes bytes as _codecs.encode of text in pickles of protocol 2.
-    admitted = {  # noqa: RUF012 - a constant
-        ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
-        ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _Dtype,
-        ("_codecs", "encode"): lambda text, _: text.encode("latin-1"),
-    }
+    """Reads what a batch is made of and nothing else: five names, none of which runs what the file says."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the stand-in for an admitted name.
+        """Return what an admitted name stands for.
 
         Raises:
             pickle.UnpicklingError: any other name.
         """
-        if (module, name) not in self.admitted:
-            raise _RefusedError(f"{module}.{name}")
-        return self.admitted[module, name]
+        # numpy 2 writes numpy._core; Python 3 writes bytes as _codecs.encode of text in pickles of protocol 2.
+        if (module.replace("._core", ".core"), name) == ("numpy.core.multiarray", "_reconstruct"):
+            return lambda *_: np.ndarray(0, np.uint8)
+        if (module, name) == ("numpy", "ndarray"):
+            return np.ndarray
+        if (module, name) == ("numpy", "dtype"):
+            return _unsigned_bytes
+        if (module, name) == ("_codecs", "encode"):
+            return lambda text, _: text.encode("latin-1")
+        raise _RefusedError(f"{module}.{name}")
+
+
+def _unsigned_bytes(name: str | bytes, *_: Any) -> np.dtype[np.uint8]:
+    if name not in {"u1", b"u1", "uint8"}:
+        raise ValueError(f"its numbers are {name!r}, not unsigned bytes")
+    return np.dtype(np.uint8)
 
 
 class _RefusedError(pickle.UnpicklingError):
@@ -314,7 +286,9 @@ def _unpickle(content: bytes, where: str) -> dict[str, Any]:
 def _read_pickled(content: bytes, where: str) -> _Batch:
     entries = _unpickle(content, where)
     try:
-        images = entries["data"].values()
+        images = entries["data"]
+        if images.dtype != np.uint8:
+            raise TypeError("its images are no bytes")
         images = images.reshape(len(images), *SHAPE)
         labels: dict[str, NDArray[np.int64]] = {
             kind: np.array(entries[kind], dtype=np.int64).reshape(len(images))
