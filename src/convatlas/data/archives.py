@@ -126,8 +126,8 @@ class _Unpacked:
         self._read += len(content)
         if self._read > self._limit:
             raise UserError(
-                f"{printable(self._path)} is refused: it unpacks to more than {self._limit:,} bytes, as no official file "
-                f"does. {GET_AGAIN}"
+                f"{printable(self._path)} is refused: it unpacks to more than {self._limit:,} bytes, as no official "
+                f"file does. {GET_AGAIN}"
             )
         return content
 

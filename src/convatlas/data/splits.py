@@ -52,8 +52,8 @@ def split_items(raw: RawDataset, config: SplitConfig, name: str, copies: Items |
             if len(items) and not filled[items].any():
                 raise UserError(
                     f"{name}: nothing is marked in any of the {len(items)} images of the {split} split, so that it "
-                    f"measures nothing; {int(filled.sum())} of {len(raw)} images have something marked. Add some, or raise "
-                    "the fraction of that split."
+                    f"measures nothing; {int(filled.sum())} of {len(raw)} images have something marked. Add some, or "
+                    "raise the fraction of that split."
                 )
     for split, items in parts.items():
         if not len(items):

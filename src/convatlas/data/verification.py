@@ -107,9 +107,9 @@ def empty_classes(raw: RawDataset, parts: Mapping[str, Items], name: str) -> dic
         missing[split] = [label for label, count in counts.items() if not count]
     if missing["train"]:
         raise UserError(
-            f"{name}: no training image has the class {' or '.join(missing['train'][:20])}; lower data.split.validation "
-            "or data.split.test, or name the classes to take, without these, in data.source.classes, if the source has "
-            "that option, and set data.num_classes."
+            f"{name}: no training image has the class {' or '.join(missing['train'][:20])}; lower "
+            "data.split.validation or data.split.test, or name the classes to take in data.source.classes, where the "
+            "source has that option, and set data.num_classes."
         )
     return {split: names for split, names in missing.items() if names}
 

@@ -6,7 +6,7 @@ Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009). In `
     cifar-10-batches-bin/   or  cifar-10-binary.tar.gz         cifar-100-binary/   or  cifar-100-binary.tar.gz
 
 A pickle may run any program when it is read. These are read by an unpickler that knows numbers, text, lists, dicts and
-arrays of bytes, and refuses all else.
+the form in which numpy writes an array of bytes, and refuses all else; numpy itself is never handed their content.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from convatlas.core.errors import UserError
 from convatlas.data.archives import GET_AGAIN, printable, read_file, read_members
 from convatlas.data.fetching import OfficialFile, check, fetch, require_root
 from convatlas.data.sources import RawDataset
+
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10
 
 __all__ = ["load_cifar10", "load_cifar100"]
 
@@ -87,16 +90,7 @@ def load_cifar10(
     """
     from torchvision.datasets import CIFAR10
 
-    pickled = _Form(
-        folder=CIFAR10.base_folder,
-        archive=OfficialFile(CIFAR10.filename, CIFAR10.tgz_md5, (CIFAR10.url,)),
-        train=tuple(name for name, _ in CIFAR10.train_list),
-        test=tuple(name for name, _ in CIFAR10.test_list),
-        names={"labels": CIFAR10.meta["filename"]},
-        md5=dict(CIFAR10.train_list) | dict(CIFAR10.test_list) | {CIFAR10.meta["filename"]: CIFAR10.meta["md5"]},
-        read_batch=_read_pickled,
-        read_names=_read_pickled_names,
-    )
+    pickled = _pickled(CIFAR10, {"labels": CIFAR10.meta["filename"]})
     binary = _Form(
         folder="cifar-10-batches-bin",
         archive=OfficialFile("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),
@@ -136,17 +130,7 @@ def load_cifar100(
 
     if labels not in {"fine", "coarse"}:
         raise UserError(f"data.source.labels={labels} must be fine, for 100 classes, or coarse, for 20.")
-    meta = CIFAR100.meta["filename"]
-    pickled = _Form(
-        folder=CIFAR100.base_folder,
-        archive=OfficialFile(CIFAR100.filename, CIFAR100.tgz_md5, (CIFAR100.url,)),
-        train=tuple(name for name, _ in CIFAR100.train_list),
-        test=tuple(name for name, _ in CIFAR100.test_list),
-        names={"fine_labels": meta, "coarse_labels": meta},
-        md5=dict(CIFAR100.train_list) | dict(CIFAR100.test_list) | {meta: CIFAR100.meta["md5"]},
-        read_batch=_read_pickled,
-        read_names=_read_pickled_names,
-    )
+    pickled = _pickled(CIFAR100, dict.fromkeys(("fine_labels", "coarse_labels"), CIFAR100.meta["filename"]))
     binary = _Form(
         folder="cifar-100-binary",
         archive=OfficialFile("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"),
@@ -159,6 +143,21 @@ def load_cifar100(
     )
     title = "CIFAR-100" if labels == "fine" else "CIFAR-100, its 20 superclasses"
     return _load(root, (pickled, binary), f"{labels}_labels", title, download=download, verify=verify)
+
+
+def _pickled(published: type[CIFAR10], names: dict[str, str]) -> _Form:
+    """Return the pickled form of a set, as torchvision knows it."""
+    train, test, meta = dict(published.train_list), dict(published.test_list), published.meta
+    return _Form(
+        folder=published.base_folder,
+        archive=OfficialFile(published.filename, published.tgz_md5, (published.url,)),
+        train=tuple(train),
+        test=tuple(test),
+        names=names,
+        md5=train | test | {meta["filename"]: meta["md5"]},
+        read_batch=_read_pickled,
+        read_names=_read_pickled_names,
+    )
 
 
 def _load(root: Path, forms: tuple[_Form, _Form], kind: str, title: str, *, download: bool, verify: bool) -> RawDataset:
@@ -239,31 +238,59 @@ def _contents(root: Path, form: _Form, verify: bool) -> Iterator[tuple[str, byte
 # ---- pickles --------------------------------------------------------------------------------------------------------
 
 
+class _Array:
+    """Stands for `numpy.ndarray` in a pickle: keeps the state that the real one would be rebuilt from."""
+
+    state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def values(self) -> NDArray[np.uint8]:
+        """Return the array.
+
+        Raises:
+            ValueError: it is not one of unsigned bytes, in rows, as long as its shape says.
+        """
+        _, shape, dtype, columns_first, content = self.state
+        if not isinstance(dtype, _Dtype) or dtype.name not in {"u1", "uint8"} or columns_first:
+            raise ValueError("its array is not one of unsigned bytes in rows")
+        if not isinstance(content, bytes):
+            raise ValueError("its array has no bytes")
+        return np.frombuffer(content, np.uint8).reshape([int(size) for size in shape])
+
+
+class _Dtype:
+    """Stands for `numpy.dtype` in a pickle."""
+
+    def __init__(self, name: str | bytes, *_: Any) -> None:
+        self.name = name.decode() if isinstance(name, bytes) else name
+
+    def __setstate__(self, state: Any) -> None:
+        """Do nothing: byte order and the like say nothing about bytes."""
+
+
 class _Unpickler(pickle.Unpickler):
-    """Reads what a batch is made of and nothing else: five names, none of which runs what the file says."""
+    """Reads what a batch is made of and nothing else: no name in the file leads to any other code than this file's."""
+
+    # numpy 2 writes numpy._core; Python 3 writes bytes as _codecs.encode of text in pickles of protocol 2.
+    admitted = {  # noqa: RUF012 - a constant
+        ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
+        ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _Dtype,
+        ("_codecs", "encode"): lambda text, _: text.encode("latin-1"),
+    }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what an admitted name stands for.
+        """Return the stand-in for an admitted name.
 
         Raises:
             pickle.UnpicklingError: any other name.
         """
-        # numpy 2 writes numpy._core; Python 3 writes bytes as _codecs.encode of text in pickles of protocol 2.
-        if (module.replace("._core", ".core"), name) == ("numpy.core.multiarray", "_reconstruct"):
-            return lambda *_: np.ndarray(0, np.uint8)
-        if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (module, name) == ("numpy", "dtype"):
-            return _unsigned_bytes
-        if (module, name) == ("_codecs", "encode"):
-            return lambda text, _: text.encode("latin-1")
-        raise _RefusedError(f"{module}.{name}")
-
-
-def _unsigned_bytes(name: str | bytes, *_: Any) -> np.dtype[np.uint8]:
-    if name not in {"u1", b"u1", "uint8"}:
-        raise ValueError(f"its numbers are {name!r}, not unsigned bytes")
-    return np.dtype(np.uint8)
+        if (module, name) not in self.admitted:
+            raise _RefusedError(f"{module}.{name}")
+        return self.admitted[module, name]
 
 
 class _RefusedError(pickle.UnpicklingError):
@@ -286,9 +313,7 @@ def _unpickle(content: bytes, where: str) -> dict[str, Any]:
 def _read_pickled(content: bytes, where: str) -> _Batch:
     entries = _unpickle(content, where)
     try:
-        images = entries["data"]
-        if images.dtype != np.uint8:
-            raise TypeError("its images are no bytes")
+        images = entries["data"].values()
         images = images.reshape(len(images), *SHAPE)
         labels: dict[str, NDArray[np.int64]] = {
             kind: np.array(entries[kind], dtype=np.int64).reshape(len(images))
