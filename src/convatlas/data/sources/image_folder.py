@@ -263,9 +263,9 @@ def _add_class_folders(listed: ClassFolders, folder: Path, root: Path, split: st
     names = [printable(path.name) for path in folders]
     if not names:
         raise UserError(
-            f"{printable(folder)}, taken for the {split}, holds no folders of classes, such as {listed.classes[0]}/: put "
-            "its pictures into such folders, set data.source.test_pattern, which finds the class in a file's name, or "
-            "move the folder away. If it is itself a class, set data.source.train=."
+            f"{printable(folder)}, taken for the {split}, holds no folders of classes, such as {listed.classes[0]}/: "
+            "put its pictures into such folders, set data.source.test_pattern, which finds the class in a file's name, "
+            "or move the folder away. If it is itself a class, set data.source.train=."
         )
     listed.left_out += [(_name(path, root), "it lies beside the class folders") for path in _files_in(folder)]
     for name, path in zip(names, folders, strict=True):
