@@ -81,7 +81,7 @@ def test_folders_are_what_they_are_named_for(tmp_path: Path, kind: str) -> None:
     [
         (
             "A/cat A/dog B/cat B/dog",
-            r"the folder A holds no picture but folders \(cat, dog\).* data\.source\.train=A and",
+            r"the folder A holds no picture but folders \(cat, dog\).* set data\.source\.train=A",
         ),
         ("train/cat train/dog training/cat", "holds train and training, both named for the train split"),
         ("train/cat train/dog val/images/x", "images is of a class without training pictures"),
