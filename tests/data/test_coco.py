@@ -283,3 +283,20 @@ def test_bccd_is_the_same_in_both_layouts(tmp_path: Path) -> None:
         name for name, _ in voc.left_out
     ]
     assert {why for _, why in coco.left_out} == {"its box has no area"}
+
+
+@pytest.mark.parametrize(
+    ("info", "title", "licence"),
+    [
+        (None, "Images with boxes in the layout of COCO", "not stated"),
+        ({"description": "Cats of the yard", "contributor": "me"}, "Cats of the yard", "not stated"),
+        ({"description": "COCO 2017 Dataset", "url": "http://cocodataset.org"}, "COCO", "annotations: CC BY 4.0; "),
+    ],
+)
+def test_a_card_claims_what_the_files_say_of_themselves(root: Path, info: Any, title: str, licence: str) -> None:
+    for split in ("train2017", "val2017"):
+        path = root / "annotations" / f"instances_{split}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"info": info}))
+    raw = load_small(root)
+    assert raw.title == title
+    assert raw.licence.startswith(licence)

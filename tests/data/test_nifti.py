@@ -158,3 +158,74 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     for load in (load_acdc, load_decathlon):
         with pytest.raises(UserError, match=r"there is no folder .*gone"):
             load(tmp_path / "gone")
+
+
+def placed(voxels: NDArray[Any], affine: NDArray[np.float64]) -> nib.Nifti1Image:
+    return nib.Nifti1Image(voxels, affine)
+
+
+def bright_where_marked(dtype: Any = np.int16) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    labels = np.zeros(SIZE, dtype=np.uint8)
+    labels[3:12, 5:15] = 3
+    return np.where(labels, 200, 20).astype(dtype), labels
+
+
+AFFINE = np.diag([1.5, 2.0, 10.0, 1.0])
+FLIPS: dict[str, tuple[Any, NDArray[np.float64]]] = {
+    "as the image": (lambda labels: labels, AFFINE),
+    "flipped": (lambda labels: labels[::-1], AFFINE @ [[-1, 0, 0, 23], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+    "flipped twice": (
+        lambda labels: labels[:, ::-1, ::-1],
+        AFFINE @ [[1, 0, 0, 0], [0, -1, 0, 29], [0, 0, -1, 2], [0, 0, 0, 1]],
+    ),
+    "other axes": (
+        lambda labels: labels.transpose(1, 0, 2),
+        AFFINE @ [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FLIPS)
+def test_a_mask_is_turned_to_its_volume(acdc: Path, kind: str) -> None:
+    change, affine = FLIPS[kind]
+    voxels, labels = bright_where_marked()
+    nib.save(placed(voxels, AFFINE), volume(acdc))
+    nib.save(placed(np.ascontiguousarray(change(labels)), np.asarray(affine, dtype=float)), volume(acdc, gt="_gt"))
+    raw = load_acdc(acdc, image_size=30, pixel_mm=None)
+    assert raw.left_out == []
+    for item in [n for n, name in enumerate(raw.names) if name.startswith("patient002_frame01")]:
+        assert (raw.images[item, 0][raw.masks[item] == 3] == 255).all()
+        assert (raw.masks[item] == 3).sum() == 90
+
+
+def test_a_mask_that_lies_elsewhere_is_left_out(acdc: Path) -> None:
+    voxels, labels = bright_where_marked()
+    nib.save(placed(voxels, AFFINE), volume(acdc))
+    moved = AFFINE.copy()
+    moved[0, 3] = 15
+    nib.save(placed(labels, moved), volume(acdc, gt="_gt"))
+    raw = load_acdc(acdc, image_size=30)
+    assert raw.left_out == [("patient002_frame01.nii.gz", "its mask lies elsewhere in space: their affines differ")]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_grey_levels_are_stretched_whatever_the_type(acdc: Path, dtype: Any) -> None:
+    voxels, labels = bright_where_marked(dtype)
+    nib.save(placed(voxels, AFFINE), volume(acdc))
+    nib.save(placed(labels, AFFINE), volume(acdc, gt="_gt"))
+    raw = load_acdc(acdc, image_size=24, pixel_mm=None)
+    image = raw.images[raw.names.index("patient002_frame01.nii.gz, slice 1"), 0]
+    assert np.unique(image).tolist() == [0, 255]
+
+
+def test_the_folder_of_the_test_is_the_test(acdc: Path) -> None:
+    (acdc / "testing").mkdir()
+    (acdc / "training" / "patient003").rename(acdc / "testing" / "patient003")
+    raw = load_acdc(acdc, image_size=32)
+    in_test = {name[:10] for name, split in zip(raw.names, raw.official_split, strict=True) if split == "test"}
+    assert in_test == {"patient003"}
+
+
+def test_a_volume_without_mask_is_listed(acdc: Path) -> None:
+    volume(acdc, gt="_gt").unlink()
+    assert load_acdc(acdc, image_size=32).left_out == [("patient002_frame01.nii.gz", "it has no mask")]

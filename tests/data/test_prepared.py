@@ -228,7 +228,7 @@ def test_a_source_that_does_not_fit_writes_nothing(tmp_path: Path, change: dict[
 
 
 def test_a_missing_folder_is_named_with_its_remedy(tmp_path: Path) -> None:
-    message = r"pixels/dataset\.json is missing\. Run `python -m convatlas\.prepare data=pixels`"
+    message = r"pixels/dataset\.json is missing\. Run `python -m convatlas\.prepare` .*data\.name=pixels among them"
     with pytest.raises(UserError, match=message):
         PreparedData.open(tmp_path / "pixels")
 
@@ -252,9 +252,9 @@ def damage_type(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (Path.unlink, r"train_images\.npy is missing\..*convatlas\.prepare data=pixels"),
-        (damage_cut, r"train_images\.npy is cut short or damaged.*convatlas\.prepare data=pixels"),
-        (damage_empty, r"train_images\.npy is cut short or damaged.*convatlas\.prepare data=pixels"),
+        (Path.unlink, r"train_images\.npy is missing\..*convatlas\.prepare`.*data\.name=pixels"),
+        (damage_cut, r"train_images\.npy is cut short or damaged.*convatlas\.prepare`.*data\.name=pixels"),
+        (damage_empty, r"train_images\.npy is cut short or damaged.*convatlas\.prepare`.*data\.name=pixels"),
         (damage_shape, r"train_images\.npy has shape \(35, 1, 8, 8\), not \(36, 1, 8, 8\)"),
         (damage_type, r"train_images\.npy holds int16, not uint8"),
     ],
@@ -266,23 +266,59 @@ def test_a_damaged_array_is_named(prepare_raw: Preparer, damage: Callable[[Path]
         PreparedData.open(folder)
 
 
-def test_a_changed_byte_is_found_when_asked_for(prepare_raw: Preparer) -> None:
-    folder = prepare_raw(raw_classification()).folder
-    assert PreparedData.open(folder, verify=True).card.name == "pixels"
+def change_a_byte(folder: Path) -> None:
     path = folder / "test_images.npy"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    PreparedData.open(folder)
-    with pytest.raises(UserError, match=r"test_images\.npy is not the file that was prepared"):
-        PreparedData.open(folder, verify=True)
+
+
+def change_the_fingerprint(folder: Path) -> None:
+    card = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(card | {"fingerprint": "0" * 64}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message", "of_large_sets_too"),
+    [
+        (change_a_byte, r"test_images\.npy is not the file that was prepared", False),
+        (change_the_fingerprint, r"dataset\.json was changed: its fingerprint does not belong to its files", True),
+    ],
+)
+def test_changed_content_is_found(
+    prepare_raw: Preparer,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], None],
+    message: str,
+    of_large_sets_too: bool,
+) -> None:
+    folder = prepare_raw(raw_classification()).folder
+    assert PreparedData.open(folder, verify=True).card.name == "pixels"
+    damage(folder)
+    for verify in (None, True):
+        with pytest.raises(UserError, match=message):
+            PreparedData.open(folder, verify=verify)
+    monkeypatch.setattr("convatlas.data.prepared.VERIFIED_BYTES", 100)
+    if of_large_sets_too:
+        with pytest.raises(UserError, match=message):
+            PreparedData.open(folder)
+    else:
+        PreparedData.open(folder)
+
+
+@pytest.mark.parametrize("options", [{"download": False}, {"verify": False}])
+def test_how_files_come_does_not_make_other_data(
+    tmp_path: Path, prepare_raw: Preparer, options: dict[str, bool]
+) -> None:
+    raw = raw_classification()
+    prepare_raw(raw).card.check(data_config(raw, tmp_path, source={"_target_": SOURCE, **options}))
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", '{"format": 2}'])
 def test_a_card_that_cannot_be_understood_is_named(prepare_raw: Preparer, text: str) -> None:
     folder = prepare_raw(raw_classification()).folder
     (folder / "dataset.json").write_text(text)
-    with pytest.raises(UserError, match=r"dataset\.json is not a data card of this version.*prepare data=pixels"):
+    with pytest.raises(UserError, match=r"dataset\.json is not a data card of this version.*data\.name=pixels"):
         PreparedData.open(folder)
 
 
@@ -294,7 +330,10 @@ def test_a_card_that_cannot_be_understood_is_named(prepare_raw: Preparer, text: 
         ({"num_classes": 7}, "data.num_classes=7, but the data prepared in .* have num_classes=3"),
         ({"in_channels": 3}, "data.in_channels=3"),
         ({"split": {"validation": 0.25, "test": 0.2, "seed": 5}}, "data.split.seed=5"),
-        ({"source": {"_target_": SOURCE, "count": 5}}, "data.source="),
+        (
+            {"source": {"_target_": SOURCE, "count": 5}},
+            "data.source.count=5, but the data prepared in .* have source.count=None",
+        ),
     ],
 )
 def test_a_configuration_of_other_data_names_the_key(

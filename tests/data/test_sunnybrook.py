@@ -206,3 +206,62 @@ def test_the_real_outlines_lie_on_the_blood() -> None:
         for number in (2, 1)
     )
     assert (inside > around).all()
+
+
+# ---- tables and grey levels as other programs write them ------------------------------------------------------------
+
+TABLE = "patient_id,original_id\np1,original-p1\np2,original-p2\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "left_out"),
+    [
+        (TABLE.encode(), []),
+        (b"\xef\xbb\xbf" + TABLE.encode(), []),
+        (TABLE.replace("\n", "\r\n").encode(), []),
+        (TABLE.encode() + b"p3\n", [("link.csv, line 4", "it has no patient_id or no original_id")]),
+        (TABLE.encode() + b"../x,original-p1\n", [("link.csv, line 4", "it has no patient_id or no original_id")]),
+    ],
+    ids=["plain", "byte order mark", "line ends of Windows", "short row", "a row that leads out"],
+)
+def test_tables_of_any_program_are_read(tmp_path: Path, content: bytes, left_out: list[tuple[str, str]]) -> None:
+    for number, patient in enumerate(("p1", "p2")):
+        write_dicom(tmp_path / "dicoms" / patient / "1.dcm", slice_pixels(number), (1.25, 1.25))
+        write_contour(tmp_path, patient, 1, "i", circle(9))
+    (tmp_path / "link.csv").write_bytes(content)
+    raw = load(tmp_path, image_size=SIDE)
+    assert raw.names == ["p1/1.dcm", "p2/1.dcm"]
+    assert raw.left_out == left_out
+
+
+def test_a_table_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "link.csv").write_bytes("patient_id,original_id\np1,José\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"link\.csv is no text in UTF-8; save it in that encoding"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tags", "inverted"),
+    [
+        ({}, False),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, True),
+        ({"RescaleSlope": "-1", "RescaleIntercept": "1500"}, True),
+        ({"RescaleSlope": "-2", "PhotometricInterpretation": "MONOCHROME1"}, False),
+        ({"RescaleSlope": "2", "RescaleIntercept": "-1000"}, False),
+    ],
+)
+def test_bright_is_what_is_shown_bright(tmp_path: Path, tags: dict[str, str], inverted: bool) -> None:
+    import pydicom
+
+    ramp = np.tile(np.arange(SIDE, dtype=np.int16) * 20, (SIDE, 1))
+    path = tmp_path / "dicoms" / "p1" / "1.dcm"
+    write_dicom(path, ramp, (1.25, 1.25))
+    dicom = pydicom.dcmread(path)
+    for key, value in tags.items():
+        setattr(dicom, key, value)
+    dicom.save_as(path)
+    write_contour(tmp_path, "p1", 1, "i", circle(9))
+    (tmp_path / "link.csv").write_text("patient_id,original_id\np1,original-p1\n")
+    row = load(tmp_path, image_size=SIDE).images[0, 0, 0].astype(int)
+    assert (np.diff(row) <= 0 if inverted else np.diff(row) >= 0).all()
+    assert {row[0], row[-1]} == {0, 255}

@@ -21,6 +21,8 @@ __all__ = ["GET_AGAIN", "printable", "read_file", "read_members", "read_text", "
 GZIP_MAGIC = b"\x1f\x8b"
 LARGEST = 4 << 30
 """Bytes that one file may have when it is unpacked: several times the largest official one."""
+MAX_RATIO, FREE = 32, 64 << 20
+"""A gzipped file may unpack to so many times its size, and to so many bytes in any case. Images shrink to a fifth."""
 GET_AGAIN = "Delete it and get the official file again."
 
 
@@ -56,9 +58,7 @@ def read_file(path: Path) -> bytes:
         UserError: it is missing, protected, damaged, or larger than any official file.
     """
     with reading(path), path.open("rb") as raw:
-        content = _unpacked(raw).read(LARGEST + 1)
-    _check_size(path, len(content))
-    return content
+        return _Unpacked(raw, path).read(LARGEST + 1)
 
 
 def read_text(path: Path) -> str:
@@ -89,13 +89,12 @@ def read_members(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, byt
     """
     missing = set(wanted)
     with reading(path), path.open("rb") as raw:
-        file = _unpacked(raw)
-        with tarfile.open(fileobj=file, mode="r|") as archive:
+        file = _Unpacked(raw, path)
+        with tarfile.open(fileobj=cast("IO[bytes]", file), mode="r|") as archive:
             for member in archive:
                 _check_member(path, member)
                 name = str(PurePosixPath(member.name))
                 if name in missing and member.isfile():
-                    _check_size(path, member.size)
                     missing.remove(name)
                     content = archive.extractfile(member) or io.BytesIO()
                     yield name, content.read()
@@ -105,11 +104,32 @@ def read_members(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, byt
         raise UserError(f"{printable(path)} has no member {sorted(missing)[0]}. {GET_AGAIN}")
 
 
-def _unpacked(raw: IO[bytes]) -> IO[bytes]:
-    """Return the content of an open file, unpacked on the way if it is gzipped."""
-    packed = raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-    raw.seek(0)
-    return cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if packed else raw
+class _Unpacked:
+    """Reads an open file, unpacked on the way if it is gzipped, up to the bytes that an honest file may have."""
+
+    def __init__(self, raw: IO[bytes], path: Path) -> None:
+        packed = raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+        size = raw.seek(0, io.SEEK_END)
+        raw.seek(0)
+        self._file = cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if packed else raw
+        self._path = path
+        self._limit = min(LARGEST, max(FREE, MAX_RATIO * size)) if packed else LARGEST
+        self._read = 0
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes, at most `size`.
+
+        Raises:
+            UserError: there are more than the file may have.
+        """
+        content = self._file.read(min(size, self._limit - self._read + 1))
+        self._read += len(content)
+        if self._read > self._limit:
+            raise UserError(
+                f"{printable(self._path)} is refused: it unpacks to more than {self._limit:,} bytes, as no official "
+                f"file does. {GET_AGAIN}"
+            )
+        return content
 
 
 def _check_member(path: Path, member: tarfile.TarInfo) -> None:
@@ -121,11 +141,3 @@ def _check_member(path: Path, member: tarfile.TarInfo) -> None:
     else:
         return
     raise UserError(f"{printable(path)} is refused: its member {printable(member.name)} {complaint}. {GET_AGAIN}")
-
-
-def _check_size(path: Path, size: int) -> None:
-    if size > LARGEST:
-        raise UserError(
-            f"{printable(path)} is refused: it unpacks to more than {LARGEST >> 30} GiB, as no official file does. "
-            f"{GET_AGAIN}"
-        )

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from convatlas.core.composing import conf_dir
 from convatlas.core.config import DataConfig, SplitConfig
 from convatlas.core.errors import UserError
 from convatlas.data.decoding import Fit
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 CARD_FILE = "dataset.json"
+NO_MATTER = {"download", "verify", "instructions"}
+"""Options of sources that decide how the files come, and not what is in them."""
 NO_SPREAD = 1e-6
 """Standard deviation, of pixels in [0, 1], up to which all are equal but for rounding."""
 
@@ -182,7 +185,7 @@ class Card(Entry):
         Raises:
             UserError: a key of `conf/data` says something else than what was prepared.
         """
-        wanted_and_found = {
+        wanted_and_found: dict[str, tuple[Any, Any]] = {
             "name": (config.name, self.name),
             "task": (config.task, self.task),
             "num_classes": (config.num_classes, len(self.classes)),
@@ -190,23 +193,25 @@ class Card(Entry):
             "split.validation": (config.split.validation, self.split.validation),
             "split.test": (config.split.test, self.split.test),
             "split.seed": (config.split.seed, self.split.seed),
-            "source": (plain_source(config), self.source),
             "storage": (config.storage, self.storage),
             "stored_side": (config.stored_side, self.stored_side),
         }
-        for key, (wanted, found) in wanted_and_found.items():
-            if wanted != found:
+        wanted, found = plain_source(config), self.source
+        keys = sorted({*wanted, *found} - NO_MATTER)
+        wanted_and_found |= {f"source.{key}": (wanted.get(key), found.get(key)) for key in keys}
+        for key, (value, prepared) in wanted_and_found.items():
+            if value != prepared:
                 raise UserError(
-                    f"data.{key}={wanted}, but the data prepared in {config.prepared} have {key}={found}. "
+                    f"data.{key}={value}, but the data prepared in {config.prepared} have {key}={prepared}. "
                     f"Set data.{key} to that, or prepare anew: {remedy(config.name)}"
                 )
 
     def has_canny(self, config: DataConfig) -> bool:
         """Say whether the nets of a configuration get the images' Canny edges as one channel more than the images have.
 
-        Every prepared segmentation set has them; `data.in_channels` asks for them.
+        Every prepared set with masks has them; `data.in_channels` asks for them.
         """
-        return self.task == "segmentation" and config.in_channels == self.image_shape[0] + 1
+        return "train_canny.npy" in self.files and config.in_channels == self.image_shape[0] + 1
 
     def normalisation(self, config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation of each channel that nets get; Canny's edges stay 0 and 1."""
@@ -224,7 +229,9 @@ def normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[fl
 
 def remedy(name: str) -> str:
     """Say how a data set is prepared; the last sentence of a message."""
-    return f"Run `python -m convatlas.prepare data={name}`."
+    if (conf_dir() / "data" / f"{name}.yaml").is_file():
+        return f"Run `python -m convatlas.prepare data={name}`."
+    return f"Run `python -m convatlas.prepare` with the options it was prepared with, data.name={name} among them."
 
 
 def plain_source(config: DataConfig) -> dict[str, Any]:

@@ -37,15 +37,22 @@ from convatlas.data.shards import ShardedImages, shard_file
 
 __all__ = ["ARRAYS", "PreparedData", "Split", "array_file", "hash_file"]
 
-ARRAYS: dict[str, dict[str, type[np.generic]]] = {
-    "classification": {"images": np.uint8, "labels": np.int64},
-    "detection": {"images": np.uint8, "boxes": np.float32, "box_labels": np.int64, "box_offsets": np.int64},
-    "segmentation": {"images": np.uint8, "masks": np.uint8, "canny": np.uint8, "edges": np.uint8},
+ARRAYS: dict[str, tuple[type[np.generic], str]] = {
+    "images": (np.uint8, "N C H W"),
+    "labels": (np.int64, "N"),
+    "box_offsets": (np.int64, "N+1"),
+    "boxes": (np.float32, "M 4"),
+    "box_labels": (np.int64, "M"),
+    "masks": (np.uint8, "N H W"),
+    "canny": (np.uint8, "N H W"),
+    "edges": (np.uint8, "N H W"),
+    "spacing": (np.float32, "N 2"),
+    "groups": (np.int64, "N"),
 }
-"""The arrays of a split and their types, by task."""
+"""The arrays that a split may have: type and shape, as in the table above; `box_offsets` ends with M."""
 
-OPTIONAL: dict[str, type[np.generic]] = {"groups": np.int64, "spacing": np.float32}
-"""Arrays that a split may have besides."""
+VERIFIED_BYTES = 1 << 26
+"""A data set of at most so many is compared with its hashes whenever it is opened."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,20 +92,28 @@ class PreparedData:
     splits: dict[str, Split]
 
     @classmethod
-    def open(cls, folder: Path, verify: bool = False) -> PreparedData:
+    def open(cls, folder: Path, verify: bool | None = None) -> PreparedData:
         """Open a data set.
 
         Args:
             folder: where `python -m convatlas.prepare` wrote it.
-            verify: compare every file with its sha256 as well, which reads all of it.
+            verify: compare every file with its sha256 as well, which reads all of it; None does so where that takes
+                no more than a second.
 
         Raises:
             UserError: something is missing, cut short, or not what the card says; it names the file.
         """
         card = Card.read(folder)
+        if fingerprint(card.files) != card.fingerprint:
+            raise UserError(
+                f"{folder / CARD_FILE} was changed: its fingerprint does not belong to its files. {remedy(card.name)}"
+            )
+        splits = {name: open_split(folder, name, card) for name in card.counts}
+        if verify is None:
+            verify = sum((folder / name).stat().st_size for name in card.files) <= VERIFIED_BYTES
         if verify:
             _verify_hashes(folder, card)
-        return cls(folder, card, {name: open_split(folder, name, card) for name in card.counts})
+        return cls(folder, card, splits)
 
     @classmethod
     def open_for(cls, config: DataConfig) -> PreparedData:
@@ -122,19 +137,16 @@ class PreparedData:
 
 def open_split(folder: Path, name: str, card: Card) -> Split:
     """Open the arrays of one split; see `PreparedData.open`."""
-    types: dict[str, Any] = dict(ARRAYS[card.task])
-    types |= {array: dtype for array, dtype in OPTIONAL.items() if array_file(name, array) in card.files}
-    if card.storage == "shards":
-        del types["images"]
-    arrays: dict[str, Any] = {
-        array: _open_array(folder / array_file(name, array), dtype, folder) for array, dtype in types.items()
-    }
-    for array, found in arrays.items():
-        expected = _expected_shape(array, card, name, arrays)
-        if found.shape != expected:
-            raise UserError(
-                f"{folder / array_file(name, array)} has shape {found.shape}, not {expected}. {remedy(card.name)}"
-            )
+    arrays: dict[str, Any] = {}
+    for array, (dtype, letters) in ARRAYS.items():
+        path = folder / array_file(name, array)
+        if path.name in card.files:
+            arrays[array] = _open_array(path, dtype, card)
+            expected = _shape(letters, card, name, arrays)
+            if arrays[array].shape != expected:
+                raise UserError(f"{path} has shape {arrays[array].shape}, not {expected}. {remedy(card.name)}")
+    if not arrays.keys() & {"labels", "boxes", "masks"}:
+        raise UserError(f"{folder / CARD_FILE} lists no labels, boxes or masks for {name}. {remedy(card.name)}")
     if card.storage == "shards":
         arrays["images"] = _open_shards(folder, name, card)
     return Split(folder, name, card, **arrays)
@@ -157,25 +169,25 @@ def _open_shards(folder: Path, split: str, card: Card) -> ShardedImages:
     try:
         images = ShardedImages(paths)
     except ValueError as error:
-        raise UserError(f"{error}. {remedy(folder.name)}") from error
+        raise UserError(f"{error}. {remedy(card.name)}") from error
     if len(images) != card.counts[split].images:
         raise UserError(
             f"{folder}: the shards of the {split} split hold {len(images)} images, not {card.counts[split].images}. "
-            f"{remedy(folder.name)}"
+            f"{remedy(card.name)}"
         )
     return images
 
 
-def _open_array(path: Path, dtype: type[np.generic], folder: Path) -> NDArray[Any]:
+def _open_array(path: Path, dtype: type[np.generic], card: Card) -> NDArray[Any]:
     try:
         # A plain view of the map: numpy's memmap class costs time at every slice.
         array = np.asarray(_map(path))
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing. {remedy(folder.name)}") from error
+        raise UserError(f"{path} is missing. {remedy(card.name)}") from error
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is cut short or damaged ({error}). {remedy(folder.name)}") from error
+        raise UserError(f"{path} is cut short or damaged ({error}). {remedy(card.name)}") from error
     if array.dtype != dtype:
-        raise UserError(f"{path} holds {array.dtype}, not {np.dtype(dtype)}. {remedy(folder.name)}")
+        raise UserError(f"{path} holds {array.dtype}, not {np.dtype(dtype)}. {remedy(card.name)}")
     return array
 
 
@@ -184,34 +196,21 @@ def _map(path: Path) -> NDArray[Any]:
     return array
 
 
-def _expected_shape(array: str, card: Card, split: str, arrays: dict[str, NDArray[Any]]) -> tuple[int, ...]:
+def _shape(letters: str, card: Card, split: str, arrays: dict[str, NDArray[Any]]) -> tuple[int, ...]:
+    """Return the shape that an array must have."""
     images = card.counts[split].images
-    shape: Any = card.image_shape  # without None: only shards have it, and none of these arrays
-    if array == "images":
-        return images, *shape
-    if array in {"masks", "canny", "edges"}:
-        return images, *shape[1:]
-    if array == "spacing":
-        return images, 2
-    if array == "box_offsets":
-        return (images + 1,)
-    if array in {"boxes", "box_labels"}:
-        offsets = arrays["box_offsets"]
-        boxes = int(offsets[-1]) if offsets.size else 0
-        return (boxes, 4) if array == "boxes" else (boxes,)
-    return (images,)
+    offsets = arrays.get("box_offsets")
+    sizes: dict[str, Any] = dict(zip("CHW", card.image_shape, strict=True))  # None only in shards, which have no arrays
+    sizes |= {"N": images, "N+1": images + 1, "M": 0 if offsets is None or not offsets.size else int(offsets[-1])}
+    return tuple(sizes[letter] if letter in sizes else int(letter) for letter in letters.split())
 
 
 def _verify_hashes(folder: Path, card: Card) -> None:
     for name, expected in card.files.items():
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{path} is missing. {remedy(folder.name)}")
+            raise UserError(f"{path} is missing. {remedy(card.name)}")
         if hash_file(path) != expected:
             raise UserError(
-                f"{path} is not the file that was prepared: its sha256 differs from dataset.json. {remedy(folder.name)}"
+                f"{path} is not the file that was prepared: its sha256 differs from dataset.json. {remedy(card.name)}"
             )
-    if fingerprint(card.files) != card.fingerprint:
-        raise UserError(
-            f"{folder / CARD_FILE} was changed: its fingerprint does not belong to its files. {remedy(folder.name)}"
-        )

@@ -1,7 +1,8 @@
 """The three splits: train, validation, test.
 
 The test split is the official one where the source has one. Otherwise a fraction `split.test` of everything is set
-aside first. Validation is always a fraction `split.validation` of what is left. Classification is stratified by label.
+aside first. Validation is always a fraction `split.validation` of what is left. Classification is stratified by label;
+boxes and masks by whether an image has any, where a split would otherwise have none.
 Images that belong together (one group, or equal to the byte) are never torn apart. The same data and seed give the same
 splits.
 """
@@ -15,6 +16,7 @@ from convatlas.core.config import SplitConfig
 from convatlas.core.errors import UserError
 from convatlas.data.duplicates import first_copies
 from convatlas.data.sources import RawDataset
+from convatlas.data.spool import chunks
 
 __all__ = ["SPLITS", "split_items", "units_of"]
 
@@ -41,16 +43,18 @@ def split_items(raw: RawDataset, config: SplitConfig, name: str, copies: Items |
     """
     _check_fractions(raw, config, name)
     units = units_of(raw, copies)
-    everything = np.arange(len(raw), dtype=np.int64)
-    if raw.official_split is not None:
-        in_test = raw.official_split == "test"
-        _check_official(units, in_test, name)
-    else:
-        in_test = _cut(raw, units, everything, config.test, _generator(config.seed, 0))
-    rest = everything[~in_test]
-    in_validation = _cut(raw, units, rest, config.validation, _generator(config.seed, 1))
-    train = _few(raw, rest[~in_validation], config, name)
-    parts = {"train": train, "validation": rest[in_validation], "test": everything[in_test]}
+    parts = _divided(raw, config, name, units, np.zeros(len(raw), dtype=np.int64) if raw.labels is None else raw.labels)
+    if raw.labels is None:
+        filled = has_objects(raw)
+        if not all(filled[items].any() for items in parts.values()):  # few have any: deal them as a class of their own
+            parts = _divided(raw, config, name, units, filled.astype(np.int64))
+        for split, items in parts.items():
+            if len(items) and not filled[items].any():
+                raise UserError(
+                    f"{name}: nothing is marked in any of the {len(items)} images of the {split} split, so that it "
+                    f"measures nothing; {int(filled.sum())} of {len(raw)} images have something marked. Add some, or "
+                    "raise the fraction of that split."
+                )
     for split, items in parts.items():
         if not len(items):
             raise UserError(
@@ -59,6 +63,26 @@ def split_items(raw: RawDataset, config: SplitConfig, name: str, copies: Items |
                 "belong together stay together. Change a fraction or add images."
             )
     return parts
+
+
+def has_objects(raw: RawDataset) -> NDArray[np.bool_]:
+    """Say of each image with boxes or masks whether anything but background is marked in it: `(N,)`."""
+    if raw.masks is None:
+        return np.array([len(boxes) > 0 for boxes in raw.boxes or ()], dtype=np.bool_)
+    return np.concatenate([some.reshape(len(some), -1).any(axis=1) for some in chunks(raw.masks)])
+
+
+def _divided(raw: RawDataset, config: SplitConfig, name: str, units: Items, labels: Items) -> dict[str, Items]:
+    everything = np.arange(len(raw), dtype=np.int64)
+    if raw.official_split is not None:
+        in_test = raw.official_split == "test"
+        _check_official(units, in_test, name)
+    else:
+        in_test = _cut(labels, units, everything, config.test, _generator(config.seed, 0))
+    rest = everything[~in_test]
+    in_validation = _cut(labels, units, rest, config.validation, _generator(config.seed, 1))
+    train = _few(raw, rest[~in_validation], config, name)
+    return {"train": train, "validation": rest[in_validation], "test": everything[in_test]}
 
 
 def units_of(raw: RawDataset, copies: Items | None = None) -> Items:
@@ -132,13 +156,13 @@ def _generator(seed: int, stream: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream,)))
 
 
-def _cut(raw: RawDataset, units: Items, items: Items, fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Choose whole units of `items` that make up about `fraction` of each class; `(len(items),)`, True where chosen.
+def _cut(labels: Items, units: Items, items: Items, fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Choose whole units of `items` that make up about `fraction` of each label; `(len(items),)`, True where chosen.
 
     Units come in random order, large ones first, and each goes where it brings both sides nearer to their targets in
     the sense of least squares. Units of a single image thus meet the rounded targets of their class exactly.
     """
-    labels = raw.labels[items] if raw.labels is not None else np.zeros(len(items), dtype=np.int64)
+    labels = labels[items]
     numbers, unit = np.unique(units[items], return_inverse=True)
     histograms = np.zeros((len(numbers), int(labels.max(initial=0)) + 1), dtype=np.int64)
     np.add.at(histograms, (unit, labels), 1)

@@ -65,7 +65,7 @@ class Spool:
         assert self._file is not None
         assert self._row is not None
         self._file.flush()
-        mapped = np.memmap(self._file, dtype=self._row.dtype, mode="r", shape=(self._count, *self._row.shape))  # type: ignore[call-overload]
+        mapped = np.memmap(self._file, dtype=self._row.dtype, mode="r", shape=(self._count, *self._row.shape))
         return mapped.view(np.ndarray)
 
 

@@ -107,8 +107,9 @@ def empty_classes(raw: RawDataset, parts: Mapping[str, Items], name: str) -> dic
         missing[split] = [label for label, count in counts.items() if not count]
     if missing["train"]:
         raise UserError(
-            f"{name}: no training image has the class {missing['train'][0]}; lower data.split.validation or "
-            "data.split.test, or take the class out of the source."
+            f"{name}: no training image has the class {' or '.join(missing['train'][:20])}; lower "
+            "data.split.validation or data.split.test, or name the classes to take in data.source.classes, where the "
+            "source has that option, and set data.num_classes."
         )
     return {split: names for split, names in missing.items() if names}
 
@@ -135,17 +136,17 @@ def _structural_complaints(raw: RawDataset) -> Iterator[str]:
     yield from _wrong_images(raw)
     count = len(raw)
     try:
-        task = raw.task
+        raw.task  # noqa: B018 - it raises
     except ValueError as error:
         yield f"the task is not clear: {error}"
         return
     if len(raw.classes) < 2 or len(set(raw.classes)) < len(raw.classes):
         yield f"classes={raw.classes} must be two or more different names."
-    if task == "segmentation":
+    if raw.masks is not None:
         yield from _wrong_array("masks", raw.masks, np.uint8, (count, *raw.pixels.shape[2:]))
-    if task == "classification":
+    if raw.labels is not None:
         yield from _wrong_array("labels", raw.labels, np.int64, (count,))
-    if task == "detection":
+    if raw.boxes is not None:
         yield from _wrong_boxes(raw)
     if raw.spacing is not None:
         yield from _wrong_array("spacing", raw.spacing, np.float32, (count, 2))

@@ -34,6 +34,8 @@ MOST_PAIRS = 24
 """Near copies shown as pictures."""
 UNBALANCED = 10
 """A class with so many times fewer images than the largest is worth a word."""
+FEW_ALIKE, MANY_ALIKE = 20, 0.05
+"""More near copies than these, in number and share, are in the nature of the images, as of digits or slices."""
 TINT = (255, 96, 0)
 _COUNTED = {"classification": "image", "detection": "object", "segmentation": "pixel"}
 _TILES = ((10, 10), (30, 8), (10**9, 5))  # up to how many classes, how many pictures of each
@@ -115,10 +117,16 @@ def _cautions(card: Card) -> list[str]:
             f"times {least}."
         )
     borders = Counter((pair.other_split, pair.split) for pair in card.near_across)
+    common = []
     for (earlier, later), pairs in borders.items():
         share = pairs / card.counts[later].images
         images = count(pairs, f"{later} image")
+        if pairs > FEW_ALIKE and share > MANY_ALIKE:
+            common.append(f"{share:.0%} of the {later} images like one of the {earlier} split")
+            continue
         found.append(f"{images} ({share:.1%}) {'looks' if pairs == 1 else 'look'} like one of the {earlier} split.")
+    if common:
+        found.append(f"Images of this set look alike by nature ({', '.join(common)}): that alone is no sign of a leak.")
     if card.conflicting_duplicates:
         found.append(f"Equal images with different annotations: {count(len(card.conflicting_duplicates), 'pair')}.")
     return found

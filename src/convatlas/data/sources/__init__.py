@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Literal, cast
+from typing import Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,10 @@ from convatlas.data.image_files import ImageFiles
 from convatlas.data.spool import Rows
 
 __all__ = ["RawDataset"]
+
+Task: TypeAlias = Literal["classification", "detection", "segmentation"]
+TASKS: dict[str, Task] = {"labels": "classification", "boxes": "detection", "masks": "segmentation"}
+"""What annotations are for, by the array that holds them."""
 
 
 @dataclass
@@ -76,21 +80,16 @@ class RawDataset:
         return self.images
 
     @property
-    def task(self) -> Literal["classification", "detection", "segmentation"]:
+    def task(self) -> Task:
         """What the annotations are for.
 
         Raises:
             ValueError: there are none, or those of more than one task.
         """
-        detection = self.boxes is not None and self.box_labels is not None
-        if (self.boxes is None) == (self.box_labels is None):
-            if self.labels is not None and not detection and self.masks is None:
-                return "classification"
-            if detection and self.labels is None and self.masks is None:
-                return "detection"
-            if self.masks is not None and not detection and self.labels is None:
-                return "segmentation"
-        raise ValueError("give exactly one of labels, boxes with box_labels, or masks.")
+        found = [task for array, task in TASKS.items() if getattr(self, array) is not None]
+        if len(found) != 1 or (self.boxes is None) != (self.box_labels is None):
+            raise ValueError("give exactly one of labels, boxes with box_labels, or masks.")
+        return found[0]
 
     def take(self, items: NDArray[np.int64]) -> RawDataset:
         """Return the data set of these items alone, in this order; `items`: `(n,)` positions.

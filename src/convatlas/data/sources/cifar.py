@@ -17,7 +17,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from convatlas.core.errors import UserError
 from convatlas.data.archives import GET_AGAIN, printable, read_file, read_members
 from convatlas.data.fetching import OfficialFile, check, fetch, require_root
 from convatlas.data.sources import RawDataset
+
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10
 
 __all__ = ["load_cifar10", "load_cifar100"]
 
@@ -87,16 +90,7 @@ def load_cifar10(
     """
     from torchvision.datasets import CIFAR10
 
-    pickled = _Form(
-        folder=CIFAR10.base_folder,
-        archive=OfficialFile(CIFAR10.filename, CIFAR10.tgz_md5, (CIFAR10.url,)),
-        train=tuple(name for name, _ in CIFAR10.train_list),
-        test=tuple(name for name, _ in CIFAR10.test_list),
-        names={"labels": CIFAR10.meta["filename"]},
-        md5=dict(CIFAR10.train_list) | dict(CIFAR10.test_list) | {CIFAR10.meta["filename"]: CIFAR10.meta["md5"]},
-        read_batch=_read_pickled,
-        read_names=_read_pickled_names,
-    )
+    pickled = _pickled(CIFAR10, {"labels": CIFAR10.meta["filename"]})
     binary = _Form(
         folder="cifar-10-batches-bin",
         archive=OfficialFile("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),
@@ -136,17 +130,7 @@ def load_cifar100(
 
     if labels not in {"fine", "coarse"}:
         raise UserError(f"data.source.labels={labels} must be fine, for 100 classes, or coarse, for 20.")
-    meta = CIFAR100.meta["filename"]
-    pickled = _Form(
-        folder=CIFAR100.base_folder,
-        archive=OfficialFile(CIFAR100.filename, CIFAR100.tgz_md5, (CIFAR100.url,)),
-        train=tuple(name for name, _ in CIFAR100.train_list),
-        test=tuple(name for name, _ in CIFAR100.test_list),
-        names={"fine_labels": meta, "coarse_labels": meta},
-        md5=dict(CIFAR100.train_list) | dict(CIFAR100.test_list) | {meta: CIFAR100.meta["md5"]},
-        read_batch=_read_pickled,
-        read_names=_read_pickled_names,
-    )
+    pickled = _pickled(CIFAR100, dict.fromkeys(("fine_labels", "coarse_labels"), CIFAR100.meta["filename"]))
     binary = _Form(
         folder="cifar-100-binary",
         archive=OfficialFile("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"),
@@ -159,6 +143,21 @@ def load_cifar100(
     )
     title = "CIFAR-100" if labels == "fine" else "CIFAR-100, its 20 superclasses"
     return _load(root, (pickled, binary), f"{labels}_labels", title, download=download, verify=verify)
+
+
+def _pickled(published: type[CIFAR10], names: dict[str, str]) -> _Form:
+    """Return the pickled form of a set, as torchvision knows it."""
+    train, test, meta = dict(published.train_list), dict(published.test_list), published.meta
+    return _Form(
+        folder=published.base_folder,
+        archive=OfficialFile(published.filename, published.tgz_md5, (published.url,)),
+        train=tuple(train),
+        test=tuple(test),
+        names=names,
+        md5=train | test | {meta["filename"]: meta["md5"]},
+        read_batch=_read_pickled,
+        read_names=_read_pickled_names,
+    )
 
 
 def _load(root: Path, forms: tuple[_Form, _Form], kind: str, title: str, *, download: bool, verify: bool) -> RawDataset:

@@ -27,9 +27,9 @@ import numpy as np
 from convatlas.core.errors import UserError
 from convatlas.data.archives import GET_AGAIN, printable, read_file, read_members, reading
 from convatlas.data.fetching import OfficialFile, check, require_root
-from convatlas.data.image_files import ImageFiles
+from convatlas.data.image_files import ImageFiles, pictures_below
 from convatlas.data.sources import RawDataset
-from convatlas.data.sources.image_folder import ClassFolders, class_folders, pictures_below
+from convatlas.data.sources.image_folder import NO_IMAGE, ClassFolders, class_folders
 
 __all__ = ["load"]
 
@@ -89,14 +89,15 @@ def load(root: Path, *, verify: bool = True) -> RawDataset:
                 "n01440764, or move it away."
             )
     training = len(found.paths)
-    notes = ["The test split is ILSVRC's validation set, as usual: the labels of its test set are not public."]
+    notes = ["The test split is the folder val, as usual: the labels of ILSVRC's test set are not public."]
     notes += _add_validation(found, root, devkit)
+    official = devkit is not None  # which knows all kinds; others may use the layout for their own
     return RawDataset(
         images=ImageFiles(found.paths),
         classes=_class_names(found.classes, words),
-        title=TITLE,
-        origin="O. Russakovsky et al. (2015), ImageNet; photographs from the web",
-        licence="non-commercial research and education, by ImageNet's terms of access",
+        title=TITLE if official else "Images in the layout of ImageNet",
+        origin="O. Russakovsky et al. (2015), ImageNet; photographs from the web" if official else "picture files",
+        licence="non-commercial research and education, by ImageNet's terms of access" if official else "not stated",
         made=False,
         labels=np.array(found.labels, dtype=np.int64),
         names=[printable(path.relative_to(root)) for path in found.paths],
@@ -121,9 +122,7 @@ def _class_names(wnids: list[str], words: dict[str, str]) -> list[str]:
 def _add_validation(found: ClassFolders, root: Path, devkit: _Devkit | None) -> list[str]:
     """Add the pictures of `val` and return notes on those that are of no class of the training."""
     pictures, others = pictures_below(root / "val")
-    found.left_out += [
-        (printable(path.relative_to(root)), "its name does not end as that of a picture") for path in others
-    ]
+    found.left_out += [(printable(path.relative_to(root)), NO_IMAGE) for path in others]
     flat = {path for path in pictures if path.parent == root / "val"}
     if flat and devkit is None:
         raise UserError(
