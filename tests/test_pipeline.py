@@ -17,7 +17,7 @@ from convatlas.core.composing import hydra_ready
 from convatlas.core.errors import UserError
 from convatlas.core.source_code import files_imported_by
 from convatlas.plan import Options, make_plan
-from convatlas.search.planned import searches_for
+from convatlas.search.composing import searches_for
 from convatlas.studies.planning import Scale, Study, planned_runs, source_file, template_values
 from helpers import ROOT
 

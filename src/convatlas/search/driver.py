@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,18 @@ from convatlas.core.composing import composed_net, hydra_ready, read_run
 from convatlas.core.config import RunConfig
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
-from convatlas.core.files import read_json, replace_folder, write_json, write_text, written_whole
+from convatlas.core.files import replace_folder, write_json, write_text, written_whole
 from convatlas.core.processes import uses_gpu
+from convatlas.search.composing import compared_nets, search_code
 from convatlas.search.config import CompoundScaling, Darts, Enas, FBNetDnas, NasnetRl, SearchRun
 from convatlas.search.data import SearchData
 from convatlas.search.latency import LatencyTable, table_for
-from convatlas.search.planned import compared_nets, search_code
 from convatlas.search.random_search import RandomSearch
 from convatlas.search.spaces import FBNetSpace, Space, make_space
 from convatlas.search.strategy import Context, Phase, Row, Strategy
 from convatlas.search.tracking import SearchTracker, open_search_tracker
 from convatlas.training.run import quieten_libraries, train
-from convatlas.training.work_folder import WorkFolder, difference
+from convatlas.training.work_folder import WorkFolder, difference, read_identity
 
 __all__ = ["run_search"]
 
@@ -42,6 +43,8 @@ def run_search(run: SearchRun, *, strict: bool = True) -> Path:
     """
     quieten_libraries()
     torch.set_num_threads(run.trainer.threads)
+    if run.trainer.deterministic:  # as Lightning does
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(run.trainer.deterministic, warn_only=True)
     data = SearchData(run.data, run.recipe, run.search.weights_share, run.seed)
     device = torch.device("cuda" if uses_gpu(run.trainer.accelerator) else "cpu")
@@ -65,8 +68,9 @@ def run_search(run: SearchRun, *, strict: bool = True) -> Path:
             write_json(work.results / "identity.json", identity)
             tracker.log_folder(work.results)
             replace_folder(work.results, folder)
-    finally:
+    except BaseException:
         work.close()
+        raise
     work.remove()
     return folder
 
@@ -131,27 +135,30 @@ def _run_phase(name: str, strategy: Strategy, work: Path, tracker: SearchTracker
 
 def _save(file: Path, phase: Phase, strategy: Strategy) -> None:
     """Write the state whole: a killed search leaves the step before."""
-    state = {
-        "step": phase.step,
-        "rows": phase.rows,
-        "spent": phase.spent,
-        "seconds": phase.seconds,
-        "best": strategy.best,
-        "strategy": strategy.state(),
-    }
+    state = {"step": phase.step, "rows": phase.rows, "seconds": phase.seconds, "strategy": strategy.state()}
     with written_whole(file) as opened:
         torch.save(state, opened)
 
 
 def _load(file: Path, name: str, strategy: Strategy) -> Phase:
+    """Return a phase as it was saved, or a new one.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     if not file.exists():
         return Phase(name)
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    strategy.load_state(state["strategy"])
-    strategy.spent = state["spent"]
-    strategy.best = None if state["best"] is None else (state["best"][0], tuple(state["best"][1]))
-    print(f"{name}: goes on after step {state['step']}", flush=True)
-    return Phase(name, rows=state["rows"], spent=state["spent"], seconds=state["seconds"], step=state["step"])
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        phase = Phase(name, rows=state["rows"], seconds=state["seconds"], step=state["step"])
+        strategy.load_state(state["strategy"])
+    except Exception as error:  # any, according to what is wrong with the file
+        raise UserError(
+            f"{file} cannot be read ({type(error).__name__}); delete {file.parent} and search again."
+        ) from error
+    phase.spent = strategy.spent
+    print(f"{name}: continues after step {phase.step}", flush=True)
+    return phase
 
 
 def _show(phase: Phase, strategy: Strategy, rows: list[Row], seconds: float) -> None:
@@ -206,7 +213,7 @@ def _is_finished(folder: Path, identity: dict[str, Any], run: SearchRun, *, stri
         raise UserError(f"{folder} holds something else than a search, which would be lost; choose another output_dir.")
     if run.overwrite or not any(folder.iterdir()):
         return False
-    before = read_json(folder / "identity.json", "delete the folder and search again.")
+    before = read_identity(folder / "identity.json", f"delete {folder} and search again.")
     if before == identity:
         print(f"{folder} is finished already; pass overwrite=true to search again.")
         return True
@@ -302,7 +309,7 @@ def _final_run(run: SearchRun, name: str, net: dict[str, Any], image_size: int |
 def _write_end(
     run: SearchRun, context: Context, phases: list[Phase], finals: dict[str, list[Path]], folder: Path
 ) -> None:
-    from convatlas.search.report import result_of, write_report
+    from convatlas.search.outcome import result_of, write_report
 
     result = result_of(run, context, phases, finals)
     write_json(folder / "result.json", result)
