@@ -15,14 +15,9 @@ from convatlas.search.shared_weights import SharedNet
 from convatlas.search.spaces import Decisions, NasnetSpace
 from convatlas.search.strategy import Context, Row, Strategy, seeded
 
-__all__ = ["EnasSearch", "NasnetSearch", "make_controller_search"]
+__all__ = ["EnasSearch", "NasnetSearch"]
 
 CONTROLLER, CHILD, FINAL = 11, 12, 13  # streams of random numbers
-
-
-def make_controller_search(context: Context) -> Strategy:
-    """Make the search that the configuration names."""
-    return EnasSearch(context) if isinstance(context.run.search.strategy, Enas) else NasnetSearch(context)
 
 
 def make_learner(space: NasnetSpace, config: Controller, context: Context) -> Learner:
