@@ -8,7 +8,7 @@ pipeline trains the same net with what its options offer: flips are drawn, biase
 are black, the average is exponential, and the test has flips alone. So its accuracy is a result and not a given.
 
 Both ways take turns. Seconds are of training, from the first batch to the last; the pipeline's hold a validation after
-every epoch and its checkpoints. `--device cuda` is meant; on the processor `--quick` shows that every step runs, with a
+every epoch and its checkpoints. `--device cuda` is meant; on the CPU `--quick` shows that every step runs, with a
 few random images. It has not been run on a GPU yet.
 """
 
@@ -46,7 +46,7 @@ momentum carries them on. These are the same for the mean of losses, as `torch.o
 
 
 class Found(NamedTuple):
-    """What one training gives: seconds, and the share of right answers on the test images."""
+    """What one training gives: seconds, and the share of correct answers on the test images."""
 
     seconds: float
     accuracy: float
@@ -219,7 +219,7 @@ def look_ahead(net: nn.Module, average: list[Tensor], share: float) -> None:
 
 @torch.inference_mode()
 def accuracy_with_views(net: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the share of right answers of six views: straight and mirrored, in place and shifted to both corners."""
+    """Return the share of correct answers of six views: straight and mirrored, in place and shifted to both corners."""
     net.eval()
     padded = F.pad(images, [1] * 4, mode="reflect")
     shifts = ((images, 0.5), (padded[..., :-2, :-2], 0.25), (padded[..., 2:, 2:], 0.25))

@@ -1,11 +1,11 @@
-"""How fast detectors are on one processor core: `python benchmarks/detectors.py`.
+"""How fast detectors are on one CPU core: `python benchmarks/detectors.py`.
 
 Times whole detectors, from the image to the boxes, one image at a time at 320 pixels and without trained weights, in
-turn in one process; a figure is the median over `--repeats` rounds. Torchvision's two detectors for processors stand
+turn in one process; a figure is the median over `--repeats` rounds. Torchvision's two detectors for CPUs stand
 beside them. All detectors leave out boxes below the same score, because untrained detectors would otherwise be timed
 by how many unsure boxes they suppress; `backbone` is the time without heads and suppression. The lecture gives
 ThunderNet 24 frames a second on a phone (24.1 in the paper, SNet49 on a Snapdragon 845, one thread); the last lines say
-whether ThunderNet-SNet49 is faster than that here. Other work on the machine slows the clock's figure down; processor
+whether ThunderNet-SNet49 is faster than that here. Other work on the machine slows the wall clock down; CPU
 time, printed beside it, much less.
 """
 
@@ -61,7 +61,7 @@ CASES: dict[str, Callable[[], nn.Module]] = {
 
 
 class Measured(NamedTuple):
-    """Seconds of one image: of the whole detector, on the clock and of the processor, and of its maps."""
+    """Seconds of one image: of the whole detector, wall-clock and CPU time, and of its maps."""
 
     wall: float
     processor: float

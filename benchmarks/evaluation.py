@@ -38,7 +38,7 @@ SMALL = {
     "detection": ["data.source.scenes=60"],
 }
 Seconds = tuple[float, float]
-"""On the clock, and of the processor."""
+"""Wall-clock and CPU seconds."""
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """What generating weights costs a training step: `python benchmarks/hypernetworks.py`.
 
 Each net with generated weights is timed in turn with the same net with weights of its own: forward pass, loss terms and
-backward pass on one thread, in seconds of the processor. Static kernels are made once a step, so that their share falls
+backward pass on one thread, in CPU seconds. Static kernels are made once a step, so that their share falls
 with the batch; a dynamic hypernetwork runs at every time step of every image.
 """
 
@@ -21,7 +21,7 @@ from convatlas.models.interfaces import AddsLossTerms
 
 
 def step_seconds(net: nn.Module, batch: int, in_channels: int) -> float:
-    """Return the processor seconds of one forward and backward pass on images of 32 x 32 pixels."""
+    """Return the CPU seconds of one forward and backward pass on images of 32 x 32 pixels."""
     images, labels = torch.rand(batch, in_channels, 32, 32), torch.zeros(batch, dtype=torch.int64)
     net.zero_grad()
     start = time.process_time()

@@ -40,7 +40,6 @@ def main() -> None:
             Path(folder) / "latency.json",
             in_channels=1,
             num_classes=10,
-            image_size=side,
             device=torch.device("cpu"),
             rounds=60,
         )

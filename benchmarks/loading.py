@@ -6,7 +6,7 @@ Small images are CIFAR-10's (`--cifar10` names the folder with `cifar-10-batches
 same shape) with pad-crop-flip; large ones are 500 x 375 JPEG, made here, with Inception crops to 224. Each way gives
 normalised float batches of 128. One core is the process itself; more are used by each way as it uses them best: by
 workers for files, by threads of the process for arrays. Ways take turns, and the best of three epochs counts. On one
-core the processor's time is told as well, which other work on the machine hardly changes. Then the memory of a loader
+core the CPU time is printed as well, which other work on the machine hardly changes. Then the memory of a loader
 is measured over epochs. Aim: ten times for small images. `--quick` takes a few images once.
 """
 
@@ -198,7 +198,7 @@ def table(title: str, ours: Way, theirs: Way, options: argparse.Namespace) -> No
 
 
 def images_per_second(way: Way, cores: int, epoch: int) -> tuple[float, float]:
-    """Run one epoch; returns images a second on the clock, and of this process's processor time.
+    """Run one epoch; returns images a second of wall-clock time, and of this process's CPU time.
 
     The clock starts at the first batch, when the workers are there.
     """

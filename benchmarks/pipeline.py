@@ -4,7 +4,7 @@ A ResNet-20 is trained on CIFAR-10 (`--cifar10` names the folder with `cifar-10-
 of the same shape) with crops and flips, for a few epochs with validation after each, in two ways that take turns, and
 the one that begins changes every round: by `convatlas.training` with everything on (MLflow, metrics, checkpoints,
 history, progress bar), and by a bare loop of PyTorch over the same number of batches that sums the loss and counts
-right answers. Times are of training and validation, from the first batch to the last; start, test and reports are not
+correct answers. Times are of training and validation, from the first batch to the last; start, test and reports are not
 in it. Both have the channels innermost in memory. Aim: at most 1.03 times.
 `--quick` shows that it works: so short a training is mostly fixed cost.
 
@@ -39,7 +39,7 @@ from convatlas.models.build import build_model
 from convatlas.training import run
 
 Seconds = tuple[float, float]
-"""On the clock, and of the processor."""
+"""Wall-clock and CPU seconds."""
 
 
 def main() -> None:
@@ -201,7 +201,7 @@ def cropped_and_flipped(images: Tensor, padding: int = 4) -> Tensor:
 
 @torch.inference_mode()
 def evaluate(net: nn.Module, split: tuple[Tensor, Tensor], mean: Tensor, std: Tensor, config: RunConfig) -> float:
-    """Return the share of right answers on as much of a split as the pipeline looks at."""
+    """Return the share of correct answers on as much of a split as the pipeline looks at."""
     net.eval()
     size = config.recipe.evaluation_batch_size
     right = torch.zeros((), device=mean.device)
@@ -219,7 +219,7 @@ def evaluate(net: nn.Module, split: tuple[Tensor, Tensor], mean: Tensor, std: Te
 
 
 def now() -> Seconds:
-    """Return the clock and the processor seconds of this process, its threads included."""
+    """Return wall-clock and CPU seconds of this process, its threads included."""
     return time.perf_counter(), time.process_time()
 
 

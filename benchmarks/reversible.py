@@ -3,9 +3,9 @@
 A RevNet for 32 x 32 images with 3, 9 and 27 units a stage, trained for one step in four ways: plain autograd, every
 unit in `torch.utils.checkpoint`, reversible, and with memcnn's wrapper around the same units if it can be imported
 (`pip install memcnn==1.5.2`; it is no dependency). Prints the bytes that autograd saves, the peak memory of one step in
-a process of its own (resident on the processor, allocated on a GPU; less the gradients of the parameters), and the time
+a process of its own (resident on the CPU, allocated on a GPU; less the gradients of the parameters), and the time
 of a step, the ways taken in turn.
-Aims: saved bytes that do not grow with depth, and at most 1.5 times plain autograd's time. On the processor a forward
+Aims: saved bytes that do not grow with depth, and at most 1.5 times plain autograd's time. On the CPU a forward
 pass is more than a third of a step, so that computing it twice costs more than the theory's 4/3; the bound that follows
 from plain autograd's own times is printed beside the ratio.
 """
@@ -86,7 +86,7 @@ def build(way: str, units: int) -> RevNet:
 
 
 def step(net: nn.Module, images: Tensor) -> tuple[float, float, float]:
-    """Train one step without an update; return wall and processor seconds, and the forward pass's share."""
+    """Train one step without an update; return wall and CPU seconds, and the forward pass's share."""
     synchronise = torch.cuda.synchronize if images.is_cuda else lambda: None
     labels = torch.arange(len(images), device=images.device) % 10
     net.zero_grad(set_to_none=True)
@@ -184,7 +184,7 @@ def plot(peaks: dict[str, list[float]], arguments: argparse.Namespace, title: st
 def print_times(arguments: argparse.Namespace, ways: list[str]) -> None:
     """Print the median seconds of a step, and the median of the ratios to plain autograd's step beside it."""
     images = torch.randn(arguments.batch, 3, 32, 32, device=arguments.device)
-    print(f"time of one step of {arguments.batch} images, median of {arguments.repeats}, wall / processor")
+    print(f"time of one step of {arguments.batch} images, median of {arguments.repeats}, wall / CPU")
     for units in arguments.units:
         nets = {way: build(way, units).to(arguments.device) for way in ways}
         times: dict[str, list[tuple[float, float, float]]] = {way: [] for way in ways}

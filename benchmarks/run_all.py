@@ -3,7 +3,7 @@
 Each is a program of its own beside this file that prints what it measured; this one runs them, names the machine, and
 keeps what they printed. Ratios are of one run on one machine; seconds of two runs are not to be compared. Two quiet
 cores take about a quarter of an hour. With names, the sections of the others stay as they are; some are run by name
-alone. `--quick` shows in a few minutes that each works, prints what it says, and writes nothing.
+alone. `--quick` shows in a few minutes that each works, prints its output, and writes nothing.
 """
 
 from __future__ import annotations
@@ -95,13 +95,13 @@ def summary(file: Path) -> str:
 
 
 def machine() -> str:
-    """Name processor, cores, GPU and versions."""
+    """Name CPU, cores, GPU and versions."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{processor()}, {os.cpu_count()} cores{gpu}; Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def processor() -> str:
-    """Return the processor's name, as Linux has it."""
+    """Return the name of the CPU from /proc/cpuinfo."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
     return found[1] if found else platform.processor() or platform.machine()

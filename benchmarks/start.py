@@ -39,7 +39,7 @@ runpy.run_module("convatlas.train", run_name="__main__", alter_sys=True)
 
 
 def seconds(code: str) -> tuple[float, float]:
-    """Return wall and processor seconds of a Python process that runs the code."""
+    """Return wall and CPU seconds of a Python process that runs the code."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

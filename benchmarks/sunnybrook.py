@@ -2,7 +2,7 @@
 
 Each of the five patients is the test split once, another one chooses the best epoch, and three train the net. Prints a
 table in Markdown and draws one slice of each patient with truth and prediction. Finished folds are not trained again.
-Takes six minutes on a quiet processor core. The files have to lie in data/raw/sunnybrook.
+Takes six minutes on a quiet CPU core. The files have to lie in data/raw/sunnybrook.
 """
 
 from __future__ import annotations

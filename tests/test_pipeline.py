@@ -20,7 +20,7 @@ from convatlas.core.composing import hydra_ready
 from convatlas.core.errors import UserError
 from convatlas.core.files import write_json
 from convatlas.plan import Options, make_plan
-from convatlas.search.planned import searches_for
+from convatlas.search.composing import searches_for
 from convatlas.studies.planning import Scale, Study, planned_runs, template_values
 from convatlas.train import remove_outdated
 from helpers import ROOT, assert_one_sentence

@@ -17,7 +17,7 @@ from convatlas.core.composing import hydra_ready
 from convatlas.core.config import DataConfig, Section, describe
 from convatlas.core.errors import UserError
 from convatlas.core.files import write_yaml
-from convatlas.search.planned import searches_for
+from convatlas.search.composing import searches_for
 from convatlas.studies.params import FILE, Plan
 from convatlas.studies.planning import (
     data_values,

@@ -18,7 +18,7 @@ from convatlas.core.config import DataConfig
 from convatlas.core.errors import UserError
 from convatlas.core.files import replace_folder, write_yaml
 from convatlas.core.source_code import page_code, prepare_code, report_code, run_code
-from convatlas.search.planned import planned_search, searches_for
+from convatlas.search.composing import planned_search, searches_for
 from convatlas.studies.params import FILE, Plan, read_plan
 from convatlas.studies.planning import (
     FINISHED,

@@ -152,18 +152,14 @@ def copies(parameters):
 
 
 @pytest.mark.parametrize("architecture", [True, False])
-def test_a_step_of_one_kind_leaves_the_other_bit_identical(context, architecture):
+def test_an_epoch_of_one_kind_leaves_the_other_bit_identical(context, architecture):
     found = DnasSearch(context("fbnet_dnas"))
     for epoch in (0, 1):  # with momentum and moments already there
         found._train(epoch, architecture=False)
         found._train(epoch, architecture=True)
-    weights, thetas = copies(found.net.weights()), copies(found.net.thetas)
-    batch = found.theta_batches[0, 0]
-    if architecture:
-        found.theta_step(batch["images"], batch["labels"], 1)
-    else:
-        found.weight_step(batch["images"], batch["labels"], 1, 0.0)
-    kept, moved = (found.net.weights(), found.net.thetas) if architecture else (found.net.thetas, found.net.weights())
+    weights, thetas = copies(found.weights), copies(found.net.thetas)
+    found._train(1, architecture=architecture)
+    kept, moved = (found.weights, found.net.thetas) if architecture else (found.net.thetas, found.weights)
     before_kept, before_moved = (weights, thetas) if architecture else (thetas, weights)
     assert all(torch.equal(a, b) for a, b in zip(kept, before_kept, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(moved, before_moved, strict=True))

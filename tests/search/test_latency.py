@@ -29,7 +29,7 @@ def table(search, tmp_path, monkeypatch):
     def table(size=16, **options):
         found = make_space(run.search.space, size) if size != 16 else space
         options = {"in_channels": 1, "num_classes": 10, "device": torch.device("cpu"), "rounds": 1, **options}
-        return table_for(found, tmp_path / "own.json", image_size=size, **options), measured
+        return table_for(found, tmp_path / "own.json", **options), measured
 
     return table
 
@@ -62,8 +62,9 @@ def test_a_table_of_another_space_is_refused(table):
         table(size=32)
 
 
-def test_a_damaged_table_is_refused(table, tmp_path):
-    (tmp_path / "own.json").write_text("{}")
+@pytest.mark.parametrize("content", ["{}", "[]", '{"machine": [], "space": 1, "microseconds": null}'])
+def test_a_damaged_table_is_refused(table, tmp_path, content):
+    (tmp_path / "own.json").write_text(content)
     with pytest.raises(UserError, match=r"own\.json is not a table of latencies; pass search\.latency\.remeasure"):
         table()
 

@@ -7,7 +7,7 @@ import torch
 
 from convatlas.models.build import build_model
 from convatlas.search.budget import macs_of
-from convatlas.search.driver import make_strategy
+from convatlas.search.driver import STRATEGIES
 from convatlas.search.scaling import Coefficients, grid
 
 TARGET = "convatlas.models.classification.efficientnet.efficientnet"
@@ -39,7 +39,7 @@ def test_each_dimension_alone_costs_what_the_rule_says():
 
 
 def test_nets_that_are_compared_cost_the_same(context):
-    found = make_strategy(context("compound_scaling", "data.image_size=32"))
+    found = STRATEGIES["compound_scaling"](context("compound_scaling", "data.image_size=32"))
     found.best = (1.0, (0,))
     nets = found.architectures()
     assert list(nets) == [
@@ -57,7 +57,7 @@ def test_nets_that_are_compared_cost_the_same(context):
 
 
 def test_coefficients_that_make_the_same_net_are_trained_once(context):
-    found = make_strategy(context("compound_scaling", "search.strategy.step=0.25"))
+    found = STRATEGIES["compound_scaling"](context("compound_scaling", "search.strategy.step=0.25"))
     shapes = [found._shape(each) for each in found.candidates]
     assert len(set(shapes)) == len(shapes)
     assert {found._shape(each) for each in grid(0.25, 0.3)} == set(shapes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from html import escape
 
@@ -14,8 +15,9 @@ from convatlas.core.errors import UserError
 from convatlas.models.classification.searched import searched
 from convatlas.models.costs import on_meta_device
 from convatlas.search import driver
-from convatlas.search.driver import run_phases, run_search
+from convatlas.search.driver import STRATEGIES, run_phases, run_search
 from convatlas.search.random_search import RandomSearch
+from convatlas.search.strategy import Context
 from convatlas.search.tracking import SearchTracker
 from helpers import assert_one_sentence
 
@@ -77,6 +79,23 @@ def test_a_killed_search_goes_on_to_the_same_bits(search, monkeypatch, name):
 def read(file):
     """Read a file without the folder's own name, which the head of an architecture file mentions."""
     return [line for line in file.read_text().splitlines() if not line.startswith("#")]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no archive", {"step": 1}, {"step": 1, "rows": [], "seconds": 0.0, "strategy": 3}]
+)
+def test_a_damaged_state_is_one_sentence(search, tmp_path, content):
+    run = search("random")
+    file = tmp_path / "search.state"
+    file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
+    with pytest.raises(UserError, match=r"search\.state cannot be read \(\w+\); delete .* and search again\."):
+        driver._load(file, "search", STRATEGIES["random"](Context(run, None, torch.device("cpu"), None, None)))
+
+
+def test_deterministic_searches_set_what_cublas_needs(search, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    run_search(search("random"))
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 def test_two_searches_with_one_seed_find_the_same_and_another_seed_is_another_search(search):

@@ -13,7 +13,7 @@ from convatlas.core.files import write_json
 from convatlas.reporting.statistics import spread
 from convatlas.search import driver
 from convatlas.search.driver import run_search
-from convatlas.search.report import _net, verdict
+from convatlas.search.outcome import _net, verdict
 
 
 @pytest.mark.slow

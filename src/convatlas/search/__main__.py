@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def main(config: DictConfig) -> None:
     """Search as the command line says, and print where the report lies."""
     with quick_imports():
-        from convatlas.search.planned import search_run
+        from convatlas.search.composing import search_run
 
     _search(search_run(config), strict=True)
 

@@ -68,7 +68,7 @@ class DartsSpaceConfig(Section):
 SpaceConfig = Annotated[FBNetSpaceConfig | NasnetSpaceConfig | DartsSpaceConfig, Field(discriminator="kind")]
 
 
-# ---- what a sampled net is judged by --------------------------------------------------------------------------------
+# ---- how a sampled net is judged -------------------------------------------------------------------------------------
 
 
 class Proxy(Section):
@@ -89,9 +89,9 @@ class LatencyTerm(Section):
     table: Path
     """Where the measured operators are kept; made if it is not there."""
     remeasure: bool
-    """Measure again, whatever the file holds."""
+    """Measure again even if the file exists."""
     rounds: Positive
-    """Passes over all operators; of each the fastest counts, which leaves out what disturbed the others."""
+    """Passes over all operators, of which the fastest counts."""
 
 
 # ---- strategies -----------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ class Darts(Section):
 
 
 class Controller(Section):
-    """The LSTM that writes architectures, and how it learns from rewards."""
+    """The LSTM that samples architectures, and how it learns from rewards."""
 
     algorithm: Literal["reinforce", "ppo"]
     layers: Positive
@@ -203,7 +203,7 @@ class Enas(Section):
 
 
 class Random(Section):
-    """Nets drawn evenly from the space, each trained for a while; the best is kept."""
+    """Nets drawn uniformly from the space, each trained for a while; the best is kept."""
 
     kind: Literal["random"]
     trials: Positive
@@ -239,7 +239,7 @@ class Finals(Section):
 
 
 class SearchConfig(Section):
-    """`conf/search`: where is searched, how, and by what nets are judged."""
+    """`conf/search`: the space, the strategy, and how nets are judged."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     strategy: Strategy
@@ -256,17 +256,13 @@ class SearchConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> SearchConfig:
-        needed = {
-            "fbnet_dnas": "fbnet",
-            "darts": "darts",
-            "nasnet_rl": "nasnet",
-            "enas": "nasnet",
-            "compound_scaling": None,
-        }
+        needed = {"fbnet_dnas": "fbnet", "darts": "darts", "nasnet_rl": "nasnet", "enas": "nasnet"}
         space = self.space.kind if self.space else None
         kind = self.strategy.kind
-        if kind in needed and space != needed[kind]:
-            raise ValueError(f"strategy.kind={kind} searches space.kind={needed[kind]}, not {space}; take that space")
+        if kind != "random" and space != needed.get(kind):
+            raise ValueError(
+                f"strategy.kind={kind} searches space.kind={needed.get(kind)}, not {space}; take that space"
+            )
         if kind == "random" and space is None:
             raise ValueError("strategy.kind=random needs a space; choose space.kind fbnet, nasnet or darts")
         if self.latency is not None and space != "fbnet":

@@ -144,7 +144,7 @@ class Learner:
         loss.backward()
         self.optimizer.step()
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values from which learning goes on."""
         return {
             "controller": self.controller.state_dict(),
@@ -152,7 +152,7 @@ class Learner:
             "baseline": self.baseline,
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self.controller.load_state_dict(state["controller"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from convatlas.models.classification import darts
 from convatlas.search.budget import INPUT_GRADIENTS, TRAINING, macs_of
 from convatlas.search.config import Darts, DartsSpaceConfig
-from convatlas.search.dnas import without_running_statistics
-from convatlas.search.judging import cosine, right_answers, sgd
+from convatlas.search.proxy import correct_answers
 from convatlas.search.spaces import CELL_NAMES, DartsSpace, Decisions, state_pairs
-from convatlas.search.strategy import Context, Row, Strategy, seeded
+from convatlas.search.strategy import Context, Row, seeded
+from convatlas.search.supernets import SuperNetSearch, without_running_statistics
 
 __all__ = ["DartsSearch", "MixedCell", "MixedNet", "strongest"]
 
@@ -27,7 +27,7 @@ WEIGHTS, ARCHITECTURE = 21, 22  # streams of random numbers
 
 
 class MixedEdge(nn.Module):
-    """All operations on one state, `none` aside: that adds nothing."""
+    """All operations on one state but `none`, which adds zeros."""
 
     def __init__(self, operations: Sequence[str], channels: int, stride: int) -> None:
         super().__init__()
@@ -115,11 +115,6 @@ class MixedNet(nn.Module):
                 module.register_parameter("weight", None)
                 module.register_parameter("bias", None)
 
-    def weights(self) -> list[nn.Parameter]:
-        """Return all parameters but the alphas."""
-        own = {id(alpha) for alpha in self.alphas.values()}
-        return [parameter for parameter in self.parameters() if id(parameter) not in own]
-
     def forward(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, num_classes)` logits."""
         mixtures = {name: alpha.softmax(1) for name, alpha in self.alphas.items()}
@@ -148,24 +143,17 @@ def strongest(alphas: Sequence[Tensor], nodes: int) -> Decisions:
     return tuple(decisions)
 
 
-class DartsSearch(Strategy):
-    """Weights and alphas in turns, batch by batch, each on its own half of the data; then one proxy training."""
+class DartsSearch(SuperNetSearch):
+    """Steps of alphas and weights in turns, batch by batch; then one proxy training."""
 
     def __init__(self, context: Context) -> None:
-        super().__init__(context)
         config, space = context.run.search.strategy, context.space
         assert isinstance(config, Darts)
         assert isinstance(space, DartsSpace)
         self.config, self.space = config, space
         seed = seeded(context.run.seed, WEIGHTS)
-        self.net = MixedNet(space.config, *context.shape).to(context.device)
-        self.weight_optimizer = sgd(self.net.weights(), config.weights)
-        step = config.architecture
-        self.alpha_optimizer = torch.optim.Adam(
-            self.net.alphas.parameters(), lr=step.lr, betas=step.betas, weight_decay=step.weight_decay
-        )
-        self.weight_batches = context.data.training_batches(config.batch_size, seed)
-        self.alpha_batches = context.data.training_batches(config.batch_size, seed, part="held_out")
+        self.net = MixedNet(space.config, *context.shape)
+        super().__init__(context, config, self.net, self.net.alphas.values(), seed)
         self.macs = macs_of(self.net, context.data.one_image().to(context.device))
 
     @property
@@ -174,61 +162,32 @@ class DartsSearch(Strategy):
         return self.config.epochs + 1
 
     def advance(self, step: int) -> list[Row]:
-        """Do an epoch, or train what was found."""
+        """Train for an epoch, or try what was found."""
         decisions = strongest([self.net.alphas[name].detach().cpu() for name in CELL_NAMES], self.space.config.nodes)
         if step == self.config.epochs:
-            judged = self.context.judge(decisions)
-            self.spent += judged.spent
-            self.keep(self.context.reward(judged, decisions), decisions)
-            return [{**self.context.row(decisions, judged), "entropy": self._entropy()}]
+            return [{**self.try_net(decisions), "entropy": self._entropy()}]
         row = self._epoch(step)
         return [{**row, "entropy": self._entropy(), "likeliest": self.space.describe(decisions)}]
 
     def _epoch(self, epoch: int) -> Row:
-        weights, batches = self.config.weights, self.weight_batches
-        losses, right, seen = [], 0, 0
+        batches, others = self.weight_batches, self.architecture_batches
+        losses, correct, seen = [], 0, 0
         for number in range(len(batches)):
-            rounds, place = divmod(number, len(self.alpha_batches))
-            alpha_loss, _ = self._loss(self.alpha_batches[epoch * len(batches) + rounds, place])
-            alphas = list(self.net.alphas.values())
-            for alpha, gradient in zip(alphas, torch.autograd.grad(alpha_loss, alphas), strict=True):
-                alpha.grad = gradient
-            self.alpha_optimizer.step()
-
-            progress = (epoch * len(batches) + number) / (self.config.epochs * len(batches))
-            self.weight_optimizer.param_groups[0]["lr"] = cosine(weights.lr, weights.final_lr, progress)
+            rounds, place = divmod(number, len(others))
+            self.step_architecture(self._loss(others[epoch * len(batches) + rounds, place])[0])
             loss, answers = self._loss(batches[epoch, number])
-            own = self.net.weights()
-            for weight, gradient in zip(own, torch.autograd.grad(loss, own), strict=True):
-                weight.grad = gradient
-            if weights.clip_norm is not None:
-                nn.utils.clip_grad_norm_(own, weights.clip_norm)
-            self.weight_optimizer.step()
+            self.step_weights(loss, epoch, number)
             losses.append(loss.detach())
-            right, seen = right + answers, seen + batches.batch_size
-            self.spent += self.macs * (TRAINING * batches.batch_size + INPUT_GRADIENTS * self.alpha_batches.batch_size)
-        return {"weight_loss": float(torch.stack(losses).mean()), "weight_accuracy": right / seen}
+            correct, seen = correct + answers, seen + batches.batch_size
+            self.spent += self.macs * (TRAINING * batches.batch_size + INPUT_GRADIENTS * others.batch_size)
+        return {"weight_loss": float(torch.stack(losses).mean()), "weight_accuracy": correct / seen}
 
     def _loss(self, batch: dict[str, Any]) -> tuple[Tensor, int]:
-        images, labels = (batch[key].to(self.context.device) for key in ("images", "labels"))
+        images, labels = self.context.on_device(batch)
         logits = self.net(images)
-        return F.cross_entropy(logits, labels), right_answers(logits.detach(), labels)
+        return F.cross_entropy(logits, labels), correct_answers(logits.detach(), labels)
 
     def _entropy(self) -> float:
         """Return the mean entropy of an edge's distribution, in nats."""
         logs = torch.cat([alpha.detach().log_softmax(1) for alpha in self.net.alphas.values()])
         return float(-(logs.exp() * logs).sum(1).mean())
-
-    def state(self) -> dict[str, Any]:
-        """Return weights, alphas and both optimisers."""
-        return {
-            "net": self.net.state_dict(),
-            "weight_optimizer": self.weight_optimizer.state_dict(),
-            "alpha_optimizer": self.alpha_optimizer.state_dict(),
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from them."""
-        self.net.load_state_dict(state["net"])
-        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
-        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +15,33 @@ from convatlas.core.composing import composed_net, hydra_ready, read_run
 from convatlas.core.config import RunConfig
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
-from convatlas.core.files import atomic_write, read_json, replace_folder, write_json, write_text
+from convatlas.core.files import atomic_write, replace_folder, write_json, write_text
 from convatlas.core.processes import uses_gpu
-from convatlas.search.config import CompoundScaling, Darts, Enas, FBNetDnas, NasnetRl, SearchRun
+from convatlas.search.composing import compared_nets, search_code
+from convatlas.search.config import SearchRun
+from convatlas.search.darts import DartsSearch
 from convatlas.search.data import SearchData
+from convatlas.search.dnas import DnasSearch
 from convatlas.search.latency import LatencyTable, table_for
-from convatlas.search.planned import compared_nets, search_code
 from convatlas.search.random_search import RandomSearch
+from convatlas.search.reinforcement import EnasSearch, NasnetSearch
+from convatlas.search.scaling import CompoundSearch
 from convatlas.search.spaces import FBNetSpace, Space, make_space
 from convatlas.search.strategy import Context, Phase, Row, Strategy
 from convatlas.search.tracking import SearchTracker, open_search_tracker
 from convatlas.training.run import quieten_libraries, train
-from convatlas.training.work_folder import WorkFolder, difference
+from convatlas.training.work_folder import WorkFolder, difference, read_identity
 
-__all__ = ["run_search"]
+__all__ = ["STRATEGIES", "run_search"]
+
+STRATEGIES: dict[str, Callable[[Context], Strategy]] = {
+    "fbnet_dnas": DnasSearch,
+    "darts": DartsSearch,
+    "nasnet_rl": NasnetSearch,
+    "enas": EnasSearch,
+    "compound_scaling": CompoundSearch,
+    "random": RandomSearch,
+}
 
 
 def run_search(run: SearchRun, *, strict: bool = True) -> Path:
@@ -34,14 +49,16 @@ def run_search(run: SearchRun, *, strict: bool = True) -> Path:
 
     Args:
         run: the search.
-        strict: refuse to touch what belongs to a search with other settings, instead of starting afresh as a stage of
+        strict: refuse a folder that belongs to a search with other settings, instead of starting afresh as a stage of
             the pipeline does.
 
     Raises:
-        UserError: something that the person can mend; the sentence says how.
+        UserError: something that the user can correct; the message says how.
     """
     quieten_libraries()
     torch.set_num_threads(run.trainer.threads)
+    if run.trainer.deterministic:  # as Lightning does
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(run.trainer.deterministic, warn_only=True)
     data = SearchData(run.data, run.recipe, run.search.weights_share, run.seed)
     device = torch.device("cuda" if uses_gpu(run.trainer.accelerator) else "cpu")
@@ -65,40 +82,19 @@ def run_search(run: SearchRun, *, strict: bool = True) -> Path:
             write_json(work.results / "identity.json", identity)
             tracker.log_folder(work.results)
             replace_folder(work.results, folder)
-    finally:
+    except BaseException:
         work.close()
+        raise
     work.remove()
     return folder
 
 
 def run_phases(context: Context, work: Path, tracker: SearchTracker) -> list[Phase]:
     """Run the search, and random search beside it with the same multiply-adds."""
-    found = _run_phase("search", make_strategy(context), work, tracker)
+    found = _run_phase("search", STRATEGIES[context.run.search.strategy.kind](context), work, tracker)
     if not context.run.search.random_beside:
         return [found]
     return [found, _run_phase("random", RandomSearch(context, budget=found.spent), work, tracker)]
-
-
-def make_strategy(context: Context) -> Strategy:
-    """Make the strategy of the configuration; only its own file is imported."""
-    config = context.run.search.strategy
-    if isinstance(config, FBNetDnas):
-        from convatlas.search.dnas import DnasSearch
-
-        return DnasSearch(context)
-    if isinstance(config, (NasnetRl, Enas)):
-        from convatlas.search.reinforcement import make_controller_search
-
-        return make_controller_search(context)
-    if isinstance(config, Darts):
-        from convatlas.search.darts import DartsSearch
-
-        return DartsSearch(context)
-    if isinstance(config, CompoundScaling):
-        from convatlas.search.scaling import CompoundSearch
-
-        return CompoundSearch(context)
-    return RandomSearch(context)
 
 
 def work_path(run: SearchRun) -> Path:
@@ -110,7 +106,7 @@ def work_path(run: SearchRun) -> Path:
 
 
 def _run_phase(name: str, strategy: Strategy, work: Path, tracker: SearchTracker) -> Phase:
-    """Advance a strategy to its end; its state is saved after every step."""
+    """Run all steps of a strategy; its state is saved after each."""
     file = work / f"{name}.state"
     phase = _load(file, name, strategy)
     tracker.log_rows(phase.name, phase.rows)
@@ -131,27 +127,30 @@ def _run_phase(name: str, strategy: Strategy, work: Path, tracker: SearchTracker
 
 def _save(file: Path, phase: Phase, strategy: Strategy) -> None:
     """Write the state whole: a killed search leaves the step before."""
-    state = {
-        "step": phase.step,
-        "rows": phase.rows,
-        "spent": phase.spent,
-        "seconds": phase.seconds,
-        "best": strategy.best,
-        "strategy": strategy.state(),
-    }
+    state = {"step": phase.step, "rows": phase.rows, "seconds": phase.seconds, "strategy": strategy.state()}
     with atomic_write(file) as opened:
         torch.save(state, opened)
 
 
 def _load(file: Path, name: str, strategy: Strategy) -> Phase:
+    """Return a phase as it was saved, or a new one.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     if not file.exists():
         return Phase(name)
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    strategy.load_state(state["strategy"])
-    strategy.spent = state["spent"]
-    strategy.best = None if state["best"] is None else (state["best"][0], tuple(state["best"][1]))
-    print(f"{name}: goes on after step {state['step']}", flush=True)
-    return Phase(name, rows=state["rows"], spent=state["spent"], seconds=state["seconds"], step=state["step"])
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        phase = Phase(name, rows=state["rows"], seconds=state["seconds"], step=state["step"])
+        strategy.load_state(state["strategy"])
+    except Exception as error:  # any, according to what is wrong with the file
+        raise UserError(
+            f"{file} cannot be read ({type(error).__name__}); delete {file.parent} and search again."
+        ) from error
+    phase.spent = strategy.spent
+    print(f"{name}: continues after step {phase.step}", flush=True)
+    return phase
 
 
 def _show(phase: Phase, strategy: Strategy, rows: list[Row], seconds: float) -> None:
@@ -163,7 +162,7 @@ def _show(phase: Phase, strategy: Strategy, rows: list[Row], seconds: float) -> 
     print(f"{phase.name}  step {phase.step}{of}  {seconds:.1f} s", flush=True)
 
 
-# ---- what surrounds it ----------------------------------------------------------------------------------------------
+# ---- before and after the search ------------------------------------------------------------------------------------
 
 
 def search_identity(
@@ -187,16 +186,8 @@ def _table(run: SearchRun, space: Space | None, device: torch.device) -> Latency
     assert isinstance(space, FBNetSpace)
     if not term.table.exists() or term.remeasure:
         print(f"measuring the latency of every candidate: {term.table}", flush=True)
-    return table_for(
-        space,
-        term.table,
-        in_channels=run.data.in_channels,
-        num_classes=run.data.num_classes,
-        image_size=run.data.image_size,
-        device=device,
-        rounds=term.rounds,
-        remeasure=term.remeasure,
-    )
+    images = {"in_channels": run.data.in_channels, "num_classes": run.data.num_classes}
+    return table_for(space, term.table, **images, device=device, rounds=term.rounds, remeasure=term.remeasure)
 
 
 def _is_finished(folder: Path, identity: dict[str, Any], run: SearchRun, *, strict: bool) -> bool:
@@ -206,7 +197,7 @@ def _is_finished(folder: Path, identity: dict[str, Any], run: SearchRun, *, stri
         raise UserError(f"{folder} holds something else than a search, which would be lost; choose another output_dir.")
     if run.overwrite or not any(folder.iterdir()):
         return False
-    before = read_json(folder / "identity.json", "delete the folder and search again.")
+    before = read_identity(folder / "identity.json", f"delete {folder} and search again.")
     if before == identity:
         print(f"{folder} is finished already; pass overwrite=true to search again.")
         return True
@@ -219,7 +210,9 @@ def _is_finished(folder: Path, identity: dict[str, Any], run: SearchRun, *, stri
 
 
 def _write_found(phases: list[Phase], run: SearchRun, folder: Path, table: LatencyTable | None) -> None:
-    """Write the architecture files, and the record of everything that was sampled."""
+    """Write the architecture files, and a table of everything that was sampled."""
+    import pandas as pd
+
     for phase in phases:
         for name, architecture in phase.architectures.items():
             found = {
@@ -237,19 +230,10 @@ def _write_found(phases: list[Phase], run: SearchRun, folder: Path, table: Laten
                 f"# `python -m convatlas.train model=searched model.architecture={place}`\n"
                 + yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=120),
             )
-        _write_rows(phase, folder)
+        with atomic_write(folder / f"{phase.name}.csv") as file:
+            pd.DataFrame(phase.rows).to_csv(file, index=False)
     if table is not None:
-        write_json(
-            folder / "latency.json",
-            {"machine": table.machine, "space": table.space, "microseconds": table.microseconds},
-        )
-
-
-def _write_rows(phase: Phase, folder: Path) -> None:
-    import pandas as pd
-
-    with atomic_write(folder / f"{phase.name}.csv") as file:
-        pd.DataFrame(phase.rows).to_csv(file, index=False)
+        write_json(folder / "latency.json", table.plain())
 
 
 # ---- trainings at the end -------------------------------------------------------------------------------------------
@@ -263,23 +247,21 @@ def _train_finals(
         return {}
     with hydra_ready():
         searched = composed_net(["model=searched"])
-    nets: dict[str, tuple[dict[str, Any], int | None]] = {}
+    nets: dict[str, tuple[dict[str, Any], int]] = {}
     for phase in phases:
-        for name, architecture in phase.architectures.items():
-            inline = {"family": architecture["family"], "net": architecture["net"]}
-            model = {**searched["model"], "architecture": inline}
-            nets[name] = {**searched, "model": model}, architecture.get("image_size")
-    nets |= {name: (net, None) for name, net in compared.items()}
+        for name, found in phase.architectures.items():
+            inline = {"family": found["family"], "net": found["net"]}
+            net = {**searched, "model": {**searched["model"], "architecture": inline}}
+            nets[name] = net, found.get("image_size", run.data.image_size)
+    nets |= {name: (net, run.data.image_size) for name, net in compared.items()}
     return {
         name: train(_final_run(run, name, net, image_size, folder / name), strict=False)
         for name, (net, image_size) in nets.items()
     }
 
 
-def _final_run(run: SearchRun, name: str, net: dict[str, Any], image_size: int | None, folder: Path) -> RunConfig:
+def _final_run(run: SearchRun, name: str, net: dict[str, Any], image_size: int, folder: Path) -> RunConfig:
     plain = run.model_dump(mode="json")
-    data = plain["data"] | ({} if image_size is None else {"image_size": image_size})
-    model = net["model"] | {"num_classes": run.data.num_classes, "in_channels": run.data.in_channels}
     return read_run(
         {
             "study": f"search_{run.search.name}",
@@ -288,12 +270,10 @@ def _final_run(run: SearchRun, name: str, net: dict[str, Any], image_size: int |
             "output_dir": str(folder),
             "work_dir": str(work_path(run) / "finals" / name),
             "overwrite": False,
-            "data": data,
+            "data": plain["data"] | {"image_size": image_size},
             "about": net["about"],
-            "model": model,
-            "recipe": plain["recipe"],
-            "trainer": plain["trainer"],
-            "tracking": plain["tracking"],
+            "model": net["model"] | {"num_classes": run.data.num_classes, "in_channels": run.data.in_channels},
+            **{key: plain[key] for key in ("recipe", "trainer", "tracking")},
         },
         f"search={run.search.name}",
     )
@@ -302,7 +282,7 @@ def _final_run(run: SearchRun, name: str, net: dict[str, Any], image_size: int |
 def _write_end(
     run: SearchRun, context: Context, phases: list[Phase], finals: dict[str, list[Path]], folder: Path
 ) -> None:
-    from convatlas.search.report import result_of, write_report
+    from convatlas.search.outcome import result_of, write_report
 
     result = result_of(run, context, phases, finals)
     write_json(folder / "result.json", result)

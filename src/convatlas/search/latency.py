@@ -1,4 +1,4 @@
-"""How long each candidate of a space takes on this machine: measured once per operator and shape, kept in a file.
+"""The latency of each candidate of a space on this machine: measured once per operator and shape, kept in a file.
 
 Wu et al., FBNet (CVPR 2019), section 3.2: the latency of a net is the sum over its operators. Times are microseconds of
 one inference, so that log(latency) is well above 0 for any net.
@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,10 @@ class LatencyTable:
         """Microseconds of the parts that are not searched."""
         return self.microseconds[STEM] + self.microseconds[HEAD]
 
+    def plain(self) -> dict[str, Any]:
+        """Return what its file holds."""
+        return {"machine": self.machine, "space": self.space, "microseconds": self.microseconds}
+
     def of_layer(self, space: FBNetSpace, layer: int) -> Tensor:
         """Return the microseconds of a layer's candidates, `(candidates,)`."""
         found = space.layers[layer]
@@ -58,7 +63,7 @@ class LatencyTable:
 
 
 def this_machine(device: torch.device) -> dict[str, str | int]:
-    """Describe what decides a latency: processor, threads, device and version of PyTorch."""
+    """Describe what determines a latency: CPU, threads, device and version of PyTorch."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count() or 1,
@@ -91,7 +96,6 @@ def table_for(
     *,
     in_channels: int,
     num_classes: int,
-    image_size: int,
     device: torch.device,
     rounds: int,
     remeasure: bool = False,
@@ -107,13 +111,13 @@ def table_for(
         "search.latency.table."
     )
     if remeasure or not file.exists():
-        times = measure_table(
-            space, in_channels=in_channels, num_classes=num_classes, image_size=image_size, device=device, rounds=rounds
-        )
-        write_json(file, {"machine": machine, "space": fingerprint, "microseconds": times})
-        return LatencyTable(machine, fingerprint, times)
+        times = measure_table(space, in_channels, num_classes, device=device, rounds=rounds)
+        table = LatencyTable(machine, fingerprint, times)
+        write_json(file, table.plain())
+        return table
     found = read_json(file, remedy)
-    if not isinstance(found, dict) or set(found) != {"machine", "space", "microseconds"}:
+    shape = {"machine": dict, "space": str, "microseconds": dict}
+    if not isinstance(found, dict) or {key: type(value) for key, value in found.items()} != shape:
         raise UserError(f"{file} is not a table of latencies; {remedy}")
     if found["machine"] != machine:
         old = found["machine"]
@@ -125,7 +129,7 @@ def table_for(
 
 
 def measure_table(
-    space: FBNetSpace, *, in_channels: int, num_classes: int, image_size: int, device: torch.device, rounds: int
+    space: FBNetSpace, in_channels: int, num_classes: int, *, device: torch.device, rounds: int
 ) -> dict[str, float]:
     """Measure every operator of a space once, in evaluation and with one image; returns microseconds."""
     config = space.config
@@ -138,7 +142,7 @@ def measure_table(
     )
     stem = convolution(in_channels, config.stem_channels, 3, stride=config.stem_stride)
     operators: dict[str, tuple[nn.Module, Tensor]] = {
-        STEM: (stem, torch.rand(1, in_channels, image_size, image_size)),
+        STEM: (stem, torch.rand(1, in_channels, space.image_size, space.image_size)),
         HEAD: (head, torch.rand(1, last, space.head_size, space.head_size)),
     }
     for layer in space.layers:
@@ -151,10 +155,9 @@ def measure_table(
 
 
 def fastest(modules: Sequence[tuple[nn.Module, Tensor]], rounds: int, calls: int = 10) -> list[float]:
-    """Return for each module the microseconds of its fastest call over so many rounds of `calls` calls.
+    """Return the microseconds of each module's fastest call over `rounds` rounds of `calls` calls.
 
-    The modules take turns, so that whatever else the machine does disturbs all of them alike; the fastest call is one
-    that nothing disturbed.
+    The modules take turns, so that other load on the machine slows all of them alike.
     """
     least = [float("inf")] * len(modules)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Random search: nets drawn evenly from the space. Whatever does not beat it has found nothing.
+"""Random search: nets drawn uniformly from the space, the baseline that every other search has to beat.
 
 Li, Talwalkar, "Random Search and Reproducibility for Neural Architecture Search" (UAI 2019).
 """
@@ -10,13 +10,13 @@ import torch
 from convatlas.core.seeds import mixed_seed
 from convatlas.search.budget import macs_of
 from convatlas.search.config import Random
-from convatlas.search.judging import proxy_cost
+from convatlas.search.proxy import proxy_cost
 from convatlas.search.spaces import Decisions
 from convatlas.search.strategy import Context, Row, Strategy
 
 __all__ = ["RandomSearch"]
 
-STREAM = 7_001  # its draws are none of another search with the same seed
+STREAM = 7_001  # of random numbers, apart from those of the other searches
 
 
 class RandomSearch(Strategy):
@@ -51,11 +51,7 @@ class RandomSearch(Strategy):
 
     def advance(self, step: int) -> list[Row]:
         """Try one net."""
-        decisions = self._draw(step)
-        judged = self.context.judge(decisions)
-        self.spent += judged.spent
-        self.keep(self.context.reward(judged, decisions), decisions)
-        return [self.context.row(decisions, judged)]
+        return [self.try_net(self._draw(step))]
 
     def _draw(self, step: int) -> Decisions:
         assert self.context.space is not None

@@ -10,19 +10,14 @@ import torch.nn.functional as F
 from convatlas.search.budget import EVALUATION, TRAINING, MacsCounter
 from convatlas.search.config import Controller, Enas, NasnetRl
 from convatlas.search.controller import Learner, LstmController, Written
-from convatlas.search.judging import cosine, right_answers, sgd
+from convatlas.search.proxy import correct_answers, sgd, sgd_step
 from convatlas.search.shared_weights import SharedNet
 from convatlas.search.spaces import Decisions, NasnetSpace
 from convatlas.search.strategy import Context, Row, Strategy, seeded
 
-__all__ = ["EnasSearch", "NasnetSearch", "make_controller_search"]
+__all__ = ["EnasSearch", "NasnetSearch"]
 
 CONTROLLER, CHILD, FINAL = 11, 12, 13  # streams of random numbers
-
-
-def make_controller_search(context: Context) -> Strategy:
-    """Make the search that the configuration names."""
-    return EnasSearch(context) if isinstance(context.run.search.strategy, Enas) else NasnetSearch(context)
 
 
 def make_learner(space: NasnetSpace, config: Controller, context: Context) -> Learner:
@@ -48,6 +43,7 @@ class ControllerSearch(Strategy):
         assert isinstance(context.space, NasnetSpace)
         self.space = context.space
         self.learner = make_learner(context.space, config, context)
+        self.parts = {"learner": self.learner}
 
     def draw(self, number: int, *place: int) -> Written:
         """Draw architectures; which ones depends on the controller and on `place` alone."""
@@ -56,11 +52,8 @@ class ControllerSearch(Strategy):
             return self.learner.controller.draw(number)
 
     def judged(self, decisions: Decisions, entropy: float) -> Row:
-        """Give a net a proxy training, keep it if it is the best, and return its row."""
-        judged = self.context.judge(decisions)
-        self.spent += judged.spent
-        self.keep(self.context.reward(judged, decisions), decisions)
-        return {**self.context.row(decisions, judged), "entropy": entropy}
+        """Give a net a proxy training, and return its row with the entropy it was drawn with."""
+        return {**self.try_net(decisions), "entropy": entropy}
 
 
 class NasnetSearch(ControllerSearch):
@@ -90,12 +83,12 @@ class NasnetSearch(ControllerSearch):
         return [row]
 
     def state(self) -> dict[str, Any]:
-        """Return the controller, and the rewards that it has not learned from yet."""
-        return {"learner": self.learner.state(), "rewards": self.rewards}
+        """Add the rewards that the controller has not learned from yet."""
+        return super().state() | {"rewards": self.rewards}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from them."""
-        self.learner.load_state(state["learner"])
+        """Go on from a state."""
+        super().load_state(state)
         self.rewards = state["rewards"]
 
 
@@ -114,6 +107,7 @@ class EnasSearch(ControllerSearch):
         self.net = SharedNet(self.space.config, *context.shape).to(context.device)
         self.counter = MacsCounter(self.net)
         self.optimizer = sgd(list(self.net.parameters()), config.weights)
+        self.parts |= {"net": self.net, "optimizer": self.optimizer}
         self.weight_batches = context.data.training_batches(config.batch_size, seed)
         self.reward_batches = context.data.training_batches(config.batch_size, seed, part="held_out")
         self.finalists: list[Decisions] = []
@@ -135,21 +129,16 @@ class EnasSearch(ControllerSearch):
 
     def _train_weights(self, epoch: int) -> Row:
         """Train the shared weights for an epoch, each batch through a net drawn for it."""
-        config, losses = self.config.weights, []
+        losses = []
         steps = self.config.epochs * len(self.weight_batches)
         for number in range(len(self.weight_batches)):
             written = self.draw(1, CHILD, epoch, number)
             batch = self.weight_batches[epoch, number]
             step = epoch * len(self.weight_batches) + number
-            self.optimizer.param_groups[0]["lr"] = cosine(config.lr, config.final_lr, step / steps)
             cells = self.space.blocks(written.architectures()[0])
-            images, labels = (batch[key].to(self.context.device) for key in ("images", "labels"))
+            images, labels = self.context.on_device(batch)
             loss = F.cross_entropy(self.net(images, cells), labels)
-            self.optimizer.zero_grad()
-            loss.backward()
-            if config.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.clip_norm)
-            self.optimizer.step()
+            sgd_step(self.optimizer, loss, self.config.weights, step / steps)
             losses.append(loss.detach())
             self.spent += TRAINING * self.counter.take()
         return {"weight_loss": float(torch.stack(losses).mean())}
@@ -169,11 +158,11 @@ class EnasSearch(ControllerSearch):
     def _shared_accuracy(self, decisions: Decisions, batch: dict[str, Any]) -> float:
         """Return the accuracy of a net on a batch, with the shared weights as they are."""
         cells = self.space.blocks(decisions)
-        images, labels = (batch[key].to(self.context.device) for key in ("images", "labels"))
+        images, labels = self.context.on_device(batch)
         with torch.no_grad():
-            right = right_answers(self.net(images, cells), labels)
+            correct = correct_answers(self.net(images, cells), labels)
         self.spent += EVALUATION * self.counter.take()
-        return right / len(labels)
+        return correct / len(labels)
 
     def _finalists(self) -> list[Decisions]:
         """Return the drawn nets that are best with the shared weights, each once."""
@@ -184,17 +173,10 @@ class EnasSearch(ControllerSearch):
         return [drawn[n] for n in ranked[: self.config.finalists]]
 
     def state(self) -> dict[str, Any]:
-        """Return controller, shared weights and finalists."""
-        return {
-            "learner": self.learner.state(),
-            "net": self.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "finalists": [list(decisions) for decisions in self.finalists],
-        }
+        """Add the finalists."""
+        return super().state() | {"finalists": [list(decisions) for decisions in self.finalists]}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from them."""
-        self.learner.load_state(state["learner"])
-        self.net.load_state_dict(state["net"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Go on from a state."""
+        super().load_state(state)
         self.finalists = [tuple(decisions) for decisions in state["finalists"]]

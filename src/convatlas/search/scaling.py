@@ -19,7 +19,7 @@ from convatlas.core.seeds import mixed_seed
 from convatlas.models.classification.searched import searched
 from convatlas.search.budget import macs_of
 from convatlas.search.config import CompoundScaling
-from convatlas.search.judging import train_proxy
+from convatlas.search.proxy import train_proxy
 from convatlas.search.strategy import Context, Row, Strategy, seeded
 
 __all__ = ["Coefficients", "CompoundSearch", "grid"]

@@ -22,7 +22,7 @@ from convatlas.models.classification.nasnet import (
     unused_states,
 )
 from convatlas.search.config import NasnetSpaceConfig
-from convatlas.search.dnas import without_running_statistics
+from convatlas.search.supernets import without_running_statistics
 
 __all__ = ["SharedCell", "SharedNet"]
 

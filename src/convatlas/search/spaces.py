@@ -1,13 +1,15 @@
 """Search spaces: a list of decisions, each with its choices, and the net that they make.
 
-An architecture is a tuple of choice numbers, one a decision. Random search draws them evenly, a controller learns to
-draw them, and a differentiable search relaxes them; all end in the same architecture file.
+An architecture is a tuple with the index of the choice for each decision. Random search draws them uniformly, a
+controller learns to draw them, and a differentiable search relaxes them; all end in the same architecture file.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ from convatlas.search.config import DartsSpaceConfig, FBNetSpaceConfig, NasnetSp
 __all__ = ["DartsSpace", "Decisions", "FBNetSpace", "Layer", "NasnetSpace", "Space", "make_space"]
 
 Decisions = tuple[int, ...]
+Choices = tuple[tuple[str, ...], ...]
+"""For every decision the names of its choices."""
 
 
 class Space(ABC):
@@ -32,7 +36,7 @@ class Space(ABC):
     """
 
     family: str
-    choices: tuple[tuple[str, ...], ...]
+    choices: Choices
 
     @abstractmethod
     def net(self, decisions: Decisions) -> dict[str, Any]:
@@ -51,16 +55,13 @@ class Space(ABC):
         return searched(self.architecture(decisions), num_classes=num_classes, in_channels=in_channels)
 
     def sample(self, generator: torch.Generator) -> Decisions:
-        """Draw every decision evenly from its choices."""
+        """Draw every decision uniformly from its choices."""
         return tuple(int(torch.randint(len(names), (), generator=generator)) for names in self.choices)
 
     @property
     def size(self) -> int:
         """Architectures in the space; some may be the same net in another order."""
-        product = 1
-        for names in self.choices:
-            product *= len(names)
-        return product
+        return math.prod(len(names) for names in self.choices)
 
 
 # ---- FBNet ----------------------------------------------------------------------------------------------------------
@@ -115,10 +116,8 @@ class FBNetSpace(Space):
 
     def __init__(self, config: FBNetSpaceConfig, image_size: int) -> None:
         self.config = config
-        known = [*fbnet.BLOCKS, fbnet.SKIP]
-        for name in config.candidates:
-            if name not in known:
-                raise UserError(f"search.space.candidates: {name} is not known. {near_matches(name, known)}")
+        _check_names("search.space.candidates", config.candidates, [*fbnet.BLOCKS, fbnet.SKIP])
+        self.image_size = image_size
         self.layers: list[Layer] = []
         channels, size = config.stem_channels, -(-image_size // config.stem_stride)
         for number, stage in enumerate(config.stages, start=1):
@@ -132,7 +131,7 @@ class FBNetSpace(Space):
                         f"to {stage.channels} channels, stride {stride}) has no valid candidate among "
                         f"{', '.join(config.candidates)}; add one, for example k3_e3."
                     )
-                self.layers.append(Layer(number, channels, stage.channels, stride, size, fitting))
+                self.layers.append(replace(layer, candidates=fitting))
                 channels, size = stage.channels, -(-size // stride)
         self.head_size = size
         self.choices = tuple(layer.candidates for layer in self.layers)
@@ -173,59 +172,58 @@ def _fits(layer: Layer, name: str) -> bool:
     return layer.in_channels % groups == 0 and layer.out_channels % groups == 0
 
 
-# ---- NASNet ---------------------------------------------------------------------------------------------------------
+# ---- cells ----------------------------------------------------------------------------------------------------------
 
 CELL_NAMES = ("normal", "reduction")
 
 
-class NasnetSpace(Space):
+class CellSpace(Space):
+    """A normal and a reduction cell of equally many nodes; the first half of the decisions makes the normal cell.
+
+    Args:
+        operations: names of the operations of every node.
+        known: all operations that there are.
+        nodes: for every node of a cell the choices of its decisions.
+    """
+
+    def __init__(self, operations: Sequence[str], known: Iterable[str], nodes: Sequence[Choices]) -> None:
+        _check_names("search.space.operations", operations, known)
+        self.choices = tuple(names for node in nodes for names in node) * len(CELL_NAMES)
+        self._decisions_per_node = len(nodes[0])
+
+    def cells(self, decisions: Decisions) -> dict[str, list[Decisions]]:
+        """Return the decisions of each node of both cells."""
+        half, each = len(decisions) // 2, self._decisions_per_node
+        starts = {"normal": range(0, half, each), "reduction": range(half, 2 * half, each)}
+        return {cell: [decisions[start : start + each] for start in starts[cell]] for cell in CELL_NAMES}
+
+
+class NasnetSpace(CellSpace):
     """NASNet's space: for each block of both cells two states, two operations, and how they are combined.
 
-    With five blocks a cell these are the 50 decisions of section 3; the first half makes the normal cell.
+    With five blocks a cell these are the 50 decisions of section 3.
     """
 
     family = "nasnet"
 
     def __init__(self, config: NasnetSpaceConfig) -> None:
         self.config = config
-        for name in config.operations:
-            if name not in nasnet.OPERATIONS:
-                raise UserError(
-                    f"search.space.operations: {name} is not known. {near_matches(name, nasnet.OPERATIONS)}"
-                )
-        choices: list[tuple[str, ...]] = []
-        for _ in CELL_NAMES:
-            for block in range(config.blocks):
-                states = tuple(f"state {state}" for state in range(block + 2))
-                choices += [states, states, config.operations, config.operations, config.combinations]
-        self.choices = tuple(choices)
+        states = [tuple(f"state {state}" for state in range(block + 2)) for block in range(config.blocks)]
+        rest = (config.operations, config.operations, config.combinations)
+        super().__init__(config.operations, nasnet.OPERATIONS, [(names, names, *rest) for names in states])
 
     def blocks(self, decisions: Decisions) -> dict[str, list[nasnet.Block]]:
         """Return the blocks of both cells."""
-        found: dict[str, list[nasnet.Block]] = {}
-        operations, combinations = self.config.operations, self.config.combinations
-        for number, cell in enumerate(CELL_NAMES):
-            first = number * 5 * self.config.blocks
-            found[cell] = []
-            for start in range(first, first + 5 * self.config.blocks, 5):
-                left_state, right_state, left, right, combination = decisions[start : start + 5]
-                found[cell].append(
-                    nasnet.Block(
-                        operations[left], left_state, operations[right], right_state, combinations[combination]
-                    )
-                )
-        return found
+        return {cell: [self._block(*block) for block in blocks] for cell, blocks in self.cells(decisions).items()}
+
+    def _block(self, left_state: int, right_state: int, left: int, right: int, combination: int) -> nasnet.Block:
+        names = self.config.operations
+        return nasnet.Block(names[left], left_state, names[right], right_state, self.config.combinations[combination])
 
     def net(self, decisions: Decisions) -> dict[str, Any]:
         """Return the arguments of `nasnet.NASNet`."""
-        config = self.config
-        return {
-            "cells": {cell: {"blocks": [list(b) for b in blocks]} for cell, blocks in self.blocks(decisions).items()},
-            "repeats": config.repeats,
-            "filters": config.filters,
-            "stem": config.stem,
-            "stem_filters": config.stem_filters,
-        }
+        cells = {cell: {"blocks": [list(b) for b in blocks]} for cell, blocks in self.blocks(decisions).items()}
+        return {"cells": cells, **self.config.model_dump(include={"repeats", "filters", "stem", "stem_filters"})}
 
     def describe(self, decisions: Decisions) -> str:
         """Return the blocks of both cells, such as `separable_3x3(0)+identity(1)`."""
@@ -237,47 +235,33 @@ class NasnetSpace(Space):
         return " | ".join(cells)
 
 
-# ---- DARTS ----------------------------------------------------------------------------------------------------------
-
-
-class DartsSpace(Space):
+class DartsSpace(CellSpace):
     """DARTS's space: for each node of both cells a pair of earlier states and two operations."""
 
     family = "darts"
 
     def __init__(self, config: DartsSpaceConfig) -> None:
         self.config = config
-        for name in config.operations:
-            if name not in darts.OPERATIONS:
-                raise UserError(f"search.space.operations: {name} is not known. {near_matches(name, darts.OPERATIONS)}")
-        choices: list[tuple[str, ...]] = []
-        for _ in CELL_NAMES:
-            for node in range(config.nodes):
-                pairs = tuple(f"states {a} {b}" for a, b in state_pairs(node))
-                choices += [pairs, config.operations, config.operations]
-        self.choices = tuple(choices)
+        pairs = [tuple(f"states {a} {b}" for a, b in state_pairs(node)) for node in range(config.nodes)]
+        nodes = [(names, config.operations, config.operations) for names in pairs]
+        super().__init__(config.operations, darts.OPERATIONS, nodes)
 
     def genotype(self, decisions: Decisions) -> dict[str, list[list[list[Any]]]]:
         """Return both cells as `darts.DartsNet` takes them."""
-        cells: dict[str, list[list[list[Any]]]] = {}
-        for number, cell in enumerate(CELL_NAMES):
-            first = number * 3 * self.config.nodes
-            cells[cell] = []
-            for node in range(self.config.nodes):
-                pair, left, right = decisions[first + 3 * node : first + 3 * node + 3]
-                states = state_pairs(node)[pair]
-                names = (self.config.operations[left], self.config.operations[right])
-                cells[cell].append([[name, state] for name, state in zip(names, states, strict=True)])
-        return cells
+        names = self.config.operations
+        return {
+            cell: [
+                [[names[chosen], state] for chosen, state in zip(operations, state_pairs(node)[pair], strict=True)]
+                for node, (pair, *operations) in enumerate(nodes)
+            ]
+            for cell, nodes in self.cells(decisions).items()
+        }
 
     def net(self, decisions: Decisions) -> dict[str, Any]:
         """Return the arguments of `darts.DartsNet`."""
-        config = self.config
         return {
             "genotype": self.genotype(decisions),
-            "channels": config.channels,
-            "layers": config.layers,
-            "stem": config.stem,
+            **self.config.model_dump(include={"channels", "layers", "stem"}),
         }
 
     def describe(self, decisions: Decisions) -> str:
@@ -292,6 +276,12 @@ class DartsSpace(Space):
 def state_pairs(node: int) -> list[tuple[int, int]]:
     """Return the pairs of different states that a node may take: both inputs of the cell and earlier nodes."""
     return [(a, b) for b in range(node + 2) for a in range(b)]
+
+
+def _check_names(key: str, names: Iterable[str], known: Iterable[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(f"{key}: {name} is not known. {near_matches(name, known)}")
 
 
 def make_space(config: FBNetSpaceConfig | NasnetSpaceConfig | DartsSpaceConfig, image_size: int) -> Space:

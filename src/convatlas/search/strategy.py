@@ -1,4 +1,4 @@
-"""What every search is: steps that can be interrupted, a row for each, and an architecture in the end."""
+"""The interface of a search: steps that can be interrupted, rows for each, and an architecture at the end."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convatlas.core.seeds import mixed_seed
 from convatlas.search.config import SearchRun
 from convatlas.search.data import SearchData
-from convatlas.search.judging import Judged, train_proxy
 from convatlas.search.latency import LatencyTable
+from convatlas.search.proxy import Judged, train_proxy
 from convatlas.search.spaces import Decisions, FBNetSpace, Space
 
 __all__ = ["Context", "Row", "Strategy", "seeded"]
@@ -22,7 +22,7 @@ __all__ = ["Context", "Row", "Strategy", "seeded"]
 PROXY = 41  # the stream of random numbers of proxy trainings
 
 Row = dict[str, Any]
-"""One line of the record: numbers, and `architecture` in words where one was sampled."""
+"""One line of the record: numbers, and `architecture` as text where one was sampled."""
 
 
 def seeded(*parts: int) -> int:
@@ -40,7 +40,7 @@ class Context:
         run: the configuration.
         data: both parts of the training split.
         device: where nets are trained.
-        space: where is searched; None for compound scaling.
+        space: the search space; None for compound scaling.
         table: latencies of the space's operators, where they count.
     """
 
@@ -54,6 +54,10 @@ class Context:
     def shape(self) -> tuple[int, int]:
         """Classes, and channels of the images."""
         return self.data.config.num_classes, self.data.config.in_channels
+
+    def on_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return images and labels of a batch on the device."""
+        return batch["images"].to(self.device), batch["labels"].to(self.device)
 
     def build(self, decisions: Decisions) -> nn.Module:
         """Build a net of the space; its weights depend on torch's seed."""
@@ -107,6 +111,7 @@ class Strategy(ABC):
         name: of what it finds, and of the file that holds it.
         spent: multiply-adds so far.
         best: the best net so far and its reward; what is found, once `done`.
+        parts: nets and optimisers whose state a killed search goes on from, by name.
     """
 
     name: ClassVar[str] = "found"
@@ -115,6 +120,7 @@ class Strategy(ABC):
         self.context = context
         self.spent = 0
         self.best: tuple[float, Decisions] | None = None
+        self.parts: dict[str, Any] = {}
 
     @property
     @abstractmethod
@@ -137,15 +143,27 @@ class Strategy(ABC):
         return {self.name: self.context.space.architecture(self.best[1])}
 
     def state(self) -> dict[str, Any]:
-        """Return tensors and plain values from which the search goes on, beside `spent` and `best`."""
-        return {}
+        """Return tensors and plain values from which the search goes on."""
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        return {"parts": parts, "spent": self.spent, "best": self.best}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
-        assert not state
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
+        self.spent = state["spent"]
+        self.best = None if state["best"] is None else (state["best"][0], tuple(state["best"][1]))
+
+    def try_net(self, decisions: Decisions) -> Row:
+        """Give a net a proxy training, remember it if it is the best so far, and return its row."""
+        judged = self.context.judge(decisions)
+        self.spent += judged.spent
+        row = self.context.row(decisions, judged)
+        self.keep(row["reward"], decisions)
+        return row
 
     def keep(self, reward: float, decisions: Decisions) -> None:
-        """Remember a net if it is better than all before; of equals the first stays."""
+        """Remember a net if it is better than all before; the first of equals stays."""
         if self.best is None or reward > self.best[0]:
             self.best = reward, decisions
 
@@ -156,9 +174,9 @@ class Phase:
 
     Attributes:
         name: `search` or `random`.
-        rows: what its steps told.
+        rows: of all steps.
         spent: multiply-adds.
-        seconds: processor seconds, which differ from run to run and so stand apart.
+        seconds: CPU seconds, which differ from run to run and are therefore kept apart from the result.
         architectures: what was found, by name.
         step: steps that are done.
     """

@@ -20,7 +20,7 @@ __all__ = ["check_weights", "load_initial_weights", "weights_digest"]
 
 
 def check_weights(config: RunConfig) -> None:
-    """Try the beginning of every seed, so that what is wrong with it is told before anything is written.
+    """Load and freeze for every seed once, so that an error ends the run before anything is written.
 
     Raises:
         UserError: as `load_initial_weights`.
@@ -31,20 +31,20 @@ def check_weights(config: RunConfig) -> None:
 
 
 def load_initial_weights(net: nn.Module, config: RunConfig, seed: int) -> list[str]:
-    """Give a new net the weights of `weights` and freeze what `recipe.trainable` leaves out.
+    """Load `weights` into a new net and freeze what `recipe.trainable` leaves out.
 
     Returns:
-        What was done, a line each.
+        Messages on what was done.
 
     Raises:
         UserError: the weights cannot be read or do not fit, or it is not clear what to freeze.
     """
-    said = []
+    messages = []
     source, classes = config.weights, config.data.num_classes
     if source is not None:
         left_out = take_weights(net, read_weights(source, config.model, seed), classes, str(source))
         new = f", but for {', '.join(left_out)}, made for another number of classes" if left_out else ""
-        said.append(f"The net begins with the weights of {source}{new}.")
+        messages.append(f"The net begins with the weights of {source}{new}.")
     trainable = config.recipe.trainable
     if trainable != "all":
         if not task_class(config).has_image_logits:
@@ -52,13 +52,13 @@ def load_initial_weights(net: nn.Module, config: RunConfig, seed: int) -> list[s
         size = config.data.image_size
         layers = freeze(net, trainable, classes, torch.zeros(1, config.data.in_channels, size, size))
         values = [sum(p.numel() for p in net.parameters() if p.requires_grad or every) for every in (False, True)]
-        begun = "" if source is not None else "; the rest stays as it was drawn, since there is no weights"
-        said.append(f"Trained: {values[0]:,} of {values[1]:,} parameters, {layers[0]} to {layers[-1]}{begun}.")
-    return said
+        untrained = "" if source is not None else "; the rest keeps its random initial values, since weights=null"
+        messages.append(f"Trained: {values[0]:,} of {values[1]:,} parameters, {layers[0]} to {layers[-1]}{untrained}.")
+    return messages
 
 
 def weights_digest(config: RunConfig, seed: int) -> str | None:
-    """Return the sha256 of the weights that a seed begins with; None where it begins anew.
+    """Return the sha256 of a seed's initial weights; None where they are random.
 
     Raises:
         UserError: they cannot be read.

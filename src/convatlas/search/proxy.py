@@ -1,8 +1,9 @@
-"""How good a sampled net is: a short training on one part of the training split, then a test on the other."""
+"""Proxy trainings, which judge a sampled net: short, on one part of the training split, and tested on the other."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from convatlas.search.budget import EVALUATION, TRAINING, macs_of
 from convatlas.search.config import Proxy, SgdStep
 from convatlas.search.data import SearchData
 
-__all__ = ["Judged", "cosine", "evaluate", "proxy_cost", "train_proxy"]
+__all__ = ["Judged", "correct_answers", "evaluate", "proxy_cost", "set_gradients", "sgd", "sgd_step", "train_proxy"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Judged:
 
     Attributes:
         loss: mean cross-entropy.
-        accuracy: share of right answers.
+        accuracy: share of correct answers.
         macs: multiply-adds of one image.
         spent: multiply-adds of training and test.
     """
@@ -45,15 +46,14 @@ def train_proxy(
 ) -> Judged:
     """Train a net for a few epochs and test it; the same seed gives the same bits."""
     macs = macs_of(net, data.one_image(image_size))
-    net = net.to(device)
+    net = net.to(device).train()
     batches = data.training_batches(proxy.batch_size, seed, image_size=image_size)
     optimizer = torch.optim.SGD(
         net.parameters(), lr=proxy.lr, momentum=proxy.momentum, weight_decay=proxy.weight_decay, nesterov=True
     )
     steps = proxy.epochs * len(batches)
-    net.train()
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = cosine(proxy.lr, 0.0, step / steps)
+        optimizer.param_groups[0]["lr"] = _cosine(proxy.lr, 0.0, step / steps)
         batch = batches[divmod(step, len(batches))]
         loss = F.cross_entropy(net(batch["images"].to(device)), batch["labels"].to(device))
         optimizer.zero_grad()
@@ -68,27 +68,47 @@ def evaluate(
 ) -> tuple[float, float]:
     """Return mean cross-entropy and accuracy on the held-out part; an infinite loss where the net has diverged."""
     net.eval()
-    loss, right, images = 0.0, 0, 0
+    loss, correct, images = 0.0, 0, 0
+    batches = data.held_out_batches(image_size)
     with torch.inference_mode():
-        for batch in (data.held_out_batches(image_size)[n] for n in range(len(data.held_out_batches(image_size)))):
+        for batch in (batches[number] for number in range(len(batches))):
             logits, labels = net(batch["images"].to(device)), batch["labels"].to(device)
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-            right += right_answers(logits, labels)
+            correct += correct_answers(logits, labels)
             images += len(labels)
     mean = loss / images
-    return (mean if math.isfinite(mean) else math.inf), right / images
+    return (mean if math.isfinite(mean) else math.inf), correct / images
 
 
-def right_answers(logits: Tensor, labels: Tensor) -> int:
+def correct_answers(logits: Tensor, labels: Tensor) -> int:
     """Count the images whose highest logit is that of their label."""
     return int((logits.argmax(1) == labels).sum())
 
 
-def cosine(first: float, last: float, progress: float) -> float:
-    """Return a learning rate that falls from `first` to `last` as half a cosine, at `progress` from 0 to 1."""
-    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * progress))
+# ---- steps of super-nets --------------------------------------------------------------------------------------------
 
 
 def sgd(parameters: list[nn.Parameter], config: SgdStep) -> torch.optim.SGD:
     """Make the optimiser of a super-net's weights."""
     return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def sgd_step(optimizer: torch.optim.Optimizer, loss: Tensor, config: SgdStep, progress: float) -> None:
+    """Take a step with the learning rate of `progress`, from 0 to 1; no other parameters get gradients."""
+    group = optimizer.param_groups[0]
+    group["lr"] = _cosine(config.lr, config.final_lr, progress)
+    set_gradients(group["params"], loss)
+    if config.clip_norm is not None:
+        nn.utils.clip_grad_norm_(group["params"], config.clip_norm)
+    optimizer.step()
+
+
+def set_gradients(parameters: Sequence[nn.Parameter], loss: Tensor) -> None:
+    """Replace the gradients of these parameters, and of no others, by those of `loss`; None where it has none."""
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+
+
+def _cosine(first: float, last: float, progress: float) -> float:
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * progress))
