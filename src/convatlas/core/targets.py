@@ -148,7 +148,7 @@ def _check_names(target: Callable[..., Any], names: list[str], key: str) -> None
         if name not in parameters:
             raise UserError(
                 f"{key}.{name}: {getattr(target, '__qualname__', target)} has no such argument. "
-                f"{near_matches(name, parameters)}"
+                f"{near_matches(name, parameters)} To leave it out: ~{key}.{name}."
             )
 
 

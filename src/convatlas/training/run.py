@@ -95,8 +95,9 @@ def train_seed(config: RunConfig, prepared: PreparedData, seed: int, tracker: Va
         fit_and_test(config, prepared, seed, work=work, tracker=seed_tracker, folder=folder)
     except BaseException as error:
         seed_tracker.end(end_status(type(error)))
-        if isinstance(error, DivergedError) and rank() == 0:
-            work.remove()  # going on would only diverge again
+        useless = isinstance(error, DivergedError) or (isinstance(error, UserError) and not work.last.exists())
+        if useless and rank() == 0:
+            work.remove()  # going on would diverge again, or begin anew
         work.close()
         raise
     seed_tracker.end("FINISHED")
