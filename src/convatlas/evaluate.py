@@ -89,13 +89,18 @@ def tested(trained: TrainedRun, net: nn.Module, split: str) -> tuple[dict[str, f
     import pandas as pd
     import pytorch_lightning as pl
 
+    from convatlas.data.lightning_module import ModuleData
     from convatlas.data.module import DataModule
     from convatlas.tasks import new_task
 
     config, prepared = trained.config, trained.prepared()
     machine = config.trainer
     task = new_task(net, config, list(prepared.card.classes), seed=0)
-    data = DataModule(prepared, config.data, config.recipe, workers=machine.workers, limit_batches=None, seed=0)
+    data: ModuleData | DataModule
+    if config.data.module is not None:
+        data = ModuleData(prepared, config.data, 0, None)
+    else:
+        data = DataModule(prepared, config.data, config.recipe, workers=machine.workers, limit_batches=None, seed=0)
     trainer = pl.Trainer(
         accelerator="cpu" if machine.accelerator == "cpu" else "auto",
         devices=1,
@@ -105,6 +110,7 @@ def tested(trained: TrainedRun, net: nn.Module, split: str) -> tuple[dict[str, f
         enable_model_summary=False,
     )
     data.trainer = trainer
+    data.setup("test" if split == "test" else "validate")
     loader = data.test_dataloader() if split == "test" else data.val_dataloader()
     trainer.test(task, loader, verbose=False)
     metrics = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}

@@ -77,6 +77,10 @@ def predict(options: Options, files: list[Path]) -> list[dict[str, Any]]:
         from convatlas.training.trained import load_run
 
     trained = load_run(options.run, options.checkpoint)
+    if trained.config.data.module is not None:
+        raise UserError(
+            f"{options.run}: how data.module changes images before the net is not known; predict in your code."
+        )
     card = trained.prepared().card
     task = new_task(trained.net, trained.config, list(card.classes), seed=0).eval()
     images = {file: image for file in files if (image := _decoded(file, card.image_shape[0], options)) is not None}

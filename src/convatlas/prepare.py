@@ -80,6 +80,8 @@ def _prepare(config: DataConfig, page: Path, asked_by: Literal["plan", "user"]) 
         from convatlas.data.prepare_dataset import prepare
         from convatlas.reporting.data_page import write_data_page
 
+    if config.module is not None:
+        raise UserError(f"data={config.name} has batches of its own (data.module); there is nothing to prepare.")
     card = prepare(config)
     write_json(config.prepared / IDENTITY_FILE, {**_identity(config), "asked_by": asked_by})
     write_data_page(config.prepared, page)

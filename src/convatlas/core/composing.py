@@ -38,14 +38,32 @@ def as_hydra_reads(override: str) -> str:
         raise UserError(f"{override}: the name of the option is missing before the equals sign.")
     if name in OTHER_NAMES:
         return f"{key[: -len(name)]}{OTHER_NAMES[name]}{equals}{value}"
-    group = conf_dir() / name.partition("@")[0]
-    if equals and re.fullmatch(r"(?i)null|true|false|[-\d.]*", value) and group.is_dir():
+    group = name.partition("@")[0]
+    if equals and re.fullmatch(r"(?i)null|true|false|[-\d.]*", value) and (conf_dir() / group).is_dir():
         raise UserError(f"{override}: there is no such choice. {near_matches(value, _choices(group))}")
     return override
 
 
-def _choices(group: Path) -> list[str]:
-    return [path.stem for path in group.glob("*.yaml")]
+def _choices(group: str) -> list[str]:
+    """Return the files of a group, those of the user's folder among them."""
+    folders = [conf_dir(), *filter(None, [user_dir(sys.argv[1:])])]
+    return [path.stem for folder in folders for path in (folder / group).glob("*.yaml")]
+
+
+def user_dir(arguments: Sequence[str]) -> Path | None:
+    """Return the folder that Hydra's `--config-dir` names on a command line.
+
+    Raises:
+        UserError: it does not exist.
+    """
+    flag = next((n for n, word in enumerate(arguments) if re.match(r"(--config-dir|-cd)(=|$)", word)), None)
+    if flag is None:
+        return None
+    _, equals, value = arguments[flag].partition("=")
+    folder = Path(value if equals else "".join(arguments[flag + 1 : flag + 2]))
+    if not folder.is_dir():
+        raise UserError(f"--config-dir {folder} does not exist or is no folder; correct the path.")
+    return folder
 
 
 def conf_dir() -> Path:
@@ -155,10 +173,14 @@ def explain_hydra(error: Exception, config_name: str) -> str | None:
     """Turn Hydra's and OmegaConf's errors into a sentence that names the key and the near ones; None for others."""
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import MarkedYAMLError
 
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         group, _, wrong = str(error.missing_cfg_file).rpartition("/")
-        return _explain_choice(group, wrong, error.options or _choices(conf_dir() / group))
+        return _explain_choice(group, wrong, error.options or _choices(group))
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}, is not readable as YAML ({error.problem}); correct the file."
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read. {_quoted(error.override)}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):

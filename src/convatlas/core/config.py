@@ -82,6 +82,17 @@ class DataConfig(Section):
     stored_side: Positive | None = None
     """For a source whose images are files. `arrays`: side of the squares they become. `shards`: larger images are
     stored with a shorter side of so many pixels; null stores the files' own bytes."""
+    module: Target | None = None
+    """A LightningDataModule of another package that gives the batches; nothing is prepared then, and `source`, `root`,
+    `prepared` and `split` are left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_preparation(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("module") is None:
+            return values
+        nothing = {"validation": 0.0, "test": 0.0, "seed": 0}
+        return {"source": {}, "root": Path(), "prepared": Path(), "split": nothing, **values}
 
 
 class SplitConfig(Section):

@@ -11,15 +11,18 @@ import functools
 import importlib
 import inspect
 import os
+import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from convatlas.core.errors import UserError, near_matches
 
-__all__ = ["build", "check_trusted", "checked_arguments", "factory", "locate"]
+__all__ = ["build", "check_trusted", "checked_arguments", "factory", "locate", "named", "user_errors"]
 
 KNOWN = ("convatlas", "lightning", "pytorch_lightning", "timm", "torch", "torchmetrics", "torchvision")
 """The packages whose classes a run's files may name."""
@@ -145,7 +148,7 @@ def _check_names(target: Callable[..., Any], names: list[str], key: str) -> None
         if name not in parameters:
             raise UserError(
                 f"{key}.{name}: {getattr(target, '__qualname__', target)} has no such argument. "
-                f"{near_matches(name, parameters)}"
+                f"{near_matches(name, parameters)} To leave it out: ~{key}.{name}."
             )
 
 
@@ -155,6 +158,44 @@ def _is_ours(target: Callable[..., Any]) -> bool:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+# ---- exceptions in the user's objects ------------------------------------------------------------------------------
+
+
+def named(theirs: Any, key: str) -> Any:
+    """Mark an object of the user with its key in the configuration, for `user_errors`."""
+    theirs.configured_as = key
+    return theirs
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn an exception inside an object that the user added (see `named`) into a sentence that names it.
+
+    Raises:
+        UserError: such an exception; others are left as they are.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if (key := _raised_in(error)) is None:
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}, line {place.lineno}"
+        what = f"{key} raised {type(error).__name__} in {where} ({_one_line(error)})"
+        raise UserError(f"{what}; correct it, or leave it out.") from error
+
+
+def _raised_in(error: BaseException) -> str | None:
+    """Return the key of the outermost object of the user in whose method an exception was raised."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        key = getattr(frame.f_locals.get("self"), "configured_as", None)
+        if isinstance(key, str):
+            return key
+    return None
 
 
 # ---- what comes from elsewhere --------------------------------------------------------------------------------------

@@ -26,7 +26,9 @@ def task_class(config: RunConfig) -> type[Task]:
 
     found = locate(config.task["_target_"], "task._target_")
     if not (isinstance(found, type) and issubclass(found, Task)):
-        raise UserError(f"task._target_={config.task['_target_']} is no subclass of convatlas.tasks.base.Task.")
+        lightning = isinstance(found, type) and any(base.__name__ == "LightningModule" for base in found.__mro__)
+        remedy = "load the checkpoint with that class" if lightning else "name a Task or a LightningModule"
+        raise UserError(f"task._target_={config.task['_target_']} is no Task of convatlas, as this needs; {remedy}.")
     return found
 
 

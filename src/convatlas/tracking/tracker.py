@@ -348,6 +348,8 @@ class MlflowVariantTracker(VariantTracker):
         options = self.config.tracking
         if not (options.log_model or options.register_as) or self.config.data.task == "detection":
             return  # detectors return lists of different lengths, which MLflow's tensor signatures cannot describe
+        if self.config.data.module is not None or not self.config.task["_target_"].startswith("convatlas."):
+            return  # what another package does before and after the net is not known
         best = best_seed(folders)
         for folder in folders if options.log_model == "each_seed" else [best]:
             self._model_of(folder, folders[folder])

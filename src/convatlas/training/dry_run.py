@@ -14,6 +14,7 @@ from convatlas.tasks.activation_maps import class_activation_maps
 from convatlas.tasks.base import Task
 from convatlas.tasks.optimisation import build_optimizer, build_schedule
 from convatlas.tasks.views import with_views
+from convatlas.training.foreign import check_data_module
 from convatlas.training.machine import check_supported, with_scaled_rate
 from convatlas.training.trainer import user_callbacks, user_loggers
 from convatlas.training.transfer import check_weights
@@ -32,7 +33,10 @@ def dry_run(net: nn.Module, config: RunConfig, prepared: PreparedData) -> None:
     Raises:
         UserError: something does not exist, does not fit, or is an option that this run would not use.
     """
-    DataModule(prepared, config.data, config.recipe, workers=0, limit_batches=None, seed=0)  # checks the augmentation
+    if config.data.module is None:  # checks the augmentation
+        DataModule(prepared, config.data, config.recipe, workers=0, limit_batches=None, seed=0)
+    else:
+        check_data_module(config, prepared)
     check_supported(config, net)
     task = new_task(net, config, list(prepared.card.classes), config.seeds[0])
     task.dry_run()

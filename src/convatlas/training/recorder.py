@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytorch_lightning as pl
@@ -26,15 +26,28 @@ class Recorder(Checkpoint):
         epochs: how many epochs there will be.
         on_epoch: called with the row on rank zero.
         show: print a line an epoch.
+        logged: how the names of the metrics begin that are written down.
+        printed: the metrics of the printed line.
     """
 
-    def __init__(self, label: str, epochs: int, on_epoch: Callable[[dict[str, float]], None], *, show: bool) -> None:
+    def __init__(
+        self,
+        label: str,
+        epochs: int,
+        on_epoch: Callable[[dict[str, float]], None],
+        *,
+        show: bool,
+        logged: tuple[str, ...] = LOGGED,
+        printed: Collection[str] = PRINTED,
+    ) -> None:
         self.rows: list[dict[str, float]] = []
         self.epoch_seconds: list[float] = []
         self._label = label
         self._epochs = epochs
         self._on_epoch = on_epoch
         self._show = show
+        self._logged = logged
+        self._printed = printed
         self._started = 0.0
         self._seconds_before = 0.0
 
@@ -54,7 +67,7 @@ class Recorder(Checkpoint):
             "step": float(trainer.global_step),
             "lr": float(learning_rate),
         }
-        row |= {k: float(v) for k, v in sorted(trainer.callback_metrics.items()) if k.startswith(LOGGED)}
+        row |= {k: float(v) for k, v in sorted(trainer.callback_metrics.items()) if k.startswith(self._logged)}
         self.rows.append(row)
         self.epoch_seconds.append(self._seconds_before)
         self._seconds_before = 0.0
@@ -64,7 +77,7 @@ class Recorder(Checkpoint):
                 print(self._line(row), flush=True)
 
     def _line(self, row: dict[str, float]) -> str:
-        metrics = "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k in PRINTED)
+        metrics = "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k in self._printed)
         return f"{self._label}  epoch {int(row['epoch'])}/{self._epochs}  {metrics}  {self.epoch_seconds[-1]:.1f} s"
 
     def state_dict(self) -> dict[str, Any]:

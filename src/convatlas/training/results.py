@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convatlas.core import record
 from convatlas.core.config import RunConfig
@@ -17,6 +17,7 @@ from convatlas.core.errors import UserError
 from convatlas.core.files import replace_folder, write_yaml
 from convatlas.core.metrics import Direction
 from convatlas.core.record import REMEDY, Environment, Metrics, RunRecord, Timing
+from convatlas.data.lightning_module import ModuleData
 from convatlas.data.module import DataModule
 from convatlas.models.build import build_model
 from convatlas.models.costs import costs_of, measure_latency
@@ -28,20 +29,23 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+COUNTED = {"epoch", "step", "lr"}
+"""The columns of the history that are no metrics."""
+
 
 @dataclass
 class Results:
     """Everything a seed's folder will hold beside its checkpoints and its configuration."""
 
     record: RunRecord
-    predictions: pd.DataFrame
+    predictions: pd.DataFrame | None
     figures: Mapping[str, Figure]
 
 
 def collect_results(
     config: RunConfig,
     task: Task,
-    data: DataModule,
+    data: DataModule | ModuleData,
     *,
     work: WorkFolder,
     recorder: Recorder,
@@ -52,46 +56,77 @@ def collect_results(
     """Gather the results of a seed after its test. Whatever differs between equal runs (seconds) goes to `timing`."""
     import pandas as pd
 
-    monitor = task.monitor
-    channels, size = config.data.in_channels, config.data.image_size
-    costs = costs_of(lambda: build_model(config.model), (channels, size, size), config.recipe.batch_size)
-    mode = task.monitor_mode
-    best = best_row(recorder.rows, monitor, mode)
+    shape = (config.data.in_channels, config.data.image_size, config.data.image_size)
     predictions = pd.DataFrame(task.test_rows)
     task.eval()
+    run = build_record(
+        config,
+        task.seed,
+        work=work,
+        recorder=recorder,
+        model=config.about.title,
+        fingerprint=data.prepared.card.fingerprint,
+        monitor=task.monitor,
+        mode=task.monitor_mode,
+        test=test,
+        parts=parts,
+        costs=asdict(costs_of(lambda: build_model(config.model), shape, config.recipe.batch_size)),
+        test_seconds=test_seconds,
+        latency_seconds=measure_latency(task.net, shape),
+    )
+    figures = task.figures(data.sample_batch(predictions["index"].tolist()), predictions)
+    return Results(run, predictions, figures)
+
+
+def build_record(
+    config: RunConfig,
+    seed: int,
+    *,
+    work: WorkFolder,
+    recorder: Recorder,
+    model: str,
+    fingerprint: str,
+    monitor: str,
+    mode: Direction,
+    test: Mapping[str, float],
+    costs: Mapping[str, Any],
+    test_seconds: float,
+    parts: Mapping[str, dict[str, float]] | None = None,
+    latency_seconds: float | None = None,
+) -> RunRecord:
+    """Put the record of a seed together."""
+    best = best_row(recorder.rows, monitor, mode)
     metrics = Metrics(
         study=config.study,
         variant=config.variant,
-        seed=task.seed,
+        seed=seed,
         task=config.data.task,
-        model=config.about.title,
+        model=model,
         data=config.data.name,
-        data_fingerprint=data.prepared.card.fingerprint,
+        data_fingerprint=fingerprint,
         monitor=monitor,
         monitor_mode=mode,
         epochs=len(recorder.rows),
         best_epoch=int(best["epoch"]),
-        best={k: v for k, v in best.items() if "/" in k},
-        last={k: v for k, v in recorder.rows[-1].items() if "/" in k},
+        best={k: v for k, v in best.items() if k not in COUNTED},
+        last={k: v for k, v in recorder.rows[-1].items() if k not in COUNTED},
         test=dict(test),
-        parts=dict(parts),
-        costs=asdict(costs),
+        parts=dict(parts or {}),
+        costs=dict(costs),
     )
     timing = Timing(
         train_seconds=sum(recorder.epoch_seconds),
         epoch_seconds=recorder.epoch_seconds,
         test_seconds=test_seconds,
-        latency_seconds=measure_latency(task.net, (channels, size, size)),
+        latency_seconds=latency_seconds,
     )
-    run = RunRecord(
+    return RunRecord(
         metrics=metrics,
         timing=timing,
         environment=Environment.model_validate(environment(config)),
         identity=work.identity,
         history=tuple(recorder.rows),
     )
-    figures = task.figures(data.sample_batch(predictions["index"].tolist()), predictions)
-    return Results(run, predictions, figures)
 
 
 def best_row(rows: Sequence[dict[str, float]], monitor: str, mode: Direction) -> dict[str, float]:
@@ -110,7 +145,8 @@ def write_results(results: Results, config: RunConfig, work: WorkFolder, folder:
     (partial / "figures").mkdir(parents=True)
     write_yaml(partial / "config.yaml", config.plain(), "The whole configuration of this run, as it was trained.")
     results.record.write(partial)
-    results.predictions.to_parquet(partial / "predictions.parquet", index=False)
+    if results.predictions is not None:
+        results.predictions.to_parquet(partial / "predictions.parquet", index=False)
     for name, figure in results.figures.items():
         figure.savefig(partial / "figures" / f"{name}.png", dpi=110)
     for checkpoint in (work.best, work.last):
@@ -118,8 +154,12 @@ def write_results(results: Results, config: RunConfig, work: WorkFolder, folder:
     replace_folder(partial, folder)
 
 
-def read_whole(folder: Path) -> RunRecord:
+def read_whole(folder: Path, *, predicts: bool = True) -> RunRecord:
     """Return the record in a seed's folder if all that `write_results` writes there is whole.
+
+    Args:
+        folder: of the seed.
+        predicts: whether there are predictions; a LightningModule of another package leaves none.
 
     Raises:
         UserError: a file is missing or broken.
@@ -130,7 +170,8 @@ def read_whole(folder: Path) -> RunRecord:
         folder / "identity.json": found.identity is not None,
         folder / "history.csv": len(found.history) == found.metrics.epochs,
         folder / "config.yaml": (folder / "config.yaml").is_file(),
-        predictions: predictions.is_file() and predictions.read_bytes()[-4:] == b"PAR1",  # how every Parquet file ends
+        # The last bytes are those of every Parquet file.
+        predictions: not predicts or (predictions.is_file() and predictions.read_bytes()[-4:] == b"PAR1"),
         checkpoint: checkpoint.is_file() and zipfile.is_zipfile(checkpoint),
     }
     for path, is_whole in whole.items():

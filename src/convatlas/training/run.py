@@ -20,23 +20,25 @@ from convatlas.core.files import read_json
 from convatlas.core.processes import rank, rank_zero_first
 from convatlas.core.record import RunRecord
 from convatlas.core.source_code import run_code
-from convatlas.data.module import DataModule, batches_done
+from convatlas.data.lightning_module import ModuleData, open_data
+from convatlas.data.module import DataModule
 from convatlas.data.prepared import PreparedData
 from convatlas.models.build import build_model
 from convatlas.models.interfaces import HasParts
-from convatlas.models.weights import load_net, read_checkpoint
+from convatlas.models.weights import load_net
 from convatlas.tasks import new_task
 from convatlas.tasks.base import DivergedError, Task
 from convatlas.tasks.views import with_views
 from convatlas.tracking.runs import end_status
 from convatlas.tracking.tracker import SeedTracker, VariantTracker, open_tracker
+from convatlas.training import foreign
 from convatlas.training.accumulation import InPieces
 from convatlas.training.dry_run import dry_run
 from convatlas.training.machine import with_scaled_rate
 from convatlas.training.recorder import Recorder
 from convatlas.training.results import collect_results, read_whole, write_failure, write_results
 from convatlas.training.strategies import prepare_net
-from convatlas.training.trainer import build_trainer, shows_bar, user_errors
+from convatlas.training.trainer import build_trainer, fit_to_end, shows_bar
 from convatlas.training.transfer import load_initial_weights, weights_digest
 from convatlas.training.work_folder import WorkFolder, difference
 
@@ -56,8 +58,11 @@ def train(config: RunConfig, *, strict: bool) -> list[Path]:
     signal.signal(signal.SIGTERM, stop)
     quieten_libraries()
     torch.set_num_threads(config.trainer.threads)
-    prepared = PreparedData.open_for(config.data)
-    dry_run(build_model(config.model), config, prepared)
+    prepared = open_data(config.data)
+    if foreign.is_foreign(config):
+        foreign.dry_run(config, prepared)
+    else:
+        dry_run(build_model(config.model), config, prepared)
     with open_tracker(config, prepared.card, strict=strict) as tracker:
         folders = []
         for seed in config.seeds:
@@ -85,12 +90,14 @@ def train_seed(config: RunConfig, prepared: PreparedData, seed: int, tracker: Va
         if rank() == 0:
             work.open(overwrite=config.overwrite)
     seed_tracker = tracker.start_seed(seed, work.path)
+    fit_and_test = foreign.fit_and_test if foreign.is_foreign(config) else _fit_and_test
     try:
-        _fit_and_test(config, prepared, seed, work=work, tracker=seed_tracker, folder=folder)
+        fit_and_test(config, prepared, seed, work=work, tracker=seed_tracker, folder=folder)
     except BaseException as error:
         seed_tracker.end(end_status(type(error)))
-        if isinstance(error, DivergedError) and rank() == 0:
-            work.remove()  # going on would only diverge again
+        useless = isinstance(error, DivergedError) or (isinstance(error, UserError) and not work.last.exists())
+        if useless and rank() == 0:
+            work.remove()  # going on would diverge again, or begin anew
         work.close()
         raise
     seed_tracker.end("FINISHED")
@@ -148,7 +155,7 @@ class Fitted(NamedTuple):
     """A training that has come to its end, the test not yet made."""
 
     task: Task
-    data: DataModule
+    data: DataModule | ModuleData
     trainer: pl.Trainer
     recorder: Recorder
 
@@ -166,21 +173,14 @@ def fit(
     label = f"{config.variant} seed {seed}"
     recorder = Recorder(label, config.recipe.epochs, on_epoch, show=not shows_bar(config))
     trainer = build_trainer(config, task, seed, work, recorder)
-    resumed = work.last if work.last.exists() else None
-    if not work.fitted.exists():
-        data.start_batch = batches_done(read_checkpoint(resumed)) if resumed else 0
-        with user_errors(trainer, config):
-            trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
-        if trainer.is_global_zero:
-            work.fitted.touch()
-    elif resumed:  # killed between training and test: the rows are in the last checkpoint
-        recorder.load_state_dict(read_checkpoint(resumed)["callbacks"][recorder.state_key])
-    trainer.strategy.barrier("fitted")
+    fit_to_end(trainer, task, data, work, recorder)
     return Fitted(task, data, trainer, recorder)
 
 
-def _build_data(config: RunConfig, prepared: PreparedData, seed: int) -> DataModule:
+def _build_data(config: RunConfig, prepared: PreparedData, seed: int) -> DataModule | ModuleData:
     machine = config.trainer
+    if config.data.module is not None:
+        return ModuleData(prepared, config.data, seed, machine.limit_batches)
     return InPieces(
         prepared,
         config.data,
@@ -207,7 +207,7 @@ def build_task(config: RunConfig, classes: list[str], seed: int) -> Task:
     return new_task(prepare_net(net, config.trainer), with_scaled_rate(config), classes, seed)
 
 
-def test_parts(task: Task, data: DataModule, trainer: pl.Trainer) -> dict[str, dict[str, float]]:
+def test_parts(task: Task, data: DataModule | ModuleData, trainer: pl.Trainer) -> dict[str, dict[str, float]]:
     """Test each part of a net that works alone, such as one column of a FractalNet, and the net on `recipe.test_views`.
 
     All share the net's weights.
@@ -221,7 +221,7 @@ def test_parts(task: Task, data: DataModule, trainer: pl.Trainer) -> dict[str, d
     }
 
 
-def _tested(task: Task, data: DataModule, trainer: pl.Trainer) -> dict[str, float]:
+def _tested(task: Task, data: DataModule | ModuleData, trainer: pl.Trainer) -> dict[str, float]:
     trainer.test(task, datamodule=data, verbose=False)
     tested = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
     return {name.removeprefix("test/"): value for name, value in tested.items()}
@@ -245,7 +245,7 @@ def _is_finished(folder: Path, identity: dict[str, Any], config: RunConfig, *, s
     if config.overwrite or not RunRecord.is_in(folder):
         return False
     try:
-        before = read_whole(folder).identity or {}
+        before = read_whole(folder, predicts=not foreign.is_foreign(config)).identity or {}
     except UserError as error:
         if strict:
             raise

@@ -12,9 +12,11 @@ from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_yaml
 from convatlas.core.targets import check_trusted
+from convatlas.data.lightning_module import open_data
 from convatlas.data.prepared import PreparedData
 from convatlas.models.build import build_model
 from convatlas.models.weights import load_net
+from convatlas.tasks import task_class
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class TrainedRun:
         Raises:
             UserError: they are not prepared, or do not fit the configuration.
         """
-        return PreparedData.open_for(self.config.data)
+        return open_data(self.config.data)
 
 
 def load_run(run: Path, checkpoint: Path | None = None) -> TrainedRun:
@@ -57,6 +59,7 @@ def load_run(run: Path, checkpoint: Path | None = None) -> TrainedRun:
     values = read_yaml(file, "name the folder of a finished run.")
     check_trusted(values, str(file))
     config = read_run(values, str(file))
+    task_class(config)  # says so where the net is that of another package's LightningModule
     net = build_model(config.model)
     load_net(net, checkpoint or folder / "best.ckpt")
     return TrainedRun(folder, config, net.eval())

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 from pytorch_lightning.loggers import Logger
+from torch import nn
 
 from convatlas.core.config import RunConfig
 from convatlas.core.digests import flat
 from convatlas.core.errors import UserError
-from convatlas.core.targets import build
+from convatlas.core.metrics import Direction
+from convatlas.core.targets import build, named, user_errors
+from convatlas.data.module import batches_done
+from convatlas.models.weights import read_checkpoint
 from convatlas.tasks.base import Task
 from convatlas.training.checkpoints import checkpoint_callbacks
 from convatlas.training.net_callbacks import FollowsNet, GradientNorms, InvertsImages
@@ -22,34 +25,58 @@ from convatlas.training.recorder import Recorder
 from convatlas.training.strategies import ChannelsLast, build_plugins, build_strategy
 from convatlas.training.work_folder import WorkFolder
 
-__all__ = ["build_trainer", "shows_bar", "user_callbacks", "user_errors", "user_loggers"]
+__all__ = ["build_trainer", "fit_to_end", "shows_bar", "trainer_of", "user_callbacks", "user_loggers"]
 
 
 def build_trainer(config: RunConfig, task: Task, seed: int, work: WorkFolder, recorder: Recorder) -> pl.Trainer:
+    """Build the trainer of a task; see `trainer_of`."""
+    own: list[pl.Callback] = [FollowsNet(), InvertsImages()]
+    if config.trainer.channels_last:
+        own.append(ChannelsLast())
+    return trainer_of(config, task.net, seed, work, recorder, monitor=task.monitor, mode=task.monitor_mode, own=own)
+
+
+def trainer_of(
+    config: RunConfig,
+    net: nn.Module,
+    seed: int,
+    work: WorkFolder,
+    recorder: Recorder,
+    *,
+    monitor: str,
+    mode: Direction,
+    own: Sequence[pl.Callback],
+) -> pl.Trainer:
     """Build the trainer of one seed; its last callbacks are those that save.
+
+    Args:
+        config: the run.
+        net: what is trained.
+        seed: of the run.
+        work: where checkpoints are saved.
+        recorder: of the history.
+        monitor: the metric that marks the best epoch.
+        mode: whether its highest or lowest value is the best.
+        own: callbacks that the task needs.
 
     Raises:
         UserError: a callback or logger of the user cannot be built.
     """
     machine, recipe = config.trainer, config.recipe
-    mode = task.monitor_mode
     callbacks: list[pl.Callback] = [
-        FollowsNet(),
-        InvertsImages(),
+        *own,
         *user_callbacks(config).values(),
         recorder,
-        *checkpoint_callbacks(work.path, task.monitor, mode, machine.checkpoint_every_n_steps),
+        *checkpoint_callbacks(work.path, monitor, mode, machine.checkpoint_every_n_steps),
     ]
     if recipe.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=recipe.ema_decay))
     if recipe.gradient_norms:
-        callbacks.append(GradientNorms(task.net))
+        callbacks.append(GradientNorms(net))
     if recipe.early_stopping_patience is not None:
-        callbacks.append(EarlyStopping(task.monitor, mode=mode, patience=recipe.early_stopping_patience))
+        callbacks.append(EarlyStopping(monitor, mode=mode, patience=recipe.early_stopping_patience))
     if shows_bar(config):
         callbacks.append(pl.callbacks.TQDMProgressBar(refresh_rate=20))
-    if machine.channels_last:
-        callbacks.append(ChannelsLast())
     loggers = list(user_loggers(config, seed).values())
     for logger in loggers:
         logger.log_hyperparams(flat({k: v for k, v in config.plain().items() if k not in {"tracking", "loggers"}}))
@@ -57,7 +84,7 @@ def build_trainer(config: RunConfig, task: Task, seed: int, work: WorkFolder, re
         accelerator=machine.accelerator,
         devices=machine.devices,
         num_nodes=machine.num_nodes,
-        strategy=build_strategy(config, task.net),
+        strategy=build_strategy(config, net),
         precision=machine.precision,
         max_epochs=recipe.epochs,
         gradient_clip_val=recipe.gradient_clip_norm,
@@ -72,6 +99,30 @@ def build_trainer(config: RunConfig, task: Task, seed: int, work: WorkFolder, re
         enable_model_summary=False,
         enable_progress_bar=shows_bar(config),
     )
+
+
+def fit_to_end(
+    trainer: pl.Trainer, module: pl.LightningModule, data: Any, work: WorkFolder, recorder: Recorder
+) -> None:
+    """Train in a work folder, from the last checkpoint there if there is one.
+
+    Args:
+        trainer: of `trainer_of`.
+        module: what is trained.
+        data: a data module with `start_batch`, see `convatlas.data.module.DataModule`.
+        work: the folder.
+        recorder: one of the trainer's callbacks.
+    """
+    resumed = work.last if work.last.exists() else None
+    if not work.fitted.exists():
+        data.start_batch = batches_done(read_checkpoint(resumed)) if resumed else 0
+        with user_errors():
+            trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+        if trainer.is_global_zero:
+            work.fitted.touch()
+    elif resumed:  # killed between training and test: the rows are in the last checkpoint
+        recorder.load_state_dict(read_checkpoint(resumed)["callbacks"][recorder.state_key])
+    trainer.strategy.barrier("fitted")
 
 
 def shows_bar(config: RunConfig) -> bool:
@@ -100,7 +151,7 @@ def _built(section: Mapping[str, Any], key: str, kind: type) -> Any:
     built = build(section, key)
     if not isinstance(built, kind):
         raise UserError(f"{key}: {section['_target_']} is no {kind.__name__} of Lightning; name another class.")
-    return built
+    return named(built, key)
 
 
 def _filled(section: Mapping[str, Any], words: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -108,36 +159,3 @@ def _filled(section: Mapping[str, Any], words: Mapping[str, Any], key: str) -> d
         return {k: v.format(**words) if isinstance(v, str) else v for k, v in section.items()}
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(f"{key}: only {{study}}, {{variant}} and {{seed}} are filled in ({error}).") from error
-
-
-@contextmanager
-def user_errors(trainer: pl.Trainer, config: RunConfig) -> Iterator[None]:
-    """Turn an exception inside a callback or logger that the user added into a sentence that names it.
-
-    Raises:
-        UserError: such an exception; others are left as they are.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if (key := _raised_in(error, trainer, config)) is None:
-            raise
-        line = " ".join(str(error).split()) or "no message"
-        raise UserError(f"{key} raised {type(error).__name__} ({line}); correct it, or leave it out.") from error
-
-
-def _raised_in(error: BaseException, trainer: pl.Trainer, config: RunConfig) -> str | None:
-    """Return the key of the user's callback or logger in whose method an exception was raised."""
-    added: dict[str, str] = {}
-    for group, sections in (("callbacks", config.callbacks), ("loggers", config.loggers)):
-        added |= {section["_target_"].rpartition(".")[2]: f"{group}.{name}" for name, section in sections.items()}
-    theirs = [each for each in (*trainer.callbacks, *trainer.loggers) if type(each).__name__ in added]  # type: ignore[attr-defined]
-    traceback = error.__traceback__
-    while traceback is not None:
-        owner = traceback.tb_frame.f_locals.get("self")
-        if any(owner is each for each in theirs):
-            return added[type(owner).__name__]
-        traceback = traceback.tb_next
-    return None
