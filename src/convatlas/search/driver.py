@@ -13,7 +13,8 @@ from convatlas.core.composing import composed_net, hydra_ready, read_run
 from convatlas.core.config import RunConfig
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
-from convatlas.core.files import read_json, replace_folder, write_json, write_text, written_whole
+from convatlas.core.files import read_json, write_json, write_text, written_whole
+from convatlas.core.folders import check_replaceable, put_in_place
 from convatlas.core.processes import uses_gpu
 from convatlas.search.config import CompoundScaling, Darts, Enas, FBNetDnas, NasnetRl, SearchRun
 from convatlas.search.data import SearchData
@@ -53,6 +54,7 @@ def run_search(run: SearchRun, *, strict: bool = True) -> Path:
     folder = run.output_dir
     if _is_finished(folder, identity, run, strict=strict):
         return folder
+    check_replaceable(folder, "search", "output_dir")
     work = WorkFolder(work_path(run), identity, strict)
     work.open(overwrite=run.overwrite)
     try:
@@ -64,7 +66,7 @@ def run_search(run: SearchRun, *, strict: bool = True) -> Path:
             _write_end(run, context, phases, finals, work.results)
             write_json(work.results / "identity.json", identity)
             tracker.log_folder(work.results)
-            replace_folder(work.results, folder)
+            put_in_place(work.results, folder, "search", "output_dir")
     finally:
         work.close()
     work.remove()

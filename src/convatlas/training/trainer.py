@@ -8,21 +8,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import Logger
 
-from convatlas.core.config import RunConfig
+from convatlas.core.config import RunConfig, TrainerConfig
 from convatlas.core.digests import flat
 from convatlas.core.errors import UserError
+from convatlas.core.processes import uses_gpu
 from convatlas.core.targets import build
 from convatlas.tasks.base import Task
-from convatlas.training.checkpoints import checkpoint_callbacks
+from convatlas.training.checkpoints import StopsAgain, checkpoint_callbacks
 from convatlas.training.net_callbacks import FollowsNet, GradientNorms, InvertsImages
 from convatlas.training.recorder import Recorder
 from convatlas.training.strategies import ChannelsLast, build_plugins, build_strategy
 from convatlas.training.work_folder import WorkFolder
 
-__all__ = ["build_trainer", "shows_bar", "user_callbacks", "user_errors", "user_loggers"]
+__all__ = ["build_tester", "build_trainer", "shows_bar", "user_callbacks", "user_errors", "user_loggers"]
 
 
 def build_trainer(config: RunConfig, task: Task, seed: int, work: WorkFolder, recorder: Recorder) -> pl.Trainer:
@@ -45,7 +46,7 @@ def build_trainer(config: RunConfig, task: Task, seed: int, work: WorkFolder, re
     if recipe.gradient_norms:
         callbacks.append(GradientNorms(task.net))
     if recipe.early_stopping_patience is not None:
-        callbacks.append(EarlyStopping(task.monitor, mode=mode, patience=recipe.early_stopping_patience))
+        callbacks.append(StopsAgain(task.monitor, mode=mode, patience=recipe.early_stopping_patience))
     if shows_bar(config):
         callbacks.append(pl.callbacks.TQDMProgressBar(refresh_rate=20))
     if machine.channels_last:
@@ -71,6 +72,22 @@ def build_trainer(config: RunConfig, task: Task, seed: int, work: WorkFolder, re
         use_distributed_sampler=False,
         enable_model_summary=False,
         enable_progress_bar=shows_bar(config),
+    )
+
+
+def build_tester(machine: TrainerConfig) -> pl.Trainer:
+    """Build a trainer that tests a net on one device as the training's test did: precision, layout, determinism."""
+    on_cpu = machine.accelerator == "cpu" or not uses_gpu(machine.accelerator)
+    return pl.Trainer(
+        accelerator="cpu" if on_cpu else "auto",
+        devices=1,
+        precision="bf16-mixed" if on_cpu and machine.precision == "16-mixed" else machine.precision,
+        deterministic="warn" if machine.deterministic else None,
+        callbacks=[InvertsImages(), *([ChannelsLast()] if machine.channels_last else [])],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
 
 
