@@ -31,16 +31,16 @@ def checkpoint_callbacks(folder: Path, monitor: str, mode: str, every_n_steps: i
     """Make the callbacks that save the best epoch, and the state to go on from."""
     common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_last": False}
     callbacks = [
-        BestEpoch(**common, filename="best", monitor=monitor, mode=mode, save_on_train_epoch_end=True),
-        ModelCheckpoint(**common, filename="last", every_n_epochs=1, save_on_train_epoch_end=True),
+        MovableCheckpoint(**common, filename="best", monitor=monitor, mode=mode, save_on_train_epoch_end=True),
+        MovableCheckpoint(**common, filename="last", every_n_epochs=1, save_on_train_epoch_end=True),
     ]
     if every_n_steps is not None:
         callbacks.append(WithinEpochs(**common, filename="last", every_n_train_steps=every_n_steps))
     return callbacks
 
 
-class BestEpoch(ModelCheckpoint):
-    """Saves the best epoch; its record of that epoch moves with the folder.
+class MovableCheckpoint(ModelCheckpoint):
+    """A checkpoint whose record of the best epoch moves with the folder.
 
     Lightning keeps the folder in its state, and forgets the best score where a training goes on in another.
     """
@@ -67,7 +67,7 @@ class StopsAgain(EarlyStopping):
             trainer.should_stop = True
 
 
-class WithinEpochs(ModelCheckpoint):
+class WithinEpochs(MovableCheckpoint):
     """Saves every so many steps, and only after a whole one: gradients that wait for the rest of a step are not kept.
 
     Not after an epoch's last step: resumed from there, Lightning would not validate.
