@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from convatlas.core.cli import read_options, run
 from convatlas.core.config import Section
 from convatlas.core.files import write_json
+from convatlas.core.folders import check_replaceable, written_folder
 from convatlas.core.imports import quick_imports
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Options(Section):
     split: Literal["test", "validation"] = "test"
     tta: Literal["none", "flip", "ten_crop", "multi_scale"] = "none"
     """Test-time augmentation, for classification; the single view's figures stand beside its own."""
+    data: Path | None = None
+    """Where the run's prepared data lie now, if they were moved."""
     output_dir: Path | None = None
     format: Literal["text", "json"] = "text"
 
@@ -66,7 +69,9 @@ def evaluate(options: Options) -> dict[str, Any]:
         from convatlas.training.trained import load_run
 
     quieten_libraries()
-    trained = load_run(options.run, options.checkpoint)
+    if options.output_dir is not None:
+        check_replaceable(options.output_dir, "evaluate", "output_dir")
+    trained = load_run(options.run, options.checkpoint, options.data)
     torch.set_num_threads(trained.config.trainer.threads)
     net = part_of(trained.net, options.part)
     augmented = None if options.tta == "none" else with_views(net, options.tta, trained.config, f"tta={options.tta}")
@@ -79,36 +84,31 @@ def evaluate(options: Options) -> dict[str, Any]:
         found = {"single_view": single_view, options.tta: with_all, "cost": cost}
     if options.output_dir is not None:
         how = {"split": options.split, "part": options.part, "tta": options.tta}
-        write_json(options.output_dir / "evaluation.json", how | found)
-        rows.to_parquet(options.output_dir / "predictions.parquet", index=False)
+        with written_folder(options.output_dir, "evaluate", "output_dir") as partial:
+            write_json(partial / "evaluation.json", how | found)
+            rows.to_parquet(partial / "predictions.parquet", index=False)
     return found
 
 
 def tested(trained: TrainedRun, net: nn.Module, split: str) -> tuple[dict[str, float], pd.DataFrame]:
     """Test a net on a split of its run's data; returns its metrics, and a row for each image."""
     import pandas as pd
-    import pytorch_lightning as pl
 
     from convatlas.data.lightning_module import ModuleData
     from convatlas.data.module import DataModule
     from convatlas.tasks import new_task
+    from convatlas.training.strategies import prepare_net
+    from convatlas.training.trainer import build_tester
 
     config, prepared = trained.config, trained.prepared()
     machine = config.trainer
-    task = new_task(net, config, list(prepared.card.classes), seed=0)
+    task = new_task(prepare_net(net, machine), config, list(prepared.card.classes), seed=0)
     data: ModuleData | DataModule
     if config.data.module is not None:
         data = ModuleData(prepared, config.data, 0, None)
     else:
         data = DataModule(prepared, config.data, config.recipe, workers=machine.workers, limit_batches=None, seed=0)
-    trainer = pl.Trainer(
-        accelerator="cpu" if machine.accelerator == "cpu" else "auto",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = build_tester(machine)
     data.trainer = trainer
     data.setup("test" if split == "test" else "validate")
     loader = data.test_dataloader() if split == "test" else data.val_dataloader()

@@ -1,14 +1,14 @@
 """`python -m convatlas.predict run=runs/overview/lenet5/seed=0 images/`: what a trained net says of new images.
 
-Writes `predictions.csv`, `predictions.json` and a picture of each image with its prediction to `output_dir`. Every
-image is decoded before anything is written.
+Writes `predictions.csv`, `predictions.json` and a picture of each image with its prediction to `output_dir`, which is
+whole or not there. Images are read as the preparation read those of the training.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import shutil
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from convatlas.core.cli import read_options, run
 from convatlas.core.config import Section
 from convatlas.core.errors import UserError
-from convatlas.core.files import replace_folder, write_json, write_text
+from convatlas.core.files import write_json, write_text
+from convatlas.core.folders import check_replaceable, written_folder
 from convatlas.core.imports import quick_imports
 
 if TYPE_CHECKING:
-    import torch
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+    from convatlas.data.card import Card
+    from convatlas.tasks.base import Task
 
 
 class Options(Section):
@@ -37,11 +37,13 @@ class Options(Section):
     skip_broken: bool = False
     """Leave out files that are no images, instead of stopping."""
     overwrite: bool = False
+    """Replace what an earlier prediction wrote to `output_dir`."""
 
 
 def main() -> None:
     """Predict and write."""
     options = read_options(Options, sys.argv[1:], positional="images")
+    check_replaceable(options.output_dir, "predict", "output_dir")
     if options.output_dir.exists() and any(options.output_dir.iterdir()) and not options.overwrite:
         raise UserError(f"output_dir={options.output_dir} is not empty; choose another, or pass overwrite=true.")
     files = image_files(options.images)
@@ -50,30 +52,41 @@ def main() -> None:
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the images among files and folders, sorted within a folder.
+    """Return the images among files and folders, sorted within a folder; other files of a folder are listed.
 
     Raises:
         UserError: a path does not exist, or there is no image.
     """
+    from convatlas.data.image_files import SUFFIXES, is_clutter
+
     files: list[Path] = []
+    others: list[Path] = []
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist; name image files or folders.")
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        files += inside
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = [p for p in sorted(path.rglob("*")) if p.is_file() and not is_clutter(p.name)]
+        files += [p for p in inside if p.suffix.lower() in SUFFIXES]
+        others += [p for p in inside if p.suffix.lower() not in SUFFIXES]
     if not files:
         raise UserError(
             f"There are no images in {', '.join(map(str, paths))}; known are {', '.join(sorted(SUFFIXES))}."
         )
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        print(f"Left out, by their endings: {', '.join(map(str, others[:3]))}{more}.", file=sys.stderr)
     return files
 
 
 def predict(options: Options, files: list[Path]) -> list[dict[str, Any]]:
-    """Run the net over the files and write its answers; returns a row of plain values for each image."""
-    with quick_imports():
-        import torch
+    """Run the net over the files, one after the other, and write its answers; returns a row for each image.
 
-        from convatlas.tasks import new_task
+    Raises:
+        UserError: a file cannot be read as an image, and is not to be left out.
+    """
+    with quick_imports():
         from convatlas.training.trained import load_run
 
     trained = load_run(options.run, options.checkpoint)
@@ -81,47 +94,43 @@ def predict(options: Options, files: list[Path]) -> list[dict[str, Any]]:
         raise UserError(
             f"{options.run}: how data.module changes images before the net is not known; predict in your code."
         )
-    card = trained.prepared().card
-    task = new_task(trained.net, trained.config, list(card.classes), seed=0).eval()
-    images = {file: image for file in files if (image := _decoded(file, card.image_shape[0], options)) is not None}
-    partial = options.output_dir.with_name(f".{options.output_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    rows = []
-    for number, (file, image) in enumerate(images.items()):
-        with torch.inference_mode():
-            row, raw = task.predict(image, card)
-        rows.append({"file": str(file), **row})
-        if options.pictures:
-            picture = task.draw(image, raw, row)
-            picture.save(partial / f"{number:05d}_{file.stem}.png")
-    write_json(partial / "predictions.json", rows)
-    write_text(partial / "predictions.csv", _as_csv(rows))
-    replace_folder(partial, options.output_dir)
+    task, card = trained.task(), trained.card
+    rows: list[dict[str, Any]] = []
+    with written_folder(options.output_dir, "predict", "output_dir") as partial:
+        for number, file in enumerate(files):
+            picture = partial / f"{number:05d}_{file.stem[:100]}.png" if options.pictures else None
+            row = _answer(task, card, file, picture, skip_broken=options.skip_broken)
+            if row is not None:
+                rows.append({"file": str(file), **row})
+        if not rows:
+            raise UserError("None of the files can be read as an image; name others.")
+        write_json(partial / "predictions.json", rows)
+        write_text(partial / "predictions.csv", _as_csv(rows))
     return rows
 
 
-def _decoded(file: Path, channels: int, options: Options) -> torch.Tensor | None:
-    """Read an image as `(C, H, W)` in [0, 1]; None for a broken one that may be left out."""
-    import numpy as np
+def _answer(task: Task, card: Card, file: Path, picture: Path | None, *, skip_broken: bool) -> dict[str, Any] | None:
+    """Return the net's answer for one file, drawn to `picture`; None for a broken one that may be left out."""
     import torch
-    from PIL import Image, UnidentifiedImageError
+
+    from convatlas.data.decoding import BadImageError, decode_image
 
     try:
-        with Image.open(file) as image:
-            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"), dtype=np.float32) / 255
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        if options.skip_broken:
-            print(f"{file} is left out: it cannot be read as an image.", file=sys.stderr)
+        pixels = decode_image(file, card).pixels
+        with torch.inference_mode():
+            row, answer = task.predict(pixels, card)
+    except BadImageError as error:
+        if skip_broken:
+            print(f"{file} is left out: {error}.", file=sys.stderr)
             return None
-        raise UserError(f"{file} cannot be read as an image; remove it, or pass skip_broken=true.") from error
-    return torch.from_numpy(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1).copy())
+        raise UserError(f"{file}: {error}. Remove it, or pass skip_broken=true.") from error
+    if picture is not None:
+        task.draw(pixels, answer, row).save(picture)
+    return row
 
 
 def _as_csv(rows: list[dict[str, Any]]) -> str:
     """Lay rows out as CSV; lists of objects become one cell of JSON."""
-    import json
-
     text = io.StringIO()
     columns = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -161,19 +161,21 @@ class Card(Entry):
         Raises:
             UserError: the folder or the card is missing, or the card cannot be understood.
         """
-        path = folder / CARD_FILE
+        return cls.read_file(folder / CARD_FILE, remedy(folder.name))
+
+    @classmethod
+    def read_file(cls, path: Path, cure: str = "Train the run again.") -> Card:
+        """Read the file of a card; raises as `read`, and `cure` ends the message."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError as error:
-            raise UserError(f"{path} is missing. {remedy(folder.name)}") from error
+            raise UserError(f"{path} is missing. {cure}") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise UserError(
-                f"{path} is not a data card of this version ({where}: {first['msg']}). {remedy(folder.name)}"
-            ) from error
+            raise UserError(f"{path} is not a data card of this version ({where}: {first['msg']}). {cure}") from error
         except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}. {remedy(folder.name)}") from error
+            raise UserError(f"{path} cannot be read: {error.strerror}. {cure}") from error
 
     def to_json(self) -> str:
         """Write the card as JSON text, always the same for the same card."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,14 +78,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: it is missing, truncated, or not a checkpoint of this project.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch writes a check sum of each tensor, and does not compare it
+            if broken := archive.testzip():
+                raise zipfile.BadZipFile(broken)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; train first, or correct the path.") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError, KeyError) as error:
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} is damaged or not a checkpoint of convatlas; train again or take another file."
         ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(
             f"{path} holds no weights of convatlas (no state_dict); take a best.ckpt or last.ckpt of a run."
         )

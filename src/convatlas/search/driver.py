@@ -15,7 +15,8 @@ from convatlas.core.composing import composed_net, hydra_ready, read_run
 from convatlas.core.config import RunConfig
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
-from convatlas.core.files import atomic_write, replace_folder, write_json, write_text
+from convatlas.core.files import atomic_write, write_json, write_text
+from convatlas.core.folders import check_replaceable, put_in_place
 from convatlas.core.processes import uses_gpu
 from convatlas.search.composing import compared_nets, search_code
 from convatlas.search.config import SearchRun
@@ -70,6 +71,7 @@ def run_search(run: SearchRun, *, strict: bool = True) -> Path:
     folder = run.output_dir
     if _is_finished(folder, identity, run, strict=strict):
         return folder
+    check_replaceable(folder, "search", "output_dir")
     work = WorkFolder(work_path(run), identity, strict)
     work.open(overwrite=run.overwrite)
     try:
@@ -81,7 +83,7 @@ def run_search(run: SearchRun, *, strict: bool = True) -> Path:
             _write_end(run, context, phases, finals, work.results)
             write_json(work.results / "identity.json", identity)
             tracker.log_folder(work.results)
-            replace_folder(work.results, folder)
+            put_in_place(work.results, folder, "search", "output_dir")
     except BaseException:
         work.close()
         raise

@@ -7,8 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -122,24 +124,23 @@ class Task(pl.LightningModule, ABC):
         """Return what a batch of one image of `size` pixels has beside `images` and `indices`."""
 
     @abstractmethod
-    def predict(self, image: Tensor, card: Card) -> tuple[dict[str, Any], Any]:
+    def predict(self, pixels: NDArray[np.uint8], card: Card) -> tuple[dict[str, Any], Any]:
         """Answer for one image.
 
         Args:
-            image: `(C, H, W)` in [0, 1], of any size; it is fitted to the net as the training's images were.
+            pixels: `(C, H, W)`, of any size; the image is fitted to the net as the training's images were.
             card: the data card of the net's run.
 
         Returns:
             A row of plain values, boxes in pixels of the image as given; and what `draw` needs.
+
+        Raises:
+            BadImageError: the image cannot be fitted.
         """
 
     @abstractmethod
-    def draw(self, image: Tensor, answer: Any, row: Mapping[str, Any]) -> Image:
+    def draw(self, pixels: NDArray[np.uint8], answer: Any, row: Mapping[str, Any]) -> Image:
         """Draw what `predict` answered over its image, enlarged to 256 pixels at least."""
-
-    def served(self, mean: tuple[float, ...], std: tuple[float, ...]) -> nn.Module | None:
-        """Return the net as a server needs it, images in [0, 1] to plain tensors; None where it gives no tensors."""
-        return None
 
     # ---- before a training ------------------------------------------------------------------------------------------
 
@@ -257,11 +258,12 @@ class Task(pl.LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the draws within the net, so that a resumed run draws what the undisturbed one would have."""
-        torch.manual_seed(mixed_seed(self.batch_seed(), self.global_rank))
+        piece = self._batches % self.trainer.accumulate_grad_batches
+        torch.manual_seed(mixed_seed(self.batch_seed(), self.global_rank, *([piece] if piece else [])))
 
     def batch_seed(self) -> int:
-        """Return a number for each training batch, the same on every process."""
-        return mixed_seed(self.seed, self.current_epoch, self._batches)
+        """Return a number for each training batch, the same on every process and in each micro-batch of it."""
+        return mixed_seed(self.seed, self.current_epoch, self._batches // self.trainer.accumulate_grad_batches)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the loss; its terms are summed on the device and logged once an epoch."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
@@ -15,7 +17,7 @@ from convatlas.core.errors import UserError
 from convatlas.models.interfaces import Invertible
 from convatlas.tasks.base import Batch, Task
 from convatlas.tasks.losses import CrossEntropy, check_terms
-from convatlas.tasks.predicting import Served, canvas_of, fitted_image, normalised
+from convatlas.tasks.predicting import canvas_of, fitted_image, normalised, picture_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,27 +147,22 @@ class ClassificationTask(Task):
         """Raise UserError unless there is one logit for each class."""
         check_logits(self.net(images), 2, self.classes)
 
-    def predict(self, image: Tensor, card: Card) -> tuple[dict[str, Any], Any]:
+    def predict(self, pixels: NDArray[np.uint8], card: Card) -> tuple[dict[str, Any], Any]:
         """Return the most probable classes of one image."""
-        fitted, _ = fitted_image(image, self.config.data, card)
+        fitted, _ = fitted_image(pixels, self.config.data, card)
         probabilities = self.net(normalised(fitted, self.config.data, card)).softmax(dim=1)[0]
         confidence, numbers = probabilities.topk(min(LISTED_CLASSES, len(self.classes)))
         names = [self.classes[number] for number in numbers.tolist()]
         ranked = [{"class": name, "probability": p} for name, p in zip(names, confidence.tolist(), strict=True)]
         return {"prediction": names[0], "confidence": float(confidence[0]), "top": ranked}, None
 
-    def draw(self, image: Tensor, answer: Any, row: Mapping[str, Any]) -> Image:
+    def draw(self, pixels: NDArray[np.uint8], answer: Any, row: Mapping[str, Any]) -> Image:
         """Write the class and its probability over the image."""
-        from PIL import Image, ImageDraw
+        from PIL import ImageDraw
 
-        canvas, _ = canvas_of(image)
-        picture = Image.fromarray(canvas.permute(1, 2, 0).numpy())
+        picture = picture_of(canvas_of(pixels)[0])
         ImageDraw.Draw(picture).text((6, 6), f"{row['prediction']} {row['confidence']:.0%}", fill="#ffb000")
         return picture
-
-    def served(self, mean: tuple[float, ...], std: tuple[float, ...]) -> nn.Module:
-        """Return the net behind its normalisation; it answers with probabilities `(B, classes)`."""
-        return Served(self.net, mean, std)
 
 
 def check_class_weights(loss: nn.Module, classes: list[str]) -> None:

@@ -18,7 +18,7 @@ from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
 from convatlas.tasks.base import Batch, Task
 from convatlas.tasks.losses import CrossEntropy, weighted_sum
-from convatlas.tasks.predicting import PALETTE, canvas_of, fitted_image
+from convatlas.tasks.predicting import PALETTE, canvas_of, fitted_image, picture_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,33 +129,29 @@ class DetectionTask(Task):
         with torch.no_grad():
             self.net.train()([torch.zeros(channels, size, size)] * 2, targets)
 
-    def predict(self, image: Tensor, card: Card) -> tuple[dict[str, Any], Any]:
+    def predict(self, pixels: NDArray[np.uint8], card: Card) -> tuple[dict[str, Any], Any]:
         """Return the objects in one image."""
-        whole = (image.shape[1], image.shape[2])
-        scaled, placement = fitted_image(image, self.config.data, card)
-        height, width = scaled.shape[-2:]
-        found = self.net(scaled)[0]
-        factors = torch.tensor([placement.width / width, placement.height / height] * 2)
-        boxes = found["boxes"] * factors - torch.tensor([placement.left, placement.top] * 2)
+        fitted, geometry = fitted_image(pixels, self.config.data, card)
+        found = self.net(list(fitted))[0]
         kept = found["scores"] >= LISTED_SCORE
-        boxes, labels, scores = clip_boxes_to_image(boxes, whole)[kept], found["labels"][kept], found["scores"][kept]
+        boxes = clip_boxes_to_image(geometry.back(found["boxes"][kept]), (pixels.shape[1], pixels.shape[2]))
+        labels, scores = found["labels"][kept], found["scores"][kept]
         listed = [
             {"class": self.classes[number], "score": score, "box": box}
             for number, score, box in zip(labels.tolist(), scores.tolist(), boxes.tolist(), strict=True)
         ]
         return {"objects": listed, "count": len(listed)}, boxes
 
-    def draw(self, image: Tensor, answer: Any, row: Mapping[str, Any]) -> Image:
+    def draw(self, pixels: NDArray[np.uint8], answer: Any, row: Mapping[str, Any]) -> Image:
         """Draw the boxes with their classes and scores over the image."""
-        from PIL import Image
         from torchvision.utils import draw_bounding_boxes
 
-        canvas, factor = canvas_of(image)
+        canvas, factor = canvas_of(pixels)
         if row["objects"]:
             names = [f"{o['class']} {o['score']:.2f}" for o in row["objects"]]
             colours = [PALETTE[self.classes.index(o["class"]) % len(PALETTE)] for o in row["objects"]]
             canvas = draw_bounding_boxes(canvas, answer * factor, names, colours, width=2)
-        return Image.fromarray(canvas.permute(1, 2, 0).numpy())
+        return picture_of(canvas)
 
     def _named(self, labels: Iterable[int]) -> list[str]:
         return [self.classes[label] for label in labels]

@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
@@ -17,7 +19,7 @@ from convatlas.tasks.base import Batch, Task
 from convatlas.tasks.classification import check_class_weights, check_logits
 from convatlas.tasks.hausdorff import DistanceMeans, hausdorff_distances
 from convatlas.tasks.losses import check_terms, edge_loss, soft_dice_loss, weighted_sum
-from convatlas.tasks.predicting import PALETTE, Served, canvas_of, fitted_image, normalised
+from convatlas.tasks.predicting import PALETTE, canvas_of, fitted_image, normalised, picture_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -190,32 +192,26 @@ class SegmentationTask(Task):
         check_logits(logits, 4, self.classes)
         check_terms(self.term_weights, ["cross_entropy", "dice", *([] if edges is None else ["edge"])])
 
-    def predict(self, image: Tensor, card: Card) -> tuple[dict[str, Any], Any]:
-        """Return the pixels of each class in one image, and the classes `(H, W)`."""
-        fitted, placement = fitted_image(image, self.config.data, card)
-        probabilities = self.net(normalised(fitted, self.config.data, card)).softmax(dim=1)
+    def predict(self, pixels: NDArray[np.uint8], card: Card) -> tuple[dict[str, Any], Any]:
+        """Return the pixels of each class in one image, and the classes `(H, W)`; what the net does not see is 0."""
+        fitted, geometry = fitted_image(pixels, self.config.data, card)
+        probabilities = self.net(normalised(fitted, self.config.data, card)).softmax(dim=1)[0]
         margin = (self.config.data.image_size - probabilities.shape[-1]) // 2  # an unpadded U-Net leaves the border out
-        size = (placement.height, placement.width)
-        whole = F.interpolate(F.pad(probabilities, (margin,) * 4), size=size, mode="bilinear", align_corners=False)
-        numbers = whole[0].argmax(dim=0)
+        size = (pixels.shape[1], pixels.shape[2])
+        numbers = geometry.maps_back(F.pad(probabilities, (margin,) * 4), size).argmax(dim=0)
         counts = torch.bincount(numbers.flatten(), minlength=len(self.classes)).tolist()
         return {"pixels": dict(zip(self.classes, counts, strict=True))}, numbers
 
-    def draw(self, image: Tensor, answer: Any, row: Mapping[str, Any]) -> Image:
+    def draw(self, pixels: NDArray[np.uint8], answer: Any, row: Mapping[str, Any]) -> Image:
         """Draw the classes over the image, each in its colour."""
-        from PIL import Image
         from torchvision.utils import draw_segmentation_masks
 
-        canvas, factor = canvas_of(image)
+        canvas, factor = canvas_of(pixels)
         enlarged = answer.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
         masks = torch.stack([enlarged == number for number in range(1, len(self.classes))])
         colours = [PALETTE[number % len(PALETTE)] for number in range(len(masks))]
         canvas = draw_segmentation_masks(canvas, masks, alpha=0.5, colors=colours)
-        return Image.fromarray(canvas.permute(1, 2, 0).numpy())
-
-    def served(self, mean: tuple[float, ...], std: tuple[float, ...]) -> nn.Module:
-        """Return the net behind its normalisation; it answers with probabilities `(B, classes, H, W)`."""
-        return Served(self.net, mean, std)
+        return picture_of(canvas)
 
     @torch.no_grad()
     def figures(self, batch: Batch, predictions: pd.DataFrame) -> dict[str, Figure]:

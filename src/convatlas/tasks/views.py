@@ -6,6 +6,8 @@ centre with their mirror images; Simonyan and Zisserman 2015, section 4.2: three
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,8 +34,8 @@ class TestTimeAugmentation(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Run the views one after the other and average their probabilities."""
-        probabilities = [self.net(view).float().softmax(dim=1) for view in self.views(images)]
-        return torch.stack(probabilities).mean(dim=0).log()
+        logs = torch.stack([self.net(view).float().log_softmax(dim=1) for view in self.views(images)])
+        return logs.logsumexp(dim=0) - math.log(len(logs))
 
 
 class Flip(TestTimeAugmentation):

@@ -1,4 +1,4 @@
-"""The net as a model that MLflow serves: it takes raw images in [0, 1] and answers with plain tensors."""
+"""The net as a model that MLflow serves; see `convatlas.models.served`."""
 
 from __future__ import annotations
 
@@ -7,34 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
 
 from convatlas.core.config import RunConfig
 from convatlas.models.build import build_model
+from convatlas.models.served import ServedNet
 from convatlas.models.weights import load_net
 
 if TYPE_CHECKING:
     from convatlas.data.card import Card
-
-
-class ServedNet(nn.Module):
-    """A classification or segmentation net behind its normalisation.
-
-    `(B, C, H, W)` images in [0, 1] give `(B, classes)` or `(B, classes, H, W)` probabilities.
-    """
-
-    def __init__(self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.net = net
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalise, run the net, and return probabilities."""
-        logits: Tensor = self.net((images - self.mean) / self.std)
-        return logits.softmax(dim=1)
 
 
 def log_served_model(run_id: str, config: RunConfig, card: Card, folder: Path, packages: Mapping[str, str]) -> str:

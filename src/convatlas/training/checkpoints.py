@@ -7,7 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from convatlas.core.files import atomic_write
@@ -31,15 +31,43 @@ def checkpoint_callbacks(folder: Path, monitor: str, mode: str, every_n_steps: i
     """Make the callbacks that save the best epoch, and the state to go on from."""
     common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_last": False}
     callbacks = [
-        ModelCheckpoint(**common, filename="best", monitor=monitor, mode=mode, save_on_train_epoch_end=True),
-        ModelCheckpoint(**common, filename="last", every_n_epochs=1, save_on_train_epoch_end=True),
+        MovableCheckpoint(**common, filename="best", monitor=monitor, mode=mode, save_on_train_epoch_end=True),
+        MovableCheckpoint(**common, filename="last", every_n_epochs=1, save_on_train_epoch_end=True),
     ]
     if every_n_steps is not None:
         callbacks.append(WithinEpochs(**common, filename="last", every_n_train_steps=every_n_steps))
     return callbacks
 
 
-class WithinEpochs(ModelCheckpoint):
+class MovableCheckpoint(ModelCheckpoint):
+    """A checkpoint whose record of the best epoch moves with the folder.
+
+    Lightning keeps the folder in its state, and forgets the best score where a training goes on in another.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the record of the interrupted training."""
+        folder = Path(str(self.dirpath))
+
+        def moved(path: str) -> str:
+            return str(folder / Path(path).name) if path else path
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        here = {key: moved(state_dict[key]) for key in paths if key in state_dict}
+        scores = {moved(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **here, "best_k_models": scores, "dirpath": self.dirpath})
+
+
+class StopsAgain(EarlyStopping):
+    """Early stopping that a training killed right after its last epoch obeys: Lightning does not keep the stop."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop a training that had stopped already."""
+        if self.stopped_epoch and self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+class WithinEpochs(MovableCheckpoint):
     """Saves every so many steps, and only after a whole one: gradients that wait for the rest of a step are not kept.
 
     Not after an epoch's last step: resumed from there, Lightning would not validate.

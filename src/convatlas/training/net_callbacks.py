@@ -87,8 +87,10 @@ class GradientNorms(MeanOverEpoch):
         kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
         self._weights = [module.weight for module in net.modules() if isinstance(module, kinds)]
 
-    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure the gradients of a batch."""
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Measure the gradients of a whole batch: all its pieces added up, and unscaled in mixed precision."""
         zero = torch.zeros((), device=pl_module.device)
         norms = [zero if w.grad is None else w.grad.detach().float().norm() for w in self._weights]
         self.add({f"{number:03d}": norm for number, norm in enumerate(norms, start=1)})
@@ -118,7 +120,7 @@ class InvertsImages(pl.Callback):
         """Rebuild the images of a batch."""
         net = cast("Task", pl_module).net
         if isinstance(net, Invertible):
-            images = batch["images"].float()
+            images = batch["images"]
             self._largest.update((reconstruct(net, images) - images).abs().max())
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from convatlas.core.metrics import SCORES
@@ -48,29 +49,43 @@ class Recorder(Checkpoint):
         self._show = show
         self._logged = logged
         self._printed = printed
-        self._started = 0.0
-        self._seconds_before = 0.0
+        self._running_since: float | None = None
+        self._seconds = 0.0
+        self._learning_rate = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock; within an epoch that is resumed, Lightning calls no start of an epoch."""
+        self._running_since = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the epoch's clock."""
-        self._started = time.perf_counter()
+        self._running_since = time.perf_counter()
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Note the rate of this step: after the epoch's last one the schedule has moved on already."""
+        self._learning_rate = optimizer.param_groups[0]["lr"]
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock: an epoch's seconds are those of training alone."""
-        self._seconds_before += time.perf_counter() - self._started
+        self._seconds, self._running_since = self._seconds_so_far(), None
+
+    def _seconds_so_far(self) -> float:
+        running = 0.0 if self._running_since is None else time.perf_counter() - self._running_since
+        return self._seconds + running
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the epoch's row."""
-        learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
         row = {
             "epoch": float(trainer.current_epoch + 1),
             "step": float(trainer.global_step),
-            "lr": float(learning_rate),
+            "lr": float(self._learning_rate),
         }
         row |= {k: float(v) for k, v in sorted(trainer.callback_metrics.items()) if k.startswith(self._logged)}
         self.rows.append(row)
-        self.epoch_seconds.append(self._seconds_before)
-        self._seconds_before = 0.0
+        self.epoch_seconds.append(self._seconds_so_far())
+        self._seconds, self._running_since = 0.0, None
         if trainer.is_global_zero:
             self._on_epoch(row)
             if self._show:
@@ -82,9 +97,12 @@ class Recorder(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the checkpoint keeps."""
-        return {"rows": self.rows, "epoch_seconds": self.epoch_seconds}
+        seconds = self._seconds_so_far()
+        return {"rows": self.rows, "epoch_seconds": self.epoch_seconds, "seconds": seconds, "lr": self._learning_rate}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the rows of the epochs before the interruption."""
         self.rows = [dict(row) for row in state_dict["rows"]]
         self.epoch_seconds = list(state_dict["epoch_seconds"])
+        self._seconds = float(state_dict.get("seconds", 0.0))
+        self._learning_rate = float(state_dict.get("lr", 0.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,9 +15,11 @@ from convatlas.core import record
 from convatlas.core.config import RunConfig
 from convatlas.core.environment import environment
 from convatlas.core.errors import UserError
-from convatlas.core.files import replace_folder, write_yaml
+from convatlas.core.files import write_text, write_yaml
+from convatlas.core.folders import written_folder
 from convatlas.core.metrics import Direction
 from convatlas.core.record import REMEDY, Environment, Metrics, RunRecord, Timing
+from convatlas.data.card import Card
 from convatlas.data.lightning_module import ModuleData
 from convatlas.data.module import DataModule
 from convatlas.models.build import build_model
@@ -31,6 +34,10 @@ if TYPE_CHECKING:
 
 COUNTED = {"epoch", "step", "lr"}
 """The columns of the history that are no metrics."""
+
+
+CARD = "data_card.json"
+"""In a run's folder: the card of the data that it was trained on, with their classes, mean and standard deviation."""
 
 
 @dataclass
@@ -139,19 +146,27 @@ def best_row(rows: Sequence[dict[str, float]], monitor: str, mode: Direction) ->
     return max(rows, key=score)
 
 
-def write_results(results: Results, config: RunConfig, work: WorkFolder, folder: Path) -> None:
-    """Write the folder of a seed under another name, then put it in its place."""
-    partial = _new_folder_beside(folder)
-    (partial / "figures").mkdir(parents=True)
-    write_yaml(partial / "config.yaml", config.plain(), "The whole configuration of this run, as it was trained.")
-    results.record.write(partial)
-    if results.predictions is not None:
-        results.predictions.to_parquet(partial / "predictions.parquet", index=False)
-    for name, figure in results.figures.items():
-        figure.savefig(partial / "figures" / f"{name}.png", dpi=110)
-    for checkpoint in (work.best, work.last):
-        shutil.copy2(checkpoint, partial / checkpoint.name)
-    replace_folder(partial, folder)
+def write_results(results: Results, config: RunConfig, card: Card, work: WorkFolder, folder: Path) -> None:
+    """Write the folder of a seed under another name, then put it in its place.
+
+    Raises:
+        UserError: something that is not of a run lies there.
+    """
+    with written_folder(folder, "train", "output_dir") as partial:
+        (partial / "figures").mkdir()
+        write_yaml(partial / "config.yaml", config.plain(), "The whole configuration of this run, as it was trained.")
+        results.record.write(partial)
+        if config.data.module is None:
+            write_text(partial / CARD, card.to_json())
+        if results.predictions is not None:
+            results.predictions.to_parquet(partial / "predictions.parquet", index=False)
+        for name, figure in results.figures.items():
+            try:
+                figure.savefig(partial / "figures" / f"{name}.png", dpi=110)
+            except Exception as error:  # a picture never costs a run
+                print(f"The figure {name} cannot be drawn ({error}); the run is complete without it.", file=sys.stderr)
+        for checkpoint in (work.best, work.last):
+            shutil.copy2(checkpoint, partial / checkpoint.name)
 
 
 def read_whole(folder: Path, *, predicts: bool = True) -> RunRecord:
@@ -182,13 +197,6 @@ def read_whole(folder: Path, *, predicts: bool = True) -> RunRecord:
 
 def write_failure(folder: Path, error: str) -> Path:
     """Write, as the folder of a seed, why it has no result, and return the folder."""
-    partial = _new_folder_beside(folder)
-    record.write_failure(partial, error)
-    replace_folder(partial, folder)
+    with written_folder(folder, "train", "output_dir") as partial:
+        record.write_failure(partial, error)
     return folder
-
-
-def _new_folder_beside(folder: Path) -> Path:
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    return partial

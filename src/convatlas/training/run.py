@@ -17,6 +17,7 @@ from convatlas.core.config import RunConfig
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_json
+from convatlas.core.folders import check_replaceable
 from convatlas.core.processes import rank, rank_zero_first
 from convatlas.core.record import RunRecord
 from convatlas.core.source_code import run_code
@@ -25,7 +26,7 @@ from convatlas.data.module import DataModule
 from convatlas.data.prepared import PreparedData
 from convatlas.models.build import build_model
 from convatlas.models.interfaces import HasParts
-from convatlas.models.weights import load_net
+from convatlas.models.weights import load_net, read_checkpoint
 from convatlas.tasks import new_task
 from convatlas.tasks.base import DivergedError, Task
 from convatlas.tasks.views import with_views
@@ -36,7 +37,7 @@ from convatlas.training.accumulation import InPieces
 from convatlas.training.dry_run import dry_run
 from convatlas.training.machine import with_scaled_rate
 from convatlas.training.recorder import Recorder
-from convatlas.training.results import collect_results, read_whole, write_failure, write_results
+from convatlas.training.results import best_row, collect_results, read_whole, write_failure, write_results
 from convatlas.training.strategies import prepare_net
 from convatlas.training.trainer import build_trainer, fit_to_end, shows_bar
 from convatlas.training.transfer import load_initial_weights, weights_digest
@@ -88,6 +89,7 @@ def train_seed(config: RunConfig, prepared: PreparedData, seed: int, tracker: Va
                 _complete(folder, work, tracker)
             return folder
         if rank() == 0:
+            check_replaceable(folder, "train", "output_dir")
             work.open(overwrite=config.overwrite)
     seed_tracker = tracker.start_seed(seed, work.path)
     fit_and_test = foreign.fit_and_test if foreign.is_foreign(config) else _fit_and_test
@@ -130,6 +132,7 @@ def _fit_and_test(
         task = build_task(whole, list(prepared.card.classes), seed)
         trainer = build_trainer(whole, task, seed, work, fitted.recorder)
     load_net(task.net, work.best)
+    check_best(work.best, fitted.recorder, task)
     started = time.perf_counter()
     test = _tested(task, data, trainer)
     test_seconds = time.perf_counter() - started
@@ -146,9 +149,22 @@ def _fit_and_test(
             parts=parts,
             test_seconds=test_seconds,
         )
-        write_results(results, config, work, folder)
+        write_results(results, config, prepared.card, work, folder)
         tracker.log_results(folder)
     trainer.strategy.barrier("written")
+
+
+def check_best(checkpoint: Path, recorder: Recorder, task: Task) -> None:
+    """Check that the weights to be tested are those of the best epoch.
+
+    Raises:
+        UserError: they are of another.
+    """
+    saved, best = read_checkpoint(checkpoint)["epoch"] + 1, best_row(recorder.rows, task.monitor, task.monitor_mode)
+    if saved != best["epoch"]:
+        raise UserError(
+            f"{checkpoint} is of epoch {saved}, and the best is {int(best['epoch'])}; train again with overwrite=true."
+        )
 
 
 class Fitted(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import nn
@@ -11,12 +12,16 @@ from convatlas.core.composing import read_run
 from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_yaml
+from convatlas.core.record import RunRecord
 from convatlas.core.targets import check_trusted
+from convatlas.data.card import Card
 from convatlas.data.lightning_module import open_data
 from convatlas.data.prepared import PreparedData
 from convatlas.models.build import build_model
 from convatlas.models.weights import load_net
-from convatlas.tasks import task_class
+from convatlas.tasks import new_task, task_class
+from convatlas.tasks.base import Task
+from convatlas.training.results import CARD
 
 
 @dataclass(frozen=True)
@@ -26,24 +31,53 @@ class TrainedRun:
     Attributes:
         folder: where it lies, `runs/<study>/<variant>/seed=<n>`.
         config: the configuration it was trained with.
-        net: the net, in evaluation mode, on the processor.
+        net: the net, in evaluation mode, on the CPU.
     """
 
     folder: Path
     config: RunConfig
     net: nn.Module
 
+    @cached_property
+    def card(self) -> Card:
+        """The card of the data it was trained on, with their classes, mean and standard deviation.
+
+        Runs of earlier versions have none of their own; theirs is that of the prepared data, if those are the same.
+
+        Raises:
+            UserError: it is missing or damaged, or other data were prepared since.
+        """
+        own = self.folder / CARD
+        return Card.read_file(own) if own.is_file() else self.prepared().card
+
     def prepared(self) -> PreparedData:
         """Open the data it was trained on.
 
         Raises:
-            UserError: they are not prepared, or do not fit the configuration.
+            UserError: they are not prepared, or others than it was trained on.
         """
-        return open_data(self.config.data)
+        prepared = open_data(self.config.data)
+        trained_on = RunRecord.read(self.folder).metrics.data_fingerprint
+        if trained_on not in (None, prepared.card.fingerprint):
+            raise UserError(
+                f"{self.folder} was trained on other data than {self.config.data.prepared} holds now (fingerprint "
+                f"{trained_on[:12]}, now {prepared.card.fingerprint[:12]}); prepare them as they were, or name the "
+                "folder where they lie: data=FOLDER."
+            )
+        return prepared
+
+    def task(self) -> Task:
+        """Put its task around the net, in evaluation mode."""
+        return new_task(self.net, self.config, list(self.card.classes), seed=0).eval()
 
 
-def load_run(run: Path, checkpoint: Path | None = None) -> TrainedRun:
-    """Load a run from its folder, with `best.ckpt` or another checkpoint of it.
+def load_run(run: Path, checkpoint: Path | None = None, data: Path | None = None) -> TrainedRun:
+    """Load a run from its folder.
+
+    Args:
+        run: folder of a seed, or of a run that has one.
+        checkpoint: weights other than its `best.ckpt`.
+        data: where its prepared data lie now, if they were moved.
 
     Raises:
         UserError: there is no finished run, its configuration is from another version, or the weights do not fit.
@@ -59,6 +93,8 @@ def load_run(run: Path, checkpoint: Path | None = None) -> TrainedRun:
     values = read_yaml(file, "name the folder of a finished run.")
     check_trusted(values, str(file))
     config = read_run(values, str(file))
+    if data is not None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"prepared": data})})
     task_class(config)  # says so where the net is that of another package's LightningModule
     net = build_model(config.model)
     load_net(net, checkpoint or folder / "best.ckpt")

@@ -7,25 +7,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
-from convatlas.core.config import RunConfig
+from convatlas.core.config import RunConfig, TrainerConfig
 from convatlas.core.digests import flat
 from convatlas.core.errors import UserError
 from convatlas.core.metrics import Direction
+from convatlas.core.processes import uses_gpu
 from convatlas.core.targets import build, named, user_errors
 from convatlas.data.module import batches_done
 from convatlas.models.weights import read_checkpoint
 from convatlas.tasks.base import Task
-from convatlas.training.checkpoints import checkpoint_callbacks
+from convatlas.training.checkpoints import StopsAgain, checkpoint_callbacks
 from convatlas.training.net_callbacks import FollowsNet, GradientNorms, InvertsImages
 from convatlas.training.recorder import Recorder
 from convatlas.training.strategies import ChannelsLast, build_plugins, build_strategy
 from convatlas.training.work_folder import WorkFolder
 
-__all__ = ["build_trainer", "fit_to_end", "shows_bar", "trainer_of", "user_callbacks", "user_loggers"]
+__all__ = ["build_tester", "build_trainer", "fit_to_end", "shows_bar", "trainer_of", "user_callbacks", "user_loggers"]
 
 
 def build_trainer(config: RunConfig, task: Task, seed: int, work: WorkFolder, recorder: Recorder) -> pl.Trainer:
@@ -74,7 +75,7 @@ def trainer_of(
     if recipe.gradient_norms:
         callbacks.append(GradientNorms(net))
     if recipe.early_stopping_patience is not None:
-        callbacks.append(EarlyStopping(monitor, mode=mode, patience=recipe.early_stopping_patience))
+        callbacks.append(StopsAgain(monitor, mode=mode, patience=recipe.early_stopping_patience))
     if shows_bar(config):
         callbacks.append(pl.callbacks.TQDMProgressBar(refresh_rate=20))
     loggers = list(user_loggers(config, seed).values())
@@ -123,6 +124,22 @@ def fit_to_end(
     elif resumed:  # killed between training and test: the rows are in the last checkpoint
         recorder.load_state_dict(read_checkpoint(resumed)["callbacks"][recorder.state_key])
     trainer.strategy.barrier("fitted")
+
+
+def build_tester(machine: TrainerConfig) -> pl.Trainer:
+    """Build a trainer that tests a net on one device as the training's test did: precision, layout, determinism."""
+    on_cpu = machine.accelerator == "cpu" or not uses_gpu(machine.accelerator)
+    return pl.Trainer(
+        accelerator="cpu" if on_cpu else "auto",
+        devices=1,
+        precision="bf16-mixed" if on_cpu and machine.precision == "16-mixed" else machine.precision,
+        deterministic="warn" if machine.deterministic else None,
+        callbacks=[InvertsImages(), *([ChannelsLast()] if machine.channels_last else [])],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
 
 
 def shows_bar(config: RunConfig) -> bool:

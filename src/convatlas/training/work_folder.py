@@ -69,6 +69,10 @@ class WorkFolder:
 
     def _take_over(self, overwrite: bool) -> None:
         recorded = self.path / "identity.json"
+        if not recorded.exists() and (foreign := self._foreign()):
+            raise UserError(
+                f"{self.path} holds {foreign}, which no training wrote; choose another work_dir or output_dir."
+            )
         if overwrite:
             shutil.rmtree(self.path, ignore_errors=True)
         elif recorded.exists():
@@ -81,6 +85,11 @@ class WorkFolder:
         if not recorded.exists():
             shutil.rmtree(self.path, ignore_errors=True)
             write_json(recorded, self.identity)
+
+    def _foreign(self) -> str | None:
+        """Return something in the folder that is none of a training's, where its beginning was not written down."""
+        found = self.path.rglob("*") if self.path.is_dir() else ()
+        return next((path.name for path in found if not path.name.startswith(".identity.json.")), None)
 
     def _changed(self, before: dict[str, Any]) -> str:
         return (

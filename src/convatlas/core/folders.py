@@ -1,0 +1,89 @@
+"""Folders that a command writes whole, and replaces only where all that lies in them is its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from convatlas.core.errors import UserError
+from convatlas.core.files import write_json
+
+__all__ = ["check_replaceable", "put_in_place", "written_folder"]
+
+MARK = ".convatlas.json"
+"""What a command leaves in a folder that it wrote: its own name, and the files that it put there."""
+RUN_FILES = {"config.yaml", "identity.json", "environment.json", "metrics.json", "timing.json", "history.csv"}
+RUN_FILES |= {"predictions.parquet", "best.ckpt", "last.ckpt", "failure.json"}
+"""What a run's folder holds beside `figures/`; runs of earlier versions carry no mark."""
+
+
+def check_replaceable(folder: Path, command: str, option: str) -> None:
+    """Check that a folder holds nothing but what `command` wrote there; one that is empty or missing passes.
+
+    Raises:
+        UserError: something else lies in it, and would be lost.
+    """
+    if folder.is_symlink() or folder.is_file():
+        raise UserError(f"{option}={folder} is a file or a link; name a folder.")
+    if not folder.exists():
+        return
+    if folder.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise UserError(f"{option}={folder} holds the folder that you are in; name another.")
+    ours = _written_by(folder, command)
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name != MARK and name not in ours and not (path.is_dir() and not path.is_symlink()):
+            raise UserError(
+                f"{option}={folder} holds {name}, which {command} did not write and would be deleted; "
+                "name another folder, or move it."
+            )
+
+
+def _written_by(folder: Path, command: str) -> set[str]:
+    try:
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        return set(mark["files"]) if mark["command"] == command else set()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        if command != "train" or not {"identity.json", "failure.json"} & {path.name for path in folder.iterdir()}:
+            return set()
+        return RUN_FILES | {f"figures/{path.name}" for path in folder.glob("figures/*.png")}
+
+
+@contextmanager
+def written_folder(folder: Path, command: str, option: str) -> Iterator[Path]:
+    """Write a folder under another name; it takes its place when the block ends well, and leaves nothing otherwise.
+
+    Raises:
+        UserError: `folder` holds what the command did not write.
+    """
+    check_replaceable(folder, command, option)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        put_in_place(partial, folder, command, option)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def put_in_place(new: Path, folder: Path, command: str, option: str) -> None:
+    """Mark the folder `new` and give it the name `folder`; at every moment one of the two stands there.
+
+    Raises:
+        UserError: `folder` holds what the command did not write.
+    """
+    files = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
+    write_json(new / MARK, {"command": command, "files": files})
+    check_replaceable(folder, command, option)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        folder.replace(aside)
+    new.replace(folder)
+    shutil.rmtree(aside, ignore_errors=True)

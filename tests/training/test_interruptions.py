@@ -1,0 +1,125 @@
+"""A training that was killed, and goes on in another place, later, or after it had stopped: as if nothing had been."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from interrupting import Killed
+
+from convatlas.core.config import RunConfig
+from convatlas.core.errors import UserError
+from convatlas.training import run
+from convatlas.training.run import train
+
+BEST_FIRST = ("recipe.monitor=val/calibration_error", "recipe.epochs=3")
+"""A net that knows nothing yet, and says so, is well calibrated: the best epoch is not the last."""
+
+
+def killed(config: RunConfig, target: str, **arguments: int) -> None:
+    callback = {"kill": {"_target_": f"interrupting.{target}", **arguments}}
+    with pytest.raises(Killed):
+        train(config.model_copy(update={"callbacks": callback}), strict=True)
+
+
+@pytest.fixture(autouse=True)
+def same_run_with_the_callback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a training that a callback kills be the same training as the one without it."""
+    identity = run.run_identity
+    monkeypatch.setattr(
+        run, "run_identity", lambda config, *rest: identity(config.model_copy(update={"callbacks": {}}), *rest)
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    assert json.loads((one / "metrics.json").read_text()) == json.loads((other / "metrics.json").read_text())
+    assert (one / "history.csv").read_bytes() == (other / "history.csv").read_bytes()
+    expected = weights(one)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(other).items())
+
+
+def test_a_killed_run_whose_folder_moved_is_tested_with_the_best_epoch(compose, tmp_path):
+    undisturbed = train(compose(*BEST_FIRST, folder="undisturbed"), strict=True)[0]
+    best = json.loads((undisturbed / "metrics.json").read_text())["best_epoch"]
+    assert best < 3, "the case needs an epoch after the best one"
+
+    killed(compose(*BEST_FIRST, folder="before"), "KillAfterBatch", epoch=2, batch=1)
+    (tmp_path / "before").rename(tmp_path / "after")
+    assert_equal_runs(undisturbed, train(compose(*BEST_FIRST, folder="after"), strict=True)[0])
+
+
+def test_weights_of_another_epoch_are_not_tested(compose, tmp_path):
+    killed(compose(*BEST_FIRST), "KillAfterBatch", epoch=2, batch=1)
+    work = tmp_path / "run" / ".work" / "seed=0"
+    checkpoint = torch.load(work / "best.ckpt", weights_only=True)
+    torch.save({**checkpoint, "epoch": checkpoint["epoch"] + 7}, work / "best.ckpt")
+    with pytest.raises(UserError, match=r"best\.ckpt is of epoch"):
+        train(compose(*BEST_FIRST), strict=True)
+
+
+def test_a_run_killed_after_early_stopping_does_not_train_on(compose):
+    stopping = (BEST_FIRST[0], "recipe.epochs=9", "recipe.early_stopping_patience=1")
+    undisturbed = train(compose(*stopping, folder="undisturbed"), strict=True)[0]
+    epochs = json.loads((undisturbed / "metrics.json").read_text())["epochs"]
+    assert epochs < 9, "the case needs an early stop"
+
+    killed(compose(*stopping), "KillAfterStop")
+    assert_equal_runs(undisturbed, train(compose(*stopping), strict=True)[0])
+
+
+def test_seconds_of_a_run_resumed_within_an_epoch_are_those_it_trained(compose, monkeypatch):
+    options = ("trainer.checkpoint_every_n_steps=2",)
+    killed(compose(*options), "KillAfterBatch", epoch=1, batch=4)
+    folder = train(compose(*options), strict=True)[0]
+    seconds = json.loads((folder / "timing.json").read_text())["epoch_seconds"]
+    assert len(seconds) == 2
+    assert 0 < seconds[1] < 60  # not the seconds since the machine was started
+
+
+@pytest.mark.parametrize(
+    ("monitor", "lowest"), [("val/loss", True), ("val/calibration_error", True), ("val/f1_macro", False)]
+)
+def test_the_best_epoch_is_that_of_the_best_value_of_the_monitored_metric(compose, monitor, lowest):
+    folder = train(compose(f"recipe.monitor={monitor}", "recipe.epochs=3"), strict=True)[0]
+    with (folder / "history.csv").open() as file:
+        values = [float(row[monitor]) for row in csv.DictReader(file)]
+    best = json.loads((folder / "metrics.json").read_text())["best_epoch"]
+    assert values[best - 1] == (min if lowest else max)(values)
+    assert torch.load(folder / "best.ckpt", weights_only=True)["epoch"] + 1 == best
+
+
+def test_the_history_has_the_rate_that_the_last_step_of_an_epoch_was_made_with(compose):
+    """One epoch of n steps along a cosine without warm-up: the last step has the factor of step n - 1."""
+    config = compose("recipe.epochs=1", "recipe.schedule.warmup_epochs=0", "recipe.optimizer.lr=0.1")
+    folder = train(config, strict=True)[0]
+    with (folder / "history.csv").open() as file:
+        row = next(csv.DictReader(file))
+    steps = int(row["step"])
+    expected = 0.1 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * (steps - 1) / steps, dtype=torch.float64)))
+    assert float(row["lr"]) == pytest.approx(float(expected))
+
+
+def test_gradient_norms_of_an_accumulated_batch_are_those_of_the_whole_batch(compose):
+    """A net without batch normalisation: two micro-batches give the gradient that the whole batch gives."""
+    found = []
+    for pieces in (1, 2):
+        config = compose(
+            "model=lenet5_modern",
+            "recipe.epochs=1",
+            "recipe.gradient_norms=true",
+            "trainer.limit_batches=2",
+            f"trainer.accumulate_grad_batches={pieces}",
+            folder=f"pieces_{pieces}",
+        )
+        with (train(config, strict=True)[0] / "history.csv").open() as file:
+            row = next(csv.DictReader(file))
+        found.append({name: float(value) for name, value in row.items() if name.startswith("gradient/")})
+    assert len(found[0]) >= 4
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
