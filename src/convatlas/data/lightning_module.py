@@ -30,13 +30,14 @@ def open_data(config: DataConfig) -> PreparedData:
     classes = getattr(_new_module(config), "classes", None) or range(config.num_classes)
     if len(classes) != config.num_classes:
         raise UserError(f"data.num_classes={config.num_classes}, but data.module has {len(classes)} classes.")
-    card = Card.model_construct(
-        name=config.name,
-        task=config.task,
-        classes=tuple(map(str, classes)),
-        image_shape=(config.in_channels, config.image_size, config.image_size),
-        fingerprint=digest(config.model_dump(mode="json")),
-    )
+    known: dict[str, Any] = {
+        "name": config.name,
+        "task": config.task,
+        "classes": tuple(map(str, classes)),
+        "image_shape": (config.in_channels, config.image_size, config.image_size),
+        "fingerprint": digest(config.model_dump(mode="json")),
+    }
+    card = Card.model_construct(**known)
     return PreparedData(config.prepared, card, {})
 
 

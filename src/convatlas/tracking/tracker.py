@@ -204,7 +204,7 @@ class MlflowVariantTracker(VariantTracker):
         from mlflow.exceptions import MlflowException
 
         run.log_params({**self._params(), "seed": seed})
-        if run.found.inputs.dataset_inputs:
+        if run.found.inputs is not None and run.found.inputs.dataset_inputs:
             return
         dataset = Dataset(
             name=self.config.data.name,
@@ -383,7 +383,7 @@ class MlflowVariantTracker(VariantTracker):
         if not address:
             raise UserError("MLflow has no run of the best seed.")
         try:
-            versions = self.client.search_model_versions(f"name = '{name}'")
+            versions = list(self.client.search_model_versions(f"name = '{name}'"))
         except MlflowException:
             versions = []
         version = next((known for known in versions if known.source == address), None)

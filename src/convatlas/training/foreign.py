@@ -159,7 +159,7 @@ def fit_and_test(
         costs={"parameters": sum(p.numel() for p in module.parameters())},
         test_seconds=time.perf_counter() - started,
     )
-    write_results(Results(record, None, {}), config, work, folder)
+    write_results(Results(record, None, {}), config, prepared.card, work, folder)
     tracker.log_results(folder)
 
 
