@@ -118,8 +118,9 @@ def count_classes(raw: RawDataset) -> dict[str, int]:
     """Count by class: images in classification, boxes in detection (no background), pixels in segmentation."""
     classes = len(raw.classes)
     if raw.masks is not None:
-        parts = [np.bincount(some.reshape(-1), minlength=classes) for some in chunks(raw.masks)]
-        counts = np.sum(parts, axis=0, dtype=np.int64)
+        counts = np.zeros(classes, dtype=np.int64)
+        for some in chunks(raw.masks):
+            counts += np.bincount(some.reshape(-1), minlength=classes)
     elif raw.labels is not None:
         counts = np.bincount(raw.labels, minlength=classes)
     else:

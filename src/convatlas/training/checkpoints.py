@@ -27,7 +27,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(Path(path))
 
 
-def checkpoint_callbacks(folder: Path, monitor: str, mode: str, every_n_steps: int | None) -> list[ModelCheckpoint]:
+def checkpoint_callbacks(folder: Path, monitor: str, mode: str, every_n_steps: int | None) -> list[MovableCheckpoint]:
     """Make the callbacks that save the best epoch, and the state to go on from."""
     common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_last": False}
     callbacks = [
