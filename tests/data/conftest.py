@@ -11,7 +11,7 @@ from small_sets import data_config
 
 from convatlas.data import prepare_dataset
 from convatlas.data.prepared import PreparedData
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from small_sets import raw_classification
 
 from convatlas.core.config import DataConfig, SplitConfig
 from convatlas.data.image_files import ImageFiles
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 
 
 def photograph(seed: int, height: int = 24, width: int = 32, channels: int = 3) -> np.ndarray:

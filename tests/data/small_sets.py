@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from convatlas.core.config import Augmentation, DataConfig, SplitConfig
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 
 SOURCE = "small_sets.not_called"
 

@@ -20,7 +20,7 @@ from convatlas.data.batches import (
     permutation,
 )
 from convatlas.data.prepared import PreparedData, Split
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 
 Preparer = Callable[..., PreparedData]
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from convatlas.core.errors import UserError
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 from convatlas.data.sources.coco import load
 from convatlas.data.sources.pascal_voc import load as load_voc
 from convatlas.data.verification import verify

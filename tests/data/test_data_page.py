@@ -18,7 +18,7 @@ from small_sets import data_config, raw_classification, raw_detection, raw_segme
 from convatlas.core.errors import UserError
 from convatlas.data.prepare_dataset import prepare_raw
 from convatlas.data.prepared import PreparedData
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 from convatlas.reporting.data_page import render_data_page, write_data_page
 
 

@@ -11,7 +11,7 @@ from scipy import ndimage
 from convatlas.core.config import SplitConfig
 from convatlas.core.errors import UserError
 from convatlas.data.edges import edge_targets
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 from convatlas.data.sources.heart_phantom import BACKGROUND, CAVITY, MUSCLE, RIGHT_VENTRICLE, load
 from convatlas.data.splits import split_items
 

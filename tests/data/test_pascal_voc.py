@@ -15,7 +15,7 @@ from convatlas.core.config import DataConfig, SplitConfig
 from convatlas.core.errors import UserError
 from convatlas.data.prepare_dataset import prepare
 from convatlas.data.prepared import PreparedData
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 from convatlas.data.sources.pascal_voc import load
 from convatlas.data.verification import verify
 from helpers import ROOT

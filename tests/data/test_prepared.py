@@ -21,7 +21,7 @@ from convatlas.data.card import fingerprint
 from convatlas.data.edges import canny_edges, edge_targets
 from convatlas.data.prepare_dataset import channel_statistics, prepare
 from convatlas.data.prepared import PreparedData, hash_file
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 
 Preparer = Callable[..., PreparedData]
 

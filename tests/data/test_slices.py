@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
 from convatlas.data.decoding import stretched
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 from convatlas.data.sources.slices import SliceCollector, sampled
 
 CLASSES = ["background", "cavity"]

@@ -98,7 +98,7 @@ class Card(Entry):
     Attributes:
         format: version of this file format.
         name: as in `conf/data`.
-        title, origin, licence, made, notes: see `convatlas.data.sources.RawDataset`.
+        title, origin, licence, made, notes: see `convatlas.data.raw.RawDataset`.
         task: what the annotations are for.
         classes: names by class number; in detection and segmentation number 0 is the background.
         image_shape: `(C, H, W)` of the stored images; in shards H and W differ and are None.

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from convatlas.data.spool import Items
+
 __all__ = ["SIMILARITY", "NearCopies", "digest", "first_copies", "first_of", "near_copies", "thumbnails"]
 
 SIMILARITY = 0.98
@@ -26,8 +28,6 @@ LEAST_CONTRAST = 2.0
 """Standard deviation of a thumbnail, in grey levels of 255, below which there is too little in it to compare."""
 _DIRECTIONS = 16  # principal components that the search tree has; more make it slower, fewer make it find too many
 _CANDIDATES = 8  # neighbours in the tree that are compared in full
-
-Items = NDArray[np.int64]
 
 
 def digest(image: NDArray[np.uint8]) -> bytes:

@@ -23,7 +23,7 @@ from convatlas.core.files import atomic_write
 from convatlas.data.decoding import BadImageError, Decoded, decode, one_colour
 from convatlas.data.duplicates import digest, first_of, thumbnails
 from convatlas.data.image_files import ImageFiles
-from convatlas.data.spool import chunks
+from convatlas.data.spool import Items, chunks
 
 __all__ = ["Examination", "examine", "in_parallel"]
 
@@ -31,7 +31,6 @@ FILES_AT_ONCE = 4096
 """Images in files between two savings of what was found."""
 ARRAYS_AT_ONCE = 512
 
-Items = NDArray[np.int64]
 T = TypeVar("T")
 
 

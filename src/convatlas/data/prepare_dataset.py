@@ -22,15 +22,13 @@ from convatlas.data.decoding import MODES, Fit, fit, size_in_shards
 from convatlas.data.duplicates import near_copies
 from convatlas.data.examination import forget, in_parallel
 from convatlas.data.image_files import ImageFiles
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 from convatlas.data.splits import SPLITS, split_items
-from convatlas.data.spool import Rows, Spool, chunks, spooled_beside
+from convatlas.data.spool import Items, Rows, Spool, chunks, spooled_beside
 from convatlas.data.verification import Findings, count_classes, empty_classes, verify
 from convatlas.data.writing import Encoder, beside, decode_again, write
 
 __all__ = ["prepare", "prepare_raw"]
-
-Items = NDArray[np.int64]
 
 
 def prepare(config: DataConfig) -> Card:

@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 from convatlas.core.config import SplitConfig
 from convatlas.core.errors import UserError
 from convatlas.data.duplicates import first_copies
-from convatlas.data.sources import RawDataset
-from convatlas.data.spool import chunks
+from convatlas.data.raw import RawDataset
+from convatlas.data.spool import Items, chunks
 
 __all__ = ["SPLITS", "split_items", "units_of"]
 
 SPLITS = ("train", "validation", "test")
-
-Items = NDArray[np.int64]
 
 
 def split_items(raw: RawDataset, config: SplitConfig, name: str, copies: Items | None = None) -> dict[str, Items]:

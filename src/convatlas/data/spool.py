@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
 
-__all__ = ["Rows", "Spool", "chunks", "spooled_beside"]
+__all__ = ["Items", "Rows", "Spool", "chunks", "spooled_beside"]
 
+Items: TypeAlias = NDArray[np.int64]
+"""Positions of images: `(n,)`."""
 CHUNK_BYTES = 1 << 24
 """Of the rows that are read at once: counting and hashing them takes several times as much."""
 _folder: ContextVar[Path | None] = ContextVar("folder", default=None)
@@ -77,9 +79,9 @@ class Rows:
         items: `(n,)` positions of the rows.
     """
 
-    def __init__(self, array: NDArray[Any] | Rows, items: NDArray[np.int64]) -> None:
+    def __init__(self, array: NDArray[Any] | Rows, items: Items) -> None:
         self.array: NDArray[Any] = array.array if isinstance(array, Rows) else array
-        self.items: NDArray[np.int64] = array.items[items] if isinstance(array, Rows) else items
+        self.items: Items = array.items[items] if isinstance(array, Rows) else items
         self.shape = (len(self.items), *self.array.shape[1:])
         self.dtype = self.array.dtype
         self.ndim = self.array.ndim

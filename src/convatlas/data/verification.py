@@ -17,12 +17,10 @@ from convatlas.core.errors import UserError
 from convatlas.data.duplicates import first_of
 from convatlas.data.examination import Examination, examine
 from convatlas.data.image_files import ImageFiles
-from convatlas.data.sources import RawDataset
-from convatlas.data.spool import chunks
+from convatlas.data.raw import RawDataset
+from convatlas.data.spool import Items, chunks
 
 __all__ = ["Findings", "count_classes", "empty_classes", "verify"]
-
-Items = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

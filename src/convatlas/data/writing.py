@@ -23,13 +23,11 @@ from convatlas.data.edges import canny_edges, edge_targets
 from convatlas.data.examination import in_parallel
 from convatlas.data.image_files import ImageFiles
 from convatlas.data.prepared import array_file, hash_file
+from convatlas.data.raw import RawDataset
 from convatlas.data.shards import write_shards
-from convatlas.data.sources import RawDataset
-from convatlas.data.spool import chunks
+from convatlas.data.spool import Items, chunks
 
 __all__ = ["Encoder", "beside", "decode_again", "write"]
-
-Items = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)

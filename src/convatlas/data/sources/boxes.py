@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
 from convatlas.data.decoding import BadImageError, Fit, Geometry, decode, fit, fit_geometry, one_colour
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 from convatlas.data.spool import Spool
 
 __all__ = ["NO_AREA", "BoxCollector", "Flaw", "MarkedObject", "leaves_folder", "named"]

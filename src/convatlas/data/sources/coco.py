@@ -22,7 +22,7 @@ from convatlas.core.errors import UserError
 from convatlas.data.archives import printable, read_text
 from convatlas.data.decoding import Fit
 from convatlas.data.image_files import pictures_below
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 from convatlas.data.sources.boxes import BoxCollector, Flaw, MarkedObject, leaves_folder, named
 from convatlas.data.sources.slices import require_folder
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from convatlas.core.errors import UserError
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 
 __all__ = ["LEVELS", "Level", "Scene", "deal_into_pools", "draw_scene", "enlarge", "load"]
 

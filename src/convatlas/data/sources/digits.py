@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from convatlas.core.errors import UserError
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 
 __all__ = ["load"]
 

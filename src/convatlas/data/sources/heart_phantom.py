@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from convatlas.core.errors import UserError
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 
 __all__ = ["BACKGROUND", "CAVITY", "MUSCLE", "RIGHT_VENTRICLE", "Patient", "draw_patient", "draw_slice", "load"]
 

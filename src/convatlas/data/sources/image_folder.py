@@ -21,7 +21,7 @@ from convatlas.core.errors import UserError, near_matches
 from convatlas.data.archives import printable, reading
 from convatlas.data.fetching import require_root
 from convatlas.data.image_files import SUFFIXES, ImageFiles, folders_in, is_clutter, pictures_below, split_of_folder
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 
 __all__ = ["ClassFolders", "class_folders", "load"]
 

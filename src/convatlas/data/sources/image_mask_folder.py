@@ -19,7 +19,7 @@ from convatlas.core.errors import UserError
 from convatlas.data.archives import printable
 from convatlas.data.decoding import BadImageError, decode, decode_labels
 from convatlas.data.image_files import pictures_below
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 from convatlas.data.sources.slices import SliceCollector, require_folder
 
 __all__ = ["load"]

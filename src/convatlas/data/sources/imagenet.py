@@ -28,7 +28,7 @@ from convatlas.core.errors import UserError
 from convatlas.data.archives import GET_AGAIN, printable, read_file, read_members, reading
 from convatlas.data.fetching import OfficialFile, check, require_root
 from convatlas.data.image_files import ImageFiles, pictures_below
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 from convatlas.data.sources.image_folder import NO_IMAGE, ClassFolders, class_folders
 
 __all__ = ["load"]

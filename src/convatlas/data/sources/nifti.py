@@ -29,7 +29,7 @@ from convatlas.core.errors import UserError
 from convatlas.data.archives import read_text
 from convatlas.data.decoding import BadImageError
 from convatlas.data.image_files import split_of_folder
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 from convatlas.data.sources.boxes import leaves_folder
 from convatlas.data.sources.slices import STRETCHED, SliceCollector, require_folder
 

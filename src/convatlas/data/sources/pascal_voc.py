@@ -24,7 +24,7 @@ from convatlas.core.errors import UserError
 from convatlas.data.archives import printable, read_text
 from convatlas.data.decoding import BadImageError, Fit
 from convatlas.data.image_files import pictures_below
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 from convatlas.data.sources.boxes import NO_AREA, BoxCollector, Flaw, MarkedObject, leaves_folder, named
 from convatlas.data.sources.slices import require_folder
 

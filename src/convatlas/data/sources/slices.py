@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from convatlas.core.errors import UserError
 from convatlas.data.decoding import fit, stretched
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 from convatlas.data.spool import Spool
 
 __all__ = ["STRETCHED", "SliceCollector", "require_folder", "sampled"]

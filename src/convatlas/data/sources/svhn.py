@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from convatlas.core.errors import UserError
 from convatlas.data.archives import GET_AGAIN, printable, reading
 from convatlas.data.fetching import OfficialFile, check, fetch, require_root
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 
 __all__ = ["load"]
 
