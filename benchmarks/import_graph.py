@@ -1,8 +1,8 @@
-"""Count the rooms of the source, the arrows between them and the floors they stand on: `python benchmarks/import_graph.py [src/convatlas]`.
+"""Count the rooms of the source, the arrows between them and their floors: `python benchmarks/import_graph.py [FOLDER]`.
 
-A room is a folder of modules; the modules at the top of the package are one room. An arrow leads from a room to one that
-it imports from, also inside functions; imports for type hints alone do not count. The floor of a room is the length of
-the longest way down from it, rooms that import each other in a circle taken as one.
+A room is a folder of modules; those at the top of the package are one room, but for `__main__.py` files that start an
+entry point. An arrow leads from a room to one that it imports from, also inside functions; imports for type hints alone
+do not count. The floor of a room is the length of the longest way down from it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def graph(package: Path) -> tuple[dict[str, set[str]], list[tuple[str, str]]]:
     modules = {
         ".".join(file.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__"): file
         for file in package.rglob("*.py")
+        if file.name != "__main__.py"
     }
     rooms = {name: ".".join(file.parent.relative_to(package.parent).parts) for name, file in modules.items()}
     arrows: dict[str, set[str]] = {room: set() for room in rooms.values()}
