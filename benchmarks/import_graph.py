@@ -1,4 +1,4 @@
-"""Count the rooms of the source, the arrows between them and their floors: `python benchmarks/import_graph.py [FOLDER]`.
+"""Count the rooms of the source, their arrows and floors: `python benchmarks/import_graph.py [FOLDER]`.
 
 A room is a folder of modules; those at the top of the package are one room, but for `__main__.py` files that start an
 entry point. An arrow leads from a room to one that it imports from, also inside functions; imports for type hints alone
