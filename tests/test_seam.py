@@ -174,6 +174,7 @@ def test_a_lightning_module_trains_on_our_data(start):
     record, rows = json.loads((folder / "metrics.json").read_text()), history(folder)
     assert {"train_loss", "val_loss", "val_accuracy", "lr"} < set(rows)
     assert rows["lr"].tolist() == [0.01] * 3  # its own optimiser's
+    assert record["variant"].startswith("LitModel-digits-")
     assert record["best_epoch"] == int(rows["val_accuracy"].idxmax()) + 1
     assert record["best"]["val_accuracy"] == rows["val_accuracy"].max()
     assert record["costs"] == {"parameters": 1024 * 12 + 12 + 12 * 10 + 10}
@@ -183,7 +184,7 @@ def test_a_lightning_module_trains_on_our_data(start):
 
 
 def test_a_lightning_module_goes_on_from_its_last_epoch(start, enter, theirs, prepared_digits, tmp_path):
-    options = ("task=lit", "recipe.epochs=3", "data=lit")
+    options = ("task=lit", "recipe.epochs=3", "data=lit", "variant=mine")
     undisturbed = start(*options, folder="undisturbed")
     common = ("--config-dir", str(theirs), *QUICK, f"output_dir={tmp_path / 'broken'}", *options)
     text = (theirs / "task" / "lit.yaml").read_text()
@@ -236,11 +237,11 @@ BAD = [
     (["+callbacks.mine._target_=Seen"], ["callbacks.mine._target_=Seen", "no dotted name"]),
     (["+callbacks.mine.path=x"], ["callbacks.mine", "_target_"]),
     (["+callbacks.mine._target_=broken_pkg.Thing"], ["callbacks.mine._target_", "needs the package no_such_pkg"]),
-    (["+callbacks.mine._target_=their_pkg.Net"], ["callbacks.mine.", "num_classes"]),
+    (["+callbacks.mine._target_=their_pkg.Net"], ["callbacks.mine", "their_pkg.Net", "num_classes"]),
     (["+callbacks.mine._target_=torch.nn.ReLU"], ["callbacks.mine", "torch.nn.ReLU is no Callback"]),
     (["callbacks=[seen]", "+callbacks.seen.pat=x"], ["callbacks.seen.pat", "Did you mean path"]),
     (["callbacks=[broken]"], ["broken.yaml", "line 2", "not readable as YAML"]),
-    (["callbacks=[seen]"], ["callbacks.seen.path", "value"]),
+    (["callbacks=[seen]"], ["callbacks.seen", "'path'"]),
     (["callbacks=[sen]"], ["callbacks=sen", "Did you mean seen"]),
     (["recipe/optimizer=nadan"], ["recipe/optimizer=nadan", "nadam"]),
     (["recipe/optimizer=nadam", "+recipe.optimizer.beta=[0.9,0.99]"], ["recipe.optimizer.beta", "Did you mean betas"]),
