@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +19,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPl
 
 from convatlas.core.processes import rank
 from convatlas.training.run import train
-from helpers import assert_one_sentence, source_options
+from helpers import ROOT, assert_one_sentence, source_options
 
 EPOCHS, STEPS = 3, 3
 QUICK = ("tracking=none", "trainer.threads=1", f"trainer.limit_batches={STEPS}", "recipe.batch_size=32")
@@ -174,6 +176,7 @@ def test_a_lightning_module_trains_on_our_data(start):
     record, rows = json.loads((folder / "metrics.json").read_text()), history(folder)
     assert {"train_loss", "val_loss", "val_accuracy", "lr"} < set(rows)
     assert rows["lr"].tolist() == [0.01] * 3  # its own optimiser's
+    assert record["variant"].startswith("LitModel-digits-")
     assert record["best_epoch"] == int(rows["val_accuracy"].idxmax()) + 1
     assert record["best"]["val_accuracy"] == rows["val_accuracy"].max()
     assert record["costs"] == {"parameters": 1024 * 12 + 12 + 12 * 10 + 10}
@@ -183,7 +186,7 @@ def test_a_lightning_module_trains_on_our_data(start):
 
 
 def test_a_lightning_module_goes_on_from_its_last_epoch(start, enter, theirs, prepared_digits, tmp_path):
-    options = ("task=lit", "recipe.epochs=3", "data=lit")
+    options = ("task=lit", "recipe.epochs=3", "data=lit", "variant=mine")
     undisturbed = start(*options, folder="undisturbed")
     common = ("--config-dir", str(theirs), *QUICK, f"output_dir={tmp_path / 'broken'}", *options)
     text = (theirs / "task" / "lit.yaml").read_text()
@@ -228,6 +231,40 @@ def test_a_lightning_module_is_tracked(start, tmp_path):
     assert runs[0].data.metrics["val_loss"] == pytest.approx(history(folder)["val_loss"].iloc[-1])
 
 
+# ---- what CONTRIBUTING.md shows -------------------------------------------------------------------------------------
+
+SHOWN = (ROOT / "CONTRIBUTING.md").read_text()
+EXAMPLES = re.findall(r"```yaml\n(# mine/\S+\n.*?)```\n\n((?:    python [^\n]*\n)+)", SHOWN, re.DOTALL)
+
+
+@pytest.mark.parametrize(("text", "commands"), EXAMPLES, ids=[text.split()[1] for text, _ in EXAMPLES])
+def test_every_addition_of_the_guide(enter, prepared_digits, tmp_path, monkeypatch, text, commands):  # noqa: PLR0917
+    assert len((text + commands).splitlines()) <= 10
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    monkeypatch.chdir(tmp_path)
+    file = Path(text.split()[1])
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    known = file.parts[:3] in {("mine", "data", "lit.yaml"), ("mine", "data", "stripes.yaml")}
+    for command in commands.splitlines():
+        words = shlex.split(command)[3:]
+        entry = command.split()[2].removeprefix("convatlas.")
+        if entry == "train":
+            words += [*QUICK, "trainer.limit_batches=1", "recipe.epochs=1", "output_dir=run"]
+            words += [] if known else [f"data.prepared={prepared_digits}"]
+        entered = enter(entry, *words)
+        assert entered.status == 0, entered.err
+    assert (tmp_path / "run" / "seed=0" / "metrics.json").exists()
+    chosen = yaml.safe_load((tmp_path / "run" / "seed=0" / "config.yaml").read_text())
+    assert set(re.findall(r"_target_: ([\w.]+)", text)) <= set(re.findall(r"'_target_': '([\w.]+)'", str(chosen)))
+
+
+def test_the_guide_shows_every_kind_of_addition():
+    kinds = {"optimizer", "schedule", "loss", "callbacks", "loggers", "metrics", "model", "task", "data"}
+    assert {Path(text.split()[1]).parent.name for text, _ in EXAMPLES} == kinds
+    assert len(EXAMPLES) == len(kinds) + 2  # a LightningModule beside a task, a LightningDataModule beside a data set
+
+
 # ---- bad input ------------------------------------------------------------------------------------------------------
 
 BAD = [
@@ -236,11 +273,11 @@ BAD = [
     (["+callbacks.mine._target_=Seen"], ["callbacks.mine._target_=Seen", "no dotted name"]),
     (["+callbacks.mine.path=x"], ["callbacks.mine", "_target_"]),
     (["+callbacks.mine._target_=broken_pkg.Thing"], ["callbacks.mine._target_", "needs the package no_such_pkg"]),
-    (["+callbacks.mine._target_=their_pkg.Net"], ["callbacks.mine.", "num_classes"]),
+    (["+callbacks.mine._target_=their_pkg.Net"], ["callbacks.mine", "their_pkg.Net", "num_classes"]),
     (["+callbacks.mine._target_=torch.nn.ReLU"], ["callbacks.mine", "torch.nn.ReLU is no Callback"]),
     (["callbacks=[seen]", "+callbacks.seen.pat=x"], ["callbacks.seen.pat", "Did you mean path"]),
     (["callbacks=[broken]"], ["broken.yaml", "line 2", "not readable as YAML"]),
-    (["callbacks=[seen]"], ["callbacks.seen.path", "value"]),
+    (["callbacks=[seen]"], ["callbacks.seen", "'path'"]),
     (["callbacks=[sen]"], ["callbacks=sen", "Did you mean seen"]),
     (["recipe/optimizer=nadan"], ["recipe/optimizer=nadan", "nadam"]),
     (["recipe/optimizer=nadam", "+recipe.optimizer.beta=[0.9,0.99]"], ["recipe.optimizer.beta", "Did you mean betas"]),
@@ -292,7 +329,7 @@ BAD = [
 @pytest.mark.parametrize(("arguments", "words"), BAD, ids=lambda value: " ".join(value)[:60] if value else "")
 def test_bad_input(enter, theirs, prepared_digits, tmp_path, monkeypatch, arguments, words):  # noqa: PLR0917
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "conf").symlink_to(Path(__file__).parents[1] / "conf")
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
     (tmp_path / "broken_pkg.py").write_text("import no_such_pkg\n")
     monkeypatch.syspath_prepend(tmp_path)
     before = {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts}
@@ -329,7 +366,7 @@ def test_a_file_from_elsewhere_names_only_known_libraries(compose, enter, tmp_pa
     good = yaml.safe_load((folder / "config.yaml").read_text())
     (tmp_path / "image.png").touch()
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "conf").symlink_to(Path(__file__).parents[1] / "conf")
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
     plan = tmp_path / "plan" / "adhoc" / "mine.yaml"
     plan.parent.mkdir(parents=True)
     for target in UNTRUSTED:

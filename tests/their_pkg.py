@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from timm.loss import LabelSmoothingCrossEntropy
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Metric
+
+from convatlas.data.sources import RawDataset
+from convatlas.tasks.classification import ClassificationTask
 
 
 class Net(nn.Module):
@@ -162,3 +166,21 @@ class LitData(pl.LightningDataModule):
 
     def test_dataloader(self) -> Any:
         return DataLoader(self.data, self.batch_size)
+
+
+class MarginTask(ClassificationTask):
+    """Classification whose loss counts twice."""
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        terms = super().losses(batch)
+        return {"loss": 2 * terms["loss"]}
+
+
+def load_stripes(root: Path) -> RawDataset:
+    """Make images with a bright row, whose number is the class."""
+    labels = np.arange(400) % 10
+    images = np.random.default_rng(0).integers(0, 50, (400, 1, 10, 10)).astype(np.uint8)
+    images[np.arange(400), 0, labels] = 255
+    return RawDataset(
+        images, [str(n) for n in range(10)], "Stripes", "made", "free", made=True, labels=labels.astype(np.int64)
+    )

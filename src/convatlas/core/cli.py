@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from convatlas.core.composing import as_hydra_reads, conf_dir, current_overrides, explain_hydra
+from convatlas.core.composing import as_hydra_reads, conf_dir, current_overrides, explain_hydra, user_dir
 from convatlas.core.config import Section, describe
 from convatlas.core.errors import UserError, near_matches
 from convatlas.core.passwords import hide_passwords, without_password
@@ -52,6 +52,7 @@ def run_hydra(main: Callable[[DictConfig], None], config_name: str, *, interrupt
                 raise
 
     def compose_and_run() -> None:
+        user_dir(sys.argv[1:])  # where it is not there, Hydra's own error has no remedy
         sys.argv[1:] = current_overrides([*map(as_hydra_reads, sys.argv[1:])])
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, not printed by Hydra
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name=config_name)(checked_main)()

@@ -131,7 +131,9 @@ def run_config(config: DictConfig, model_name: str, named: Mapping[str, Any] | N
     plain = with_task({key: value for key, value in plain.items() if key not in ignored} | dict(named or {}))
     if plain["variant"] is None:
         trial = read_config(plain | {"variant": "unnamed", "output_dir": "unnamed"})
-        plain["variant"] = f"{model_name}-{trial.data.name}-{digest(trial.identity)[:8]}"
+        target = trial.task["_target_"]
+        name = model_name if target.startswith("convatlas.") else target.rpartition(".")[2]
+        plain["variant"] = f"{name}-{trial.data.name}-{digest(trial.identity)[:8]}"
     if plain["output_dir"] is None:
         plain["output_dir"] = f"runs/{plain['study']}/{plain['variant']}"
     return read_config(plain)

@@ -35,6 +35,8 @@ KNOWN_FUNCTIONS = (
     "torchvision.models.",
 )
 """Where functions among them may come from: others, such as `torch.hub.load`, could run any program."""
+EXTRAS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
+"""The extra of pyproject.toml that brings what a class needs."""
 TRUST = "CONVATLAS_TRUST"
 """Environment variable: further packages, separated by commas, that a user allows."""
 
@@ -112,7 +114,9 @@ def factory(section: Mapping[str, Any], key: str) -> Callable[..., Any]:
         except UserError:
             raise
         except ModuleNotFoundError as error:
-            raise UserError(f"{key}: {name} needs the package {error.name}; install it.") from error
+            extra = EXTRAS.get(target.__name__)
+            remedy = f"`pip install 'convatlas[{extra}]'` adds it" if extra else "install it"
+            raise UserError(f"{key}: {name} needs a package ({error.name or _one_line(error)}); {remedy}.") from error
         except Exception as error:
             if _is_ours(target) and not isinstance(error, (TypeError, ValueError)):
                 raise

@@ -38,6 +38,7 @@ def new_task(net: nn.Module, config: RunConfig, classes: list[str], seed: int) -
     Raises:
         UserError: the task or a metric cannot be built.
     """
+    task_class(config)
     section = {**config.task, "metrics": {**config.task.get("metrics", {}), **config.metrics}}
     task: Task = factory(section, "task")(net, config, classes, seed)
     return task

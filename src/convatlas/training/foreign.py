@@ -60,7 +60,7 @@ def dry_run(config: RunConfig, prepared: PreparedData) -> None:
         f"task={name}",
         {
             "metrics": bool(config.metrics),
-            "model.weights": config.model.get("weights") is not None,
+            "weights": config.weights is not None,
             "recipe.trainable": recipe.trainable != "all",
             "recipe.test_views": bool(recipe.test_views),
             "recipe.activation_maps": recipe.activation_maps,
