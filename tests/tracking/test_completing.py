@@ -19,6 +19,7 @@ from mlflow.utils.validation import _validate_metric_name
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
 from convatlas.core.files import write_yaml
+from convatlas.core.metrics import direction
 from convatlas.core.record import RunRecord
 from convatlas.data.card import Card
 from convatlas.tracking.runs import Experiment, Run, clean_names, metrics_of
@@ -306,6 +307,7 @@ def set_best(config, monitor: str, values: list[float]) -> None:
     for folder, value in zip(folders_of(config), values, strict=True):
         metrics = json.loads((folder / "metrics.json").read_text())
         metrics["monitor"], metrics["best"][monitor] = monitor, value
+        metrics["monitor_mode"] = direction(monitor)
         (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
