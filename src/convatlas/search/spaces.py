@@ -259,10 +259,9 @@ class DartsSpace(CellSpace):
 
     def net(self, decisions: Decisions) -> dict[str, Any]:
         """Return the arguments of `darts.DartsNet`."""
-        return {
-            "genotype": self.genotype(decisions),
-            **self.config.model_dump(include={"channels", "layers", "stem"}),
-        }
+        config = self.config
+        genotype = self.genotype(decisions)
+        return {"genotype": genotype, "channels": config.channels, "layers": config.layers, "stem": config.stem}
 
     def describe(self, decisions: Decisions) -> str:
         """Return the nodes of both cells."""
