@@ -310,7 +310,8 @@ def fit(pixels: NDArray[np.uint8], side: int, how: Fit, *, nearest: bool = False
         how: see `Fit`; "millimetres" is not done here.
         nearest: take each pixel from the nearest one, as class numbers must be.
     """
-    (top, left, height, width), (to_top, to_left, high, wide) = _places(*pixels.shape[1:], side, how)
+    height, width = pixels.shape[1:]
+    (top, left, height, width), (to_top, to_left, high, wide) = _places(height, width, side, how)
     inner = _resampled(pixels[:, top : top + height, left : left + width], (high, wide), nearest)
     if (high, wide) == (side, side):
         return inner

@@ -116,7 +116,7 @@ def count_classes(raw: RawDataset) -> dict[str, int]:
     """Count by class: images in classification, boxes in detection (no background), pixels in segmentation."""
     classes = len(raw.classes)
     if raw.masks is not None:
-        counts = sum(np.bincount(some.reshape(-1), minlength=classes) for some in chunks(raw.masks))
+        counts = np.sum([np.bincount(some.reshape(-1), minlength=classes) for some in chunks(raw.masks)], axis=0)
     elif raw.labels is not None:
         counts = np.bincount(raw.labels, minlength=classes)
     else:
