@@ -16,7 +16,7 @@ from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
 from convatlas.core.processes import of_all_processes
 from convatlas.core.seeds import mixed_seed
-from convatlas.models.freezing import hold_frozen
+from convatlas.models.freezing import keep_frozen_in_eval
 from convatlas.models.interfaces import AddsLossTerms
 from convatlas.tasks.optimisation import build_optimizer, build_schedule
 
@@ -105,7 +105,7 @@ class Task(pl.LightningModule, ABC):
     def on_train_epoch_start(self) -> None:
         """Keep what the recipe freezes out of training: the statistics of its batch norms stay as they are."""
         if self.config.recipe.trainable != "all":
-            hold_frozen(self.net)
+            keep_frozen_in_eval(self.net)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the draws within the net, so that a resumed run draws what the undisturbed one would have."""

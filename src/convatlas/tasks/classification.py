@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
-from convatlas.models.interfaces import Invertible
+from convatlas.models.interfaces import Invertible, auxiliary_loss_weights
 from convatlas.tasks.base import Batch, Task
 from convatlas.tasks.losses import mixed_cross_entropy
 
@@ -39,7 +39,7 @@ class ClassificationTask(Task):
         main = self._cross_entropy(output.logits, batch)
         terms = {"main": main}
         total = main
-        weights: Iterable[float] = self.net.auxiliary_loss_weights  # type: ignore[assignment]
+        weights = auxiliary_loss_weights(self.net)
         for number, (weight, logits) in enumerate(zip(weights, output.auxiliary, strict=True), start=1):
             terms[f"auxiliary_{number}"] = self._cross_entropy(logits, batch)
             total = total + weight * terms[f"auxiliary_{number}"]
