@@ -1,14 +1,84 @@
-"""`python -m convatlas.models [task=classification] [format=json]`: every net there is, read from conf/model."""
+"""The nets of `conf/model`: built and listed from Python, and printed by `python -m convatlas.models`.
+
+net = convatlas.create_model("revnet_cifar", num_classes=100, depth=110)
+names = convatlas.list_models("*fractal*")
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import Any, Literal
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Literal
 
 from convatlas.core.cli import read_options, run
-from convatlas.core.composing import conf_dir, hydra_ready
+from convatlas.core.composing import composed_net, conf_dir, hydra_ready
 from convatlas.core.config import Section
+from convatlas.core.errors import UserError, near_matches
+from convatlas.core.files import read_yaml
+from convatlas.core.older import upgraded
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["build_net", "create_model", "list_models", "read_about", "read_model"]
+
+
+def create_model(name: str, **arguments: Any) -> nn.Module:
+    """Build a net with new weights.
+
+    Args:
+        name: a name of `list_models()`.
+        arguments: what is to differ from `conf/model/<name>.yaml`, such as `num_classes`, `in_channels` or `depth`.
+
+    Raises:
+        ValueError: there is no such net or no such argument, or the net refuses a value.
+    """
+    try:
+        model = read_model(name)["model"]
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return build_net(model, **arguments)
+
+
+def build_net(model: dict[str, Any], **arguments: Any) -> nn.Module:
+    """Build the net of a section `model` with other arguments.
+
+    Raises:
+        ValueError: as `create_model`.
+    """
+    from convatlas.models.build import build_model
+
+    try:
+        return build_model(model | arguments)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+
+
+def list_models(pattern: str = "*", *, task: str | None = None) -> list[str]:
+    """Return the names of the nets in alphabetical order.
+
+    Args:
+        pattern: as file names have them, for example `*fractal*`.
+        task: classification, detection or segmentation; None lists the nets of all.
+    """
+    names = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
+    return [name for name in names if fnmatchcase(name, pattern) and task in (None, read_about(name)["task"])]
+
+
+def read_about(name: str) -> dict[str, Any]:
+    """Return what a net's file says of the net; see `convatlas.core.config.About`."""
+    values = read_yaml(conf_dir() / "model" / f"{name}.yaml", "correct the name.")
+    about: dict[str, Any] = upgraded(values)["about"] if "defaults" not in values else read_model(name)["about"]
+    return {"task": None, "paper": "", "year": None, "origin": "", "input_size": None} | about
+
+
+def read_model(name: str) -> dict[str, Any]:
+    """Compose a net's file; returns the sections `about` and `model`, and raises UserError for a wrong name."""
+    if name not in list_models():
+        raise UserError(f"{name}: there is no such net. {near_matches(name, list_models())}")
+    with hydra_ready():
+        return composed_net([f"model={name}"])
 
 
 class Options(Section):
@@ -23,31 +93,22 @@ class Options(Section):
 def main() -> None:
     """Print the list."""
     options = read_options(Options, sys.argv[1:])
-    names = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
     rows = []
-    for name in names:
-        row = describe_model(name, costs=options.costs)
-        if options.task in ("all", row["task"]):
-            rows.append(row)
-            if options.format == "text":
-                print(as_line(row), flush=True)
+    for name in list_models(task=None if options.task == "all" else options.task):
+        rows.append(describe_model(name, costs=options.costs))
+        if options.format == "text":
+            print(as_line(rows[-1]), flush=True)
     if options.format == "json":
         print(json.dumps(rows, ensure_ascii=False))
 
 
 def describe_model(name: str, *, costs: bool) -> dict[str, Any]:
-    """Return what a model's file says of it, and its counts at the paper's input."""
-    from hydra import compose
-    from omegaconf import OmegaConf
-
-    with hydra_ready():
-        composed: Any = OmegaConf.to_container(compose("profile", [f"model={name}"]).model, resolve=True)
-    row: dict[str, Any] = {"name": name, **composed["about"]}
-    if costs:
-        from convatlas.models.build import build_model
+    """Return what a net's file says of it, and its counts at the paper's input."""
+    row = {"name": name, **read_about(name)}
+    if costs and row["input_size"]:
         from convatlas.models.costs import costs_of
 
-        measured = costs_of(lambda: build_model(composed), row["input_size"])
+        measured = costs_of(lambda: create_model(name), row["input_size"])
         row |= {"parameters": measured.parameters, "macs": measured.macs}
     return row
 

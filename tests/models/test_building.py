@@ -49,17 +49,30 @@ class Foreign(nn.Module):
 FOREIGN = {"_target_": f"{__name__}.Foreign", "num_classes": 5}
 
 
-def composed(config_name: str, name: str) -> DictConfig:
+def composed(config_name: str, name: str, *overrides: str) -> DictConfig:
     with hydra_ready():
-        return compose(config_name, [f"model={name}"])
+        return compose(config_name, [f"model={name}", *overrides])
 
 
-@pytest.mark.parametrize("config_name", ["train", "profile"])
 @pytest.mark.parametrize("name", NAMES)
-def test_hydra_instantiates_every_net(name, config_name):
-    net = on_meta_device(lambda: hydra.utils.instantiate(composed(config_name, name).model))
-    assert isinstance(net, nn.Module)
+def test_hydra_instantiates_every_net(name):
+    alone = composed("profile", name)
+    channels, _, side = alone.about.input_size
+    net = on_meta_device(lambda: hydra.utils.instantiate(alone.model))
     assert sum(parameter.numel() for parameter in net.parameters()) > 0
+    run = composed("train", name, f"data.image_size={side}", f"data.in_channels={channels}").model
+    from_data = {"num_classes", "in_channels", "image_size", "architecture"}
+    assert set(run) == set(alone.model)
+    assert {k: v for k, v in run.items() if k not in from_data} == {
+        k: v for k, v in alone.model.items() if k not in from_data
+    }
+
+
+@pytest.mark.parametrize("name", [*EQUAL, "saunet_small", "lstm"])
+def test_hydra_instantiates_the_net_of_a_run(name):
+    channels, _, side = composed("profile", name).about.input_size
+    run = composed("train", name, f"data.image_size={side}", f"data.in_channels={channels}", "data.num_classes=3")
+    assert isinstance(on_meta_device(lambda: hydra.utils.instantiate(run.model)), nn.Module)
 
 
 @pytest.mark.parametrize("name", EQUAL)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from convatlas.core.composing import hydra_ready
 from convatlas.models.build import build_model
 from convatlas.models.costs import costs_of, on_meta_device
+from convatlas.models.interfaces import auxiliary_loss_weights, leaves_gradients_out
 from helpers import ROOT
 
 NAMES = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
@@ -84,9 +85,9 @@ def test_shape_and_gradients_at_the_papers_input(name):
     classes = config(name)["num_classes"]
     assert logits_of(output).shape == (2, classes)
     heads = [output] if isinstance(output, Tensor) else [output.logits, *output.auxiliary]
-    assert len(heads) - 1 == len(getattr(net, "auxiliary_loss_weights", ()))
+    assert len(heads) - 1 == len(auxiliary_loss_weights(net))
     sum(head.sum() for head in heads).backward()
-    if getattr(net, "leaves_gradients_out", False):  # of one batch; not of many
+    if leaves_gradients_out(net):  # of one batch; not of many
         for seed in range(40):
             net.begin_step(0, 1, seed)
             logits_of(net(inputs(name, 2, "meta"))).sum().backward()

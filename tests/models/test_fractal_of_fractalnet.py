@@ -12,7 +12,7 @@ from convatlas.models.classification.fractal_of_fractalnet import (
     freeze_drop_path,
 )
 from convatlas.models.costs import count_parameters, on_meta_device
-from convatlas.models.interfaces import FollowsTraining, HasParts, TellsFigures
+from convatlas.models.interfaces import FollowsTraining, HasFigures, HasParts
 from convatlas.models.layers.fractal import FractalConv
 
 SIMPLEST, COMPLEX = 0, 9
@@ -298,7 +298,7 @@ def test_which_nets_leave_gradients_out_and_what_the_training_can_ask():
     assert small(drop_path_rate=0.1).leaves_gradients_out
     assert staged().leaves_gradients_out
     assert isinstance(small(), FollowsTraining)
-    assert isinstance(small(), TellsFigures)
+    assert isinstance(small(), HasFigures)
     assert small().step_figures() == {"convolutions_computed": 1.0}
 
 

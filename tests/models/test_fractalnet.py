@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convatlas.models.classification.fractalnet import FractalNet
 from convatlas.models.costs import count_parameters, measure_costs, on_meta_device
-from convatlas.models.interfaces import FollowsTraining, HasParts, TellsFigures
+from convatlas.models.interfaces import FollowsTraining, HasFigures, HasParts
 from convatlas.models.layers.fractal import FractalBlock, FractalConv, LocalDropPath, draw_survivors, join
 
 NARROW = (16, 32, 64, 128, 128)
@@ -375,7 +375,7 @@ def test_which_nets_leave_gradients_out():
 def test_the_training_can_ask_and_tell_the_net():
     net = tiny(drop_path="global")
     assert isinstance(net, FollowsTraining)
-    assert isinstance(net, TellsFigures)
+    assert isinstance(net, HasFigures)
     assert net.step_figures() == {"convolutions_computed": 1.0}
 
 

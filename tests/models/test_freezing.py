@@ -11,7 +11,7 @@ from torch import nn
 from convatlas.core.composing import hydra_ready
 from convatlas.core.errors import UserError
 from convatlas.models.build import build_model
-from convatlas.models.freezing import freeze, hold_frozen, trained_layers
+from convatlas.models.freezing import freeze, keep_frozen_in_eval, trained_layers
 
 IMAGE = torch.zeros(1, 1, 32, 32)
 
@@ -61,7 +61,7 @@ def test_only_what_is_trained_gets_a_gradient_and_new_statistics(name: str, trai
     layers = freeze(net, trainable, 10, IMAGE)
     before = {key: value.clone() for key, value in net.state_dict().items()}
     net.train()
-    hold_frozen(net)
+    keep_frozen_in_eval(net)
     net(torch.rand(4, 1, 32, 32)).sum().backward()
     for key, parameter in net.named_parameters():
         is_trained = key.rpartition(".")[0] in layers

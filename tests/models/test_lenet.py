@@ -51,6 +51,17 @@ def test_c3_equals_a_full_convolution_with_zero_kernels() -> None:
     torch.testing.assert_close(layer(images), F.conv2d(images, dense, bias))
 
 
+def test_training_computes_what_evaluation_computes_and_its_gradients() -> None:
+    torch.manual_seed(0)
+    net, images, labels = LeNet5(), torch.rand(4, 1, 32, 32), torch.tensor([1, 2, 3, 4])
+    results = []
+    for training in (False, True):
+        logits = net.train(training)(images)
+        results.append([logits, *torch.autograd.grad(F.cross_entropy(logits, labels), list(net.parameters()))])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+
+
 def test_subsampling_scales_the_sum_of_four_pixels_and_shifts_it() -> None:
     layer = Subsampling(1)
     with torch.no_grad():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from convatlas import create_model
 from convatlas.models.classification.revnet import PaddedPool, RevNet, ShapeChange, revnet_cifar
 from convatlas.models.costs import activation_bytes, count_parameters, on_meta_device
 from convatlas.models.layers.reversible import AdditiveBlock
@@ -114,6 +115,13 @@ def test_saving_memory_stores_the_same_with_3_and_9_units_a_stage():
 def test_saving_memory_stores_the_same_with_27_units_a_stage():
     assert stored_bytes(27, True) == stored_bytes(3, True)
     assert stored_bytes(27, False) > 2.5 * stored_bytes(9, False)
+
+
+@pytest.mark.parametrize("name", ["revnet_cifar", "revnet_small", "irevnet_cifar", "irevnet_small"])
+def test_a_reversible_net_saves_memory_unless_told_otherwise(name):
+    plain, saving = (on_meta_device(lambda o=o: create_model(name, **o)) for o in ({"memory_saving": False}, {}))
+    images = torch.zeros(2, 3, 32, 32, device="meta")
+    assert activation_bytes(saving, images) < activation_bytes(plain, images) / 2
 
 
 def test_evaluation_is_the_same_with_and_without_saving_memory():

@@ -21,7 +21,7 @@ from convatlas.models.classification.stochastic_depth import (
 )
 from convatlas.models.classification.wide_resnet import WideBlock, WideResNet
 from convatlas.models.costs import count_parameters, on_meta_device
-from convatlas.models.interfaces import FollowsTraining, TellsFigures
+from convatlas.models.interfaces import FollowsTraining, HasFigures
 from convatlas.models.layers.stochastic_depth import Gates, survival_probabilities
 
 
@@ -308,7 +308,7 @@ def test_the_optimiser_passes_by_a_block_that_was_left_out():
 def test_a_net_offers_what_the_training_asks_for():
     net, constant = StochasticDepthResNet(depth=8, width=2), StochasticDepthResNet(depth=8, width=2, survival=1.0)
     assert isinstance(net, FollowsTraining)
-    assert isinstance(net, TellsFigures)
+    assert isinstance(net, HasFigures)
     assert (net.leaves_gradients_out, constant.leaves_gradients_out) == (True, False)
     assert (net.step_figures(), constant.step_figures()) == ({"active_blocks": 1.0}, {})
 

@@ -83,13 +83,17 @@ def conf_dir() -> Path:
 
 @contextmanager
 def hydra_ready() -> Iterator[None]:
-    """Let Hydra's compose API read `conf/`, whatever was initialised before."""
+    """Let Hydra's compose API read `conf/`; a program that uses Hydra itself finds it afterwards as it was."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
+    outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(conf_dir().resolve()), version_base="1.3"):
-        yield
+    try:
+        with initialize_config_dir(config_dir=str(conf_dir().resolve()), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def compose_run(overrides: Sequence[str], named: Mapping[str, Any]) -> RunConfig:

@@ -20,7 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from convatlas.models.interfaces import FollowsTraining, HasDenseOutputs
+from convatlas.models.interfaces import (
+    FollowsTraining,
+    HasDenseOutputs,
+    auxiliary_loss_weights,
+    leaves_gradients_out,
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def measure_costs(net: nn.Module, input_size: Sequence[int], batch_size: int = 1
     one, two = (_flops(net, two_images[:images]) // 2 for images in (1, 2))  # two FLOPs are one multiply-add
     inference = two - one
     net.train()
-    has_auxiliary = bool(getattr(net, "auxiliary_loss_weights", ()))
+    has_auxiliary = bool(auxiliary_loss_weights(net))
     whole = _flops(net, two_images) // 4 if has_auxiliary else inference
     saved = mean_activation_bytes(net, torch.zeros(max(2, batch_size), *input_size, device=device))
     net.train(was_training)
@@ -124,7 +129,7 @@ def _forward(net: nn.Module, images: Tensor) -> Any:
 
 def mean_activation_bytes(net: nn.Module, images: Tensor) -> int:
     """Count the bytes kept for backward; of a net that leaves parts of itself out, the mean over the same 16 draws."""
-    if not (isinstance(net, FollowsTraining) and getattr(net, "leaves_gradients_out", False)):
+    if not (isinstance(net, FollowsTraining) and leaves_gradients_out(net)):
         return activation_bytes(net, images)
     counts = []
     for seed in range(16):

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from convatlas.core.errors import UserError
+from convatlas.models.interfaces import auxiliary_loss_weights
 
-__all__ = ["freeze", "hold_frozen", "trained_layers"]
+__all__ = ["freeze", "keep_frozen_in_eval", "trained_layers"]
 
 
 def freeze(net: nn.Module, trainable: str, num_classes: int, image: Tensor) -> list[str]:
@@ -38,7 +39,7 @@ def freeze(net: nn.Module, trainable: str, num_classes: int, image: Tensor) -> l
     return trained
 
 
-def hold_frozen(net: nn.Module) -> None:
+def keep_frozen_in_eval(net: nn.Module) -> None:
     """Put all that is frozen in evaluation mode: the statistics of its batch norms stay as they are."""
     for module in net.modules():
         parameters = list(module.parameters())
@@ -102,14 +103,14 @@ def _order(net: nn.Module, image: Tensor) -> list[str]:
 
 def _auxiliary(net: nn.Module, order: Iterable[str]) -> set[str]:
     """Return the layers of auxiliary classifiers: those that evaluation leaves out."""
-    return set(_layers(net)) - set(order) if getattr(net, "auxiliary_loss_weights", ()) else set()
+    return set(_layers(net)) - set(order) if auxiliary_loss_weights(net) else set()
 
 
 def _last_stage(order: list[str], weighted: set[str]) -> list[str]:
     """Return the last block and what is computed after it.
 
     A block is a child with two layers of weights or more, or two such layers that are children themselves. A child with
-    more than half of the net's is no stage but the row of the stages, and the last of those is looked for within it.
+    more than half of the net's layers holds all stages; the search goes on within it.
 
     Args:
         order: names of the layers before the head, as they are computed.

@@ -1,12 +1,26 @@
-"""What a net may offer beside `forward`. A net offers it by having the method; the training asks with `isinstance`."""
+"""What a net may offer beside `forward`. A net offers it by having the method or attribute; others ask here."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-__all__ = ["AddsLossTerms", "FollowsTraining", "HasDenseOutputs", "HasParts", "Invertible", "TellsFigures"]
+__all__ = [
+    "AddsLossTerms",
+    "FollowsTraining",
+    "HasAuxiliaryClassifiers",
+    "HasDenseOutputs",
+    "HasFigures",
+    "HasParts",
+    "Invertible",
+    "LeavesGradientsOut",
+    "Reversible",
+    "auxiliary_loss_weights",
+    "is_reversible",
+    "leaves_gradients_out",
+]
 
 
 @runtime_checkable
@@ -24,8 +38,8 @@ class FollowsTraining(Protocol):
 
 
 @runtime_checkable
-class TellsFigures(Protocol):
-    """A net with something to tell of its last training batch, such as the share of its blocks that were computed."""
+class HasFigures(Protocol):
+    """A net with figures of its last training batch, such as the share of its blocks that were computed."""
 
     def step_figures(self) -> dict[str, float]:
         """Return figures by name; their means over an epoch are logged as `net/<name>`."""
@@ -49,7 +63,7 @@ class HasParts(Protocol):
 
 @runtime_checkable
 class HasDenseOutputs(Protocol):
-    """A detector most of whose work does not depend on what it sees, so that its costs are known without storage."""
+    """A detector most of whose work does not depend on the images, so that its costs are known without storage."""
 
     def dense_outputs(self, images: Tensor) -> Any:
         """Compute what comes before boxes are chosen, of `images: (B, C, H, W)`."""
@@ -64,3 +78,41 @@ class Invertible(Protocol):
 
     def inverse(self, features: Tensor) -> Tensor:
         """Compute the images from the features, `(B, C, H, W)`."""
+
+
+@runtime_checkable
+class Reversible(Protocol):
+    """A layer whose inputs can be computed from its outputs, so that they need not be stored for the backward pass."""
+
+    def inverse(self, *outputs: Any) -> Any:
+        """Compute the inputs."""
+
+
+@runtime_checkable
+class HasAuxiliaryClassifiers(Protocol):
+    """A net that returns `(logits, auxiliary)` in training, if there are any auxiliary classifiers."""
+
+    auxiliary_loss_weights: Sequence[float]
+    """The weight of each auxiliary classifier's loss; that of the main one is 1."""
+
+
+@runtime_checkable
+class LeavesGradientsOut(Protocol):
+    """A net that leaves parts of itself out of some training batches, whose parameters then get no gradient."""
+
+    leaves_gradients_out: bool
+
+
+def is_reversible(net: nn.Module) -> bool:
+    """Return whether a net has reversible layers."""
+    return any(isinstance(module, Reversible) for module in net.modules())
+
+
+def auxiliary_loss_weights(net: nn.Module) -> tuple[float, ...]:
+    """Return the weights of the losses of auxiliary classifiers; empty for a net without any."""
+    return tuple(net.auxiliary_loss_weights) if isinstance(net, HasAuxiliaryClassifiers) else ()
+
+
+def leaves_gradients_out(net: nn.Module) -> bool:
+    """Return whether some parameters may get no gradient in some training batches."""
+    return isinstance(net, LeavesGradientsOut) and net.leaves_gradients_out

@@ -20,7 +20,7 @@ from convatlas.core.metrics import Direction, direction
 from convatlas.core.processes import of_all_processes
 from convatlas.core.seeds import mixed_seed
 from convatlas.core.targets import build
-from convatlas.models.freezing import hold_frozen
+from convatlas.models.freezing import keep_frozen_in_eval
 from convatlas.models.interfaces import AddsLossTerms
 from convatlas.tasks.optimisation import build_optimizer, build_schedule, step_schedule
 
@@ -254,7 +254,7 @@ class Task(pl.LightningModule, ABC):
     def on_train_epoch_start(self) -> None:
         """Keep what the recipe freezes out of training: the statistics of its batch norms stay as they are."""
         if self.config.recipe.trainable != "all":
-            hold_frozen(self.net)
+            keep_frozen_in_eval(self.net)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the draws within the net, so that a resumed run draws what the undisturbed one would have."""

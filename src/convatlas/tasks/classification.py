@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric, Metric
 
 from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
-from convatlas.models.interfaces import Invertible
+from convatlas.models.interfaces import Invertible, auxiliary_loss_weights
 from convatlas.tasks.base import Batch, Task
 from convatlas.tasks.losses import CrossEntropy, check_terms
 from convatlas.tasks.predicting import canvas_of, fitted_image, normalised, picture_of
@@ -55,7 +55,7 @@ class ClassificationTask(Task):
     ) -> None:
         top5 = "accuracy_top5" if len(classes) <= 5 else None
         super().__init__(net, config, classes, seed, {name: m for name, m in metrics.items() if name != top5})
-        net_weights = enumerate(getattr(net, "auxiliary_loss_weights", ()), start=1)
+        net_weights = enumerate(auxiliary_loss_weights(net), start=1)
         self.auxiliary_weights = {f"auxiliary_{number}": weight for number, weight in net_weights}
         check_terms(self.term_weights, self.auxiliary_weights)
         self.auxiliary_weights |= self.term_weights

@@ -10,7 +10,7 @@ from torch import nn
 from convatlas.core.config import RunConfig, TrainerConfig
 from convatlas.core.errors import UserError
 from convatlas.core.processes import launched, uses_gpu
-from convatlas.models.interfaces import FollowsTraining
+from convatlas.models.interfaces import FollowsTraining, is_reversible
 
 __all__ = ["check_supported", "with_scaled_rate"]
 
@@ -80,8 +80,7 @@ def _of_the_options(config: RunConfig) -> Iterator[str]:
 
 def _of_the_net(machine: TrainerConfig, net: nn.Module) -> Iterator[str]:
     follows = isinstance(net, FollowsTraining)
-    # Their blocks can be turned round. Asking for the class would make every run depend on its file.
-    reversible = any(hasattr(module, "inverse") for module in net.modules())
+    reversible = is_reversible(net)
     name = type(net).__name__
     if machine.compile is not None and follows:
         yield f"trainer.compile: {name} changes with every step and would be compiled anew; set trainer.compile=null."

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MaxMetric
 
 from convatlas.core.processes import of_all_processes, rank
-from convatlas.models.interfaces import FollowsTraining, Invertible, TellsFigures
+from convatlas.models.interfaces import FollowsTraining, HasFigures, Invertible
 from convatlas.tasks.base import Task
 from convatlas.tasks.reconstruction import reconstruct
 
@@ -66,7 +66,7 @@ class FollowsNet(MeanOverEpoch):
     ) -> None:
         """Ask the net about the batch."""
         net = cast("Task", pl_module).net
-        if isinstance(net, TellsFigures):
+        if isinstance(net, HasFigures):
             self.add(net.step_figures())
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

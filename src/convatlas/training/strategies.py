@@ -13,6 +13,7 @@ from torch import nn
 
 from convatlas.core.config import RunConfig, TrainerConfig
 from convatlas.core.processes import uses_gpu
+from convatlas.models.interfaces import leaves_gradients_out
 from convatlas.training.checkpoints import WholeCheckpointIO
 from convatlas.training.sync_batch_norm import SyncBatchNormAnywhere
 
@@ -31,7 +32,7 @@ def build_strategy(config: RunConfig, net: nn.Module) -> str | Strategy:
             data_parallel_size=machine.processes, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
     if machine.strategy == "ddp":
-        return "ddp_find_unused_parameters_true" if getattr(net, "leaves_gradients_out", False) else "ddp"
+        return "ddp_find_unused_parameters_true" if leaves_gradients_out(net) else "ddp"
     return "auto"
 
 

@@ -105,7 +105,7 @@ class IRevNet(nn.Module):
         initial_downsampling: int = 2,
         block: str = "paper",
         dropout: float = 0.0,
-        memory_saving: bool = False,
+        memory_saving: bool = True,
         num_classes: int = 1000,
         in_channels: int = 3,
     ) -> None:

@@ -186,7 +186,7 @@ class RevNet(nn.Module):
         strides: Sequence[int] = (1, 2, 2, 2),
         bottleneck: bool = True,
         stem: str = "imagenet",
-        memory_saving: bool = False,
+        memory_saving: bool = True,
         num_classes: int = 1000,
         in_channels: int = 3,
     ) -> None:
@@ -305,7 +305,7 @@ def revnet_cifar(
     depth: int = 38,
     bottleneck: bool | None = None,
     filters: Sequence[int] | None = None,
-    memory_saving: bool = False,
+    memory_saving: bool = True,
     num_classes: int = 10,
     in_channels: int = 3,
 ) -> RevNet:
