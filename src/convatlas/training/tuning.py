@@ -146,8 +146,9 @@ def _range(argument: str) -> Range | None:
     if low is None or high is None or low >= high or (log and low <= 0):
         above = ", and above 0 for log" if log else ""
         raise UserError(f"{argument}: the first number must be below the second{above}.")
-    whole = isinstance(low, int) and isinstance(high, int)
-    return IntDistribution(low, high, log=log) if whole else FloatDistribution(low, high, log=log)
+    if isinstance(low, int) and isinstance(high, int):
+        return IntDistribution(low, high, log=log)
+    return FloatDistribution(low, high, log=log)
 
 
 def _overrides(params: Mapping[str, Any]) -> list[str]:
