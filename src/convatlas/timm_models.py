@@ -20,7 +20,6 @@ hand on pairs of maps. Nets with fully connected layers take images of their one
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +31,7 @@ from torch import Tensor, nn
 
 from convatlas.catalogue import build_net, list_models, read_about, read_model
 from convatlas.core.seeds import mixed_seed
-from convatlas.core.targets import locate
+from convatlas.core.targets import keywords_of, locate
 from convatlas.models.costs import on_meta_device
 from convatlas.models.interfaces import FollowsTraining
 
@@ -92,7 +91,7 @@ def _own_arguments(arguments: dict[str, Any], model: dict[str, Any]) -> dict[str
     for rate in {"dropout", "drop_path_rate"} & set(own):
         if isinstance(model.get(rate), list) and isinstance(own[rate], float | int):
             own[rate] = [own[rate]] * len(model[rate])
-        elif own[rate] == 0 and rate not in inspect.signature(locate(model["_target_"])).parameters:
+        elif own[rate] == 0 and rate not in keywords_of(locate(model["_target_"])).named:
             del own[rate]
     return own
 

@@ -12,24 +12,23 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import densenet121, densenet201
 
-from convatlas.models.classification.csp import (
+from convatlas.models.classification.csp import csp_darknet53, csp_densenet, csp_resnet50, csp_resnext50
+from convatlas.models.classification.darknet import (
     Bottleneck,
-    ChannelSplit,
-    CrossStagePartial,
     DarknetBlock,
     StagedNet,
-    TwoConvolutions,
-    cross_stage_partial,
-    csp_darknet53,
-    csp_densenet,
-    csp_resnet50,
-    csp_resnext50,
     darknet53,
     darknet_resnet50,
     darknet_resnext50,
 )
 from convatlas.models.costs import count_parameters, on_meta_device
 from convatlas.models.layers.conv_norm import conv_norm
+from convatlas.models.layers.cross_stage_partial import (
+    ChannelSplit,
+    CrossStagePartial,
+    TwoConvolutions,
+    cross_stage_partial,
+)
 
 ALL = [csp_resnet50, csp_resnext50, csp_darknet53, darknet_resnet50, darknet_resnext50, darknet53, csp_densenet]
 PARTIAL = [csp_resnet50, csp_resnext50, csp_darknet53, csp_densenet]

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from convatlas.models.classification.mnasnet import mnasnet_a1
-from convatlas.models.classification.mobilenet_v1 import ConvMobileNet, DepthwiseSeparable, MobileNetV1, convolution
+from convatlas.models.classification.mobilenet_v1 import ConvMobileNet, DepthwiseSeparable, MobileNetV1
 from convatlas.models.classification.mobilenet_v2 import mobilenet_v2
 from convatlas.models.classification.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
 from convatlas.models.costs import measure_costs, on_meta_device
+from convatlas.models.layers.conv_norm import ConvNormAct
 
 
 def costs(layer, input_size):
@@ -26,7 +27,7 @@ def separable(channels_in, channels_out, stride=1):
 
 
 def full(channels_in, channels_out, stride=1):
-    return on_meta_device(lambda: convolution(channels_in, channels_out, stride, nn.ReLU))
+    return on_meta_device(lambda: ConvNormAct(channels_in, channels_out, 3, stride))
 
 
 def same_weights(net, other):

@@ -15,6 +15,7 @@ import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,17 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from convatlas.core.errors import UserError, near_matches
 
-__all__ = ["build", "check_trusted", "checked_arguments", "factory", "locate", "named", "user_errors"]
+__all__ = [
+    "Keywords",
+    "build",
+    "check_trusted",
+    "checked_arguments",
+    "factory",
+    "keywords_of",
+    "locate",
+    "named",
+    "user_errors",
+]
 
 KNOWN = ("convatlas", "lightning", "pytorch_lightning", "timm", "torch", "torchmetrics", "torchvision")
 """The packages whose classes a run's files may name."""
@@ -258,20 +269,45 @@ def checked_arguments(target: Callable[..., Any], given: Mapping[str, Any], sect
     Raises:
         UserError: naming the option as `<section>.<argument>`.
     """
-    parameters = inspect.signature(target).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    if not takes_any and (unknown := [key for key in given if key not in named]):
+    keywords = keywords_of(target)
+    named = keywords.named
+    if not keywords.takes_any and (unknown := [key for key in given if key not in named]):
         raise UserError(f"{section}.{unknown[0]}: there is no such option. {near_matches(unknown[0], named)}")
-    if missing := [name for name, p in named.items() if p.default is p.empty and name not in given]:
+    if missing := [key for key in keywords.required if key not in given]:
         raise UserError(f"{section}.{missing[0]} is missing; give it a value.")
     if not getattr(target, "__module__", "").startswith("convatlas."):
         return dict(given)
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    return {
-        key: _checked(value, hints.get(key, Any) if key in named else Any, f"{section}.{key}")
-        for key, value in given.items()
-    }
+    return {key: _checked(value, named.get(key, Any), f"{section}.{key}") for key, value in given.items()}
+
+
+@dataclass(frozen=True)
+class Keywords:
+    """The keyword arguments of a function or class.
+
+    Attributes:
+        named: type hints by name, also those of `**options: Unpack[...]`.
+        required: names without a default.
+        takes_any: any other name is taken, too.
+    """
+
+    named: dict[str, Any]
+    required: tuple[str, ...]
+    takes_any: bool
+
+
+def keywords_of(target: Callable[..., Any]) -> Keywords:
+    """Return the keyword arguments of a function or class."""
+    parameters = inspect.signature(target).parameters.values()
+    own = getattr(target, "__module__", "").startswith("convatlas.")
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target) if own else {}
+    by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    named = {p.name: hints.get(p.name, Any) for p in by_name}
+    rest = next((p for p in parameters if p.kind is p.VAR_KEYWORD), None)
+    options = hints.get(rest.name) if rest is not None else None
+    if typing.get_origin(options) is typing.Unpack:
+        named |= typing.get_type_hints(typing.get_args(options)[0])
+        rest = None
+    return Keywords(named, tuple(p.name for p in by_name if p.default is p.empty), rest is not None)
 
 
 def _checked(value: Any, hint: Any, key: str) -> Any:

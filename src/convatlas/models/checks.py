@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ __all__ = [
     "require_positive",
     "require_probability",
     "require_width",
+    "timm_rows",
 ]
 
 
@@ -37,6 +39,22 @@ def blocks_for_depth(depth: int, step: int, others: int) -> int:
         below = step * blocks + others
         remedy = f"the nearest that fit are {below} and {below + step}"
     raise ValueError(f"model.depth={depth} is not {step}n+{others} for a whole n of at least 1; {remedy}.")
+
+
+def timm_rows(
+    rows: Sequence[str], repeats: Sequence[int], strides: Sequence[int], depth: float = 1.0
+) -> list[list[str]]:
+    """Put the repeats, scaled by `depth` and rounded up, and the strides of every stage into rows of timm's notation.
+
+    Raises:
+        ValueError: there are not as many of them as stages, or one is outside its range.
+    """
+    if len(strides) != len(rows) or not set(strides) <= {1, 2}:
+        raise ValueError(f"model.strides={list(strides)} must be {len(rows)} numbers, each 1 or 2.")
+    if len(repeats) != len(rows) or min(repeats) < 1:
+        raise ValueError(f"model.repeats={list(repeats)} must be {len(rows)} numbers, each at least 1.")
+    counts = [math.ceil(count * depth) for count in repeats]
+    return [[row.format(repeats=n, stride=s)] for row, n, s in zip(rows, counts, strides, strict=True)]
 
 
 def require_choice(option: str, value: str, choices: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.classification.fbnet import convolution
+from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.search.budget import INPUT_GRADIENTS, TRAINING, macs_of
 from convatlas.search.config import FBNetDnas
 from convatlas.search.latency import LatencyTable
@@ -58,9 +58,9 @@ class SuperNet(nn.Module):
     def __init__(self, space: FBNetSpace, num_classes: int, in_channels: int) -> None:
         super().__init__()
         config = space.config
-        self.stem = convolution(in_channels, config.stem_channels, 3, stride=config.stem_stride)
+        self.stem = ConvNormAct(in_channels, config.stem_channels, 3, stride=config.stem_stride)
         self.layers = nn.ModuleList(MixedLayer(layer, always_expand=config.always_expand) for layer in space.layers)
-        self.head = convolution(config.stages[-1].channels, config.head_channels)
+        self.head = ConvNormAct(config.stages[-1].channels, config.head_channels)
         self.classifier = nn.Linear(config.head_channels, num_classes)
         self.thetas = nn.ParameterList(nn.Parameter(torch.zeros(len(layer.candidates))) for layer in space.layers)
         without_running_statistics(self)

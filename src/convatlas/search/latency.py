@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_json, write_json
-from convatlas.models.classification.fbnet import convolution
+from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.search.spaces import Decisions, FBNetSpace
 
 __all__ = ["LatencyTable", "fastest", "measure_table", "table_for", "this_machine"]
@@ -135,12 +135,12 @@ def measure_table(
     config = space.config
     last = config.stages[-1].channels
     head = nn.Sequential(
-        convolution(last, config.head_channels),
+        ConvNormAct(last, config.head_channels),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(config.head_channels, num_classes),
     )
-    stem = convolution(in_channels, config.stem_channels, 3, stride=config.stem_stride)
+    stem = ConvNormAct(in_channels, config.stem_channels, 3, stride=config.stem_stride)
     operators: dict[str, tuple[nn.Module, Tensor]] = {
         STEM: (stem, torch.rand(1, in_channels, space.image_size, space.image_size)),
         HEAD: (head, torch.rand(1, last, space.head_size, space.head_size)),

@@ -7,16 +7,15 @@ be scaled alone, as the paper does to compare.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from torch import nn
 
-from convatlas.models.checks import require_choice, require_positive, require_probability
+from convatlas.models.checks import require_choice, require_positive, require_probability, timm_rows
 
-__all__ = ["SCALINGS", "Scaling", "efficientnet", "round_depth", "round_width"]
+__all__ = ["SCALINGS", "Scaling", "efficientnet", "round_width"]
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,6 @@ def round_width(channels: int, width: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * exact else rounded
 
 
-def round_depth(repeats: int, depth: float) -> int:
-    """Scale the blocks of a stage, rounding up."""
-    return math.ceil(repeats * depth)
-
-
 def efficientnet(
     variant: str = "b0",
     *,
@@ -123,16 +117,8 @@ def efficientnet(
     require_probability("dropout", dropout)
     if width <= 0 or depth <= 0:
         raise ValueError(f"model.width={width} and model.depth={depth} must be above 0.")
-    if len(strides) != len(STAGES) or not set(strides) <= {1, 2}:
-        raise ValueError(f"model.strides={list(strides)} must be {len(STAGES)} numbers, each 1 or 2.")
-    if len(repeats) != len(STAGES) or min(repeats) < 1:
-        raise ValueError(f"model.repeats={list(repeats)} must be {len(STAGES)} numbers, each at least 1.")
-    stages = [
-        [stage.format(repeats=round_depth(count, depth), stride=stride)]
-        for stage, count, stride in zip(STAGES, repeats, strides, strict=True)
-    ]
     net: nn.Module = EfficientNet(
-        decode_arch_def(stages),
+        decode_arch_def(timm_rows(STAGES, repeats, strides, depth)),
         num_classes=num_classes,
         in_chans=in_channels,
         stem_size=STEM_CHANNELS,

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_probability
+from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.models.layers.shuffle import ChannelShuffle
 
-__all__ = ["BLOCKS", "FOUND", "SKIP", "BlockKind", "BlockNet", "FBNet", "FBNetBlock", "convolution"]
+__all__ = ["BLOCKS", "FOUND", "SKIP", "BlockKind", "BlockNet", "FBNet", "FBNetBlock"]
 
 
 @dataclass(frozen=True)
@@ -81,24 +82,6 @@ FOUND = {
 HEAD_CHANNELS = {"a": 1504, "b": 1984, "c": 1984}
 
 
-def convolution(
-    in_channels: int,
-    out_channels: int,
-    kernel: int = 1,
-    *,
-    stride: int = 1,
-    groups: int = 1,
-    bias: bool = False,
-    activation: bool = True,
-) -> nn.Sequential:
-    """Convolution, batch norm, ReLU unless told; `(B, in, H, W) -> (B, out, H/stride, W/stride)`."""
-    layers = nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=bias),
-        nn.BatchNorm2d(out_channels),
-    )
-    return layers.append(nn.ReLU()) if activation else layers
-
-
 class FBNetBlock(nn.Module):
     """Figure 3: 1x1 convolution to `expansion` times the channels, depthwise convolution, 1x1 without activation.
 
@@ -129,11 +112,11 @@ class FBNetBlock(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
         self.layers = nn.Sequential()
         if kind.expansion > 1 or always_expand:
-            self.layers.append(convolution(in_channels, middle, groups=kind.groups, bias=bias))
+            self.layers.append(ConvNormAct(in_channels, middle, groups=kind.groups, bias=bias))
         if kind.groups > 1:
             self.layers.append(ChannelShuffle(kind.groups))
-        self.layers.append(convolution(middle, middle, kind.kernel, stride=stride, groups=middle, bias=bias))
-        self.layers.append(convolution(middle, out_channels, groups=kind.groups, bias=bias, activation=False))
+        self.layers.append(ConvNormAct(middle, middle, kind.kernel, stride=stride, groups=middle, bias=bias))
+        self.layers.append(ConvNormAct(middle, out_channels, groups=kind.groups, bias=bias, activation=None))
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block."""
@@ -183,7 +166,7 @@ class BlockNet(nn.Module):
         if not set(strides) <= {1, 2}:
             raise ValueError(f"model.strides={list(strides)} must be {len(blocks) + 1} numbers, each 1 or 2.")
         channels = stem_channels
-        self.stem = convolution(in_channels, channels, 3, stride=strides[0], bias=conv_bias)
+        self.stem = ConvNormAct(in_channels, channels, 3, stride=strides[0], bias=conv_bias)
         self.stages = nn.Sequential()
         for number, (names, out_channels) in enumerate(zip(blocks, stage_channels, strict=True), start=1):
             stage = nn.Sequential()
@@ -203,7 +186,7 @@ class BlockNet(nn.Module):
                 )
                 channels = out_channels
             self.stages.append(stage)
-        self.head = convolution(channels, head_channels, bias=conv_bias)
+        self.head = ConvNormAct(channels, head_channels, bias=conv_bias)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(head_channels, num_classes)
 

@@ -14,6 +14,8 @@ o), H hidden units, N_z the size of an embedding.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -199,31 +201,48 @@ class HyperRecurrence(nn.Module):
 # ---- the nets -------------------------------------------------------------------------------------------------------
 
 
+class SequenceOptions(TypedDict, total=False):
+    """The arguments that all four nets share; see `SequenceReader`."""
+
+    reading: str
+    image_size: int
+    permutation_seed: int | None
+    num_classes: int
+    in_channels: int
+
+
 class SequenceReader(nn.Module):
     """What the four nets share: the image as a sequence, and a linear layer on the last state.
 
     Args:
-        recurrence: `(T, B, features) -> (B, hidden_size)`.
+        recurrence: builds, for the number of features of a step, a module `(T, B, features) -> (B, hidden_size)`.
         hidden_size: features of the linear layer.
         reading: `rows`: a step is one row of all channels; `pixels`: one pixel of all channels, row by row.
         image_size: side of the images in pixels.
         permutation_seed: put the pixels of every image in one random order first; null leaves them as they are.
         num_classes: classes.
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: there is no such reading, or `image_size` is below 1.
     """
 
     order: Tensor | None
 
     def __init__(
         self,
-        recurrence: nn.Module,
-        *,
+        recurrence: Callable[[int], nn.Module],
         hidden_size: int,
-        reading: str,
-        image_size: int,
-        permutation_seed: int | None,
-        num_classes: int,
+        *,
+        reading: str = "rows",
+        image_size: int = 32,
+        permutation_seed: int | None = None,
+        num_classes: int = 10,
+        in_channels: int = 1,
     ) -> None:
         super().__init__()
+        require_choice("reading", reading, READINGS)
+        require_positive("image_size", image_size)
         self.reading, self.image_size = reading, image_size
         order = None
         if permutation_seed is not None:
@@ -232,7 +251,7 @@ class SequenceReader(nn.Module):
             random.Random(permutation_seed).shuffle(pixels)  # noqa: S311  nothing here is secret
             order = torch.tensor(pixels)
         self.register_buffer("order", order)
-        self.recurrence = recurrence
+        self.recurrence = recurrence(in_channels * (image_size if reading == "rows" else 1))
         self.classifier = nn.Linear(hidden_size, num_classes)
 
     def sequence(self, images: Tensor) -> Tensor:
@@ -262,16 +281,9 @@ class SequenceReader(nn.Module):
         return self.classifier(self.forward_features(images))
 
 
-def step_features(reading: str, image_size: int, in_channels: int, **sizes: int) -> int:
-    """Count the numbers that a step reads; checks what all nets have in common.
-
-    Raises:
-        ValueError: an unknown reading, or one of `image_size` and `sizes` is below 1.
-    """
-    require_choice("reading", reading, READINGS)
-    for option, value in {"image_size": image_size, **sizes}.items():
+def _require_sizes(**sizes: int) -> None:
+    for option, value in sizes.items():
         require_positive(option, value)
-    return in_channels * (image_size if reading == "rows" else 1)
 
 
 class RNN(SequenceReader):
@@ -279,36 +291,15 @@ class RNN(SequenceReader):
 
     Args:
         hidden_size: units.
-        reading: `rows` or `pixels`, what one step reads.
-        image_size: side of the images in pixels.
-        permutation_seed: seed of one fixed random order of the pixels; null: their own order.
-        num_classes: classes.
-        in_channels: channels of the images.
+        options: see `SequenceReader`.
 
     Raises:
         ValueError: a size is below 1, or there is no such reading.
     """
 
-    def __init__(
-        self,
-        *,
-        hidden_size: int = 128,
-        reading: str = "rows",
-        image_size: int = 32,
-        permutation_seed: int | None = None,
-        num_classes: int = 10,
-        in_channels: int = 1,
-    ) -> None:
-        features = step_features(reading, image_size, in_channels, hidden_size=hidden_size)
-        recurrence = Recurrence(features, RNNUpdate(hidden_size))
-        super().__init__(
-            recurrence,
-            hidden_size=hidden_size,
-            reading=reading,
-            image_size=image_size,
-            permutation_seed=permutation_seed,
-            num_classes=num_classes,
-        )
+    def __init__(self, *, hidden_size: int = 128, **options: Unpack[SequenceOptions]) -> None:
+        _require_sizes(hidden_size=hidden_size)
+        super().__init__(lambda features: Recurrence(features, RNNUpdate(hidden_size)), hidden_size, **options)
 
 
 class LSTM(SequenceReader):
@@ -318,11 +309,7 @@ class LSTM(SequenceReader):
         hidden_size: units.
         layer_norm: normalise the gates and the cell.
         dropout: probability of dropping a unit of the candidate; the paper keeps 0.9 of the characters' LSTM.
-        reading: `rows` or `pixels`, what one step reads.
-        image_size: side of the images in pixels.
-        permutation_seed: seed of one fixed random order of the pixels; null: their own order.
-        num_classes: classes.
-        in_channels: channels of the images.
+        options: see `SequenceReader`.
 
     Raises:
         ValueError: a size is below 1, `dropout` is no probability, or there is no such reading.
@@ -334,23 +321,15 @@ class LSTM(SequenceReader):
         hidden_size: int = 128,
         layer_norm: bool = True,
         dropout: float = 0.1,
-        reading: str = "rows",
-        image_size: int = 32,
-        permutation_seed: int | None = None,
-        num_classes: int = 10,
-        in_channels: int = 1,
+        **options: Unpack[SequenceOptions],
     ) -> None:
-        features = step_features(reading, image_size, in_channels, hidden_size=hidden_size)
+        _require_sizes(hidden_size=hidden_size)
         require_probability("dropout", dropout)
-        recurrence = Recurrence(features, LSTMUpdate(hidden_size, layer_norm, dropout))
-        super().__init__(
-            recurrence,
-            hidden_size=hidden_size,
-            reading=reading,
-            image_size=image_size,
-            permutation_seed=permutation_seed,
-            num_classes=num_classes,
-        )
+
+        def recurrence(features: int) -> nn.Module:
+            return Recurrence(features, LSTMUpdate(hidden_size, layer_norm, dropout))
+
+        super().__init__(recurrence, hidden_size, **options)
 
 
 class HyperRNN(SequenceReader):
@@ -363,11 +342,7 @@ class HyperRNN(SequenceReader):
         initial_scale: what every scale starts at. A.2.3 has 0.1, for HyperLSTM; the paper says nothing for HyperRNN,
             in which no normalisation undoes it: a state fades to a tenth at each step until the scales have grown.
             With 1 the net starts as a plain RNN.
-        reading: `rows` or `pixels`, what one step reads.
-        image_size: side of the images in pixels.
-        permutation_seed: seed of one fixed random order of the pixels; null: their own order.
-        num_classes: classes.
-        in_channels: channels of the images.
+        options: see `SequenceReader`.
 
     Raises:
         ValueError: a size is below 1, or there is no such reading.
@@ -380,24 +355,15 @@ class HyperRNN(SequenceReader):
         hyper_size: int = 16,
         embedding_size: int = 4,
         initial_scale: float = 0.1,
-        reading: str = "rows",
-        image_size: int = 32,
-        permutation_seed: int | None = None,
-        num_classes: int = 10,
-        in_channels: int = 1,
+        **options: Unpack[SequenceOptions],
     ) -> None:
-        sizes = {"hidden_size": hidden_size, "hyper_size": hyper_size, "embedding_size": embedding_size}
-        features = step_features(reading, image_size, in_channels, **sizes)
-        main, hyper = RNNUpdate(hidden_size), RNNUpdate(hyper_size)
-        recurrence = HyperRecurrence(features, main, hyper, embedding_size, initial_scale)
-        super().__init__(
-            recurrence,
-            hidden_size=hidden_size,
-            reading=reading,
-            image_size=image_size,
-            permutation_seed=permutation_seed,
-            num_classes=num_classes,
-        )
+        _require_sizes(hidden_size=hidden_size, hyper_size=hyper_size, embedding_size=embedding_size)
+
+        def recurrence(features: int) -> nn.Module:
+            main, hyper = RNNUpdate(hidden_size), RNNUpdate(hyper_size)
+            return HyperRecurrence(features, main, hyper, embedding_size, initial_scale)
+
+        super().__init__(recurrence, hidden_size, **options)
 
 
 class HyperLSTM(SequenceReader):
@@ -410,11 +376,7 @@ class HyperLSTM(SequenceReader):
         initial_scale: what every scale starts at, 0.1 in A.2.3.
         layer_norm: normalise the gates and the cells of both.
         dropout: probability of dropping a unit of the main net's candidate.
-        reading: `rows` or `pixels`, what one step reads.
-        image_size: side of the images in pixels.
-        permutation_seed: seed of one fixed random order of the pixels; null: their own order.
-        num_classes: classes.
-        in_channels: channels of the images.
+        options: see `SequenceReader`.
 
     Raises:
         ValueError: a size is below 1, `dropout` is no probability, or there is no such reading.
@@ -429,22 +391,13 @@ class HyperLSTM(SequenceReader):
         initial_scale: float = 0.1,
         layer_norm: bool = True,
         dropout: float = 0.1,
-        reading: str = "rows",
-        image_size: int = 32,
-        permutation_seed: int | None = None,
-        num_classes: int = 10,
-        in_channels: int = 1,
+        **options: Unpack[SequenceOptions],
     ) -> None:
-        sizes = {"hidden_size": hidden_size, "hyper_size": hyper_size, "embedding_size": embedding_size}
-        features = step_features(reading, image_size, in_channels, **sizes)
+        _require_sizes(hidden_size=hidden_size, hyper_size=hyper_size, embedding_size=embedding_size)
         require_probability("dropout", dropout)
-        main, hyper = LSTMUpdate(hidden_size, layer_norm, dropout), LSTMUpdate(hyper_size, layer_norm, 0.0)
-        recurrence = HyperRecurrence(features, main, hyper, embedding_size, initial_scale)
-        super().__init__(
-            recurrence,
-            hidden_size=hidden_size,
-            reading=reading,
-            image_size=image_size,
-            permutation_seed=permutation_seed,
-            num_classes=num_classes,
-        )
+
+        def recurrence(features: int) -> nn.Module:
+            main, hyper = LSTMUpdate(hidden_size, layer_norm, dropout), LSTMUpdate(hyper_size, layer_norm, 0.0)
+            return HyperRecurrence(features, main, hyper, embedding_size, initial_scale)
+
+        super().__init__(recurrence, hidden_size, **options)

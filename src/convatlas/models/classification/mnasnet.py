@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import nn
 
-from convatlas.models.checks import require_positive, require_probability
+from convatlas.models.checks import require_positive, require_probability, timm_rows
 
 __all__ = ["mnasnet_a1"]
 
@@ -64,16 +64,8 @@ def mnasnet_a1(
         raise ValueError(f"model.width={width} must be above 0.")
     require_positive("head_channels", head_channels)
     require_probability("dropout", dropout)
-    if len(strides) != len(STAGES) or not set(strides) <= {1, 2}:
-        raise ValueError(f"model.strides={list(strides)} must be {len(STAGES)} numbers, each 1 or 2.")
-    if len(repeats) != len(STAGES) or min(repeats) < 1:
-        raise ValueError(f"model.repeats={list(repeats)} must be {len(STAGES)} numbers, each at least 1.")
-    stages = [
-        [stage.format(repeats=count, stride=stride)]
-        for stage, count, stride in zip(STAGES, repeats, strides, strict=True)
-    ]
     net: nn.Module = EfficientNet(
-        decode_arch_def(stages),
+        decode_arch_def(timm_rows(STAGES, repeats, strides)),
         num_classes=num_classes,
         in_chans=in_channels,
         stem_size=STEM_CHANNELS,

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_probability
+from convatlas.models.layers.conv_norm import ConvNormAct
 
 __all__ = ["ConvMobileNet", "DepthwiseSeparable", "MobileNetV1"]
 
@@ -21,15 +22,6 @@ STAGES = ((64, 1), (128, 2), (256, 2), (512, 6), (1024, 2))
 """Table 1: output channels and number of layers between two changes of resolution or width."""
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "relu6": nn.ReLU6}
-
-
-def convolution(in_channels: int, out_channels: int, stride: int, activation: type[nn.Module]) -> nn.Sequential:
-    """3x3 convolution, batch norm, activation; `(B, in, H, W) -> (B, out, H/stride, W/stride)`."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        activation(),
-    )
 
 
 class DepthwiseSeparable(nn.Sequential):
@@ -89,7 +81,7 @@ class MobileNetV1(nn.Module):
         require_probability("dropout", dropout)
         act = ACTIVATIONS[activation]
         channels = self._scaled(STEM_CHANNELS, width)
-        self.stem = convolution(in_channels, channels, strides[0], act)
+        self.stem = ConvNormAct(in_channels, channels, 3, strides[0], activation=act)
         self.stages = nn.Sequential()
         for (full_channels, full_layers), stride in zip(STAGES, (1, *strides[1:]), strict=True):
             layers = 1 + middle_layers if full_channels == 512 else full_layers
@@ -128,4 +120,4 @@ class ConvMobileNet(MobileNetV1):
     @staticmethod
     def layer(in_channels: int, out_channels: int, stride: int, activation: type[nn.Module]) -> nn.Sequential:
         """Return one of the layers that follow the stem."""
-        return convolution(in_channels, out_channels, stride, activation)
+        return ConvNormAct(in_channels, out_channels, 3, stride, activation=activation)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TypedDict, Unpack
 
 from torch import nn
 
@@ -40,40 +41,35 @@ SMALL_STAGES = (
 SMALL_STRIDES = (2, 2, 2, 1, 2)
 
 
+class MobileNetV3Options(TypedDict, total=False):
+    """The arguments whose defaults Large and Small share; see `mobilenet_v3_large`."""
+
+    dropout: float
+    bn_momentum: float
+    num_classes: int
+    in_channels: int
+
+
 def mobilenet_v3_large(
     width: float = 1.0,
     *,
     strides: Sequence[int] = LARGE_STRIDES,
     head_channels: int = 1280,
-    dropout: float = 0.2,
-    bn_momentum: float = 0.01,
-    num_classes: int = 1000,
-    in_channels: int = 3,
+    **options: Unpack[MobileNetV3Options],
 ) -> nn.Module:
     """Build MobileNetV3-Large; `forward_features` gives `(B, 960 * width, H/32, W/32)`.
 
     Args:
         width: factor of all channels but the head's, rounded to multiples of 8; below 0.75 the stem keeps its 16.
-        strides: strides of the first blocks of the six stages; the stem always has 2.
+        strides: strides of the first blocks of the six stages, of five in Small; the stem always has 2.
         head_channels: units of the linear layer between pooling and classifier.
-        dropout: probability of setting one of them to zero.
-        bn_momentum: weight of a new batch in the running statistics; 0.01 is the paper's 0.99.
-        num_classes: classes.
-        in_channels: channels of the images.
+        options: `dropout`, the probability of setting one of them to zero (0.2); `bn_momentum`, the weight of a new
+            batch in the running statistics (0.01, the paper's 0.99); `num_classes` (1000); `in_channels` (3).
 
     Raises:
         ValueError: an argument is outside its range.
     """
-    return _build(
-        LARGE_STAGES,
-        width=width,
-        strides=strides,
-        head_channels=head_channels,
-        dropout=dropout,
-        bn_momentum=bn_momentum,
-        num_classes=num_classes,
-        in_channels=in_channels,
-    )
+    return _build(LARGE_STAGES, width, strides, head_channels, **options)
 
 
 def mobilenet_v3_small(
@@ -81,47 +77,22 @@ def mobilenet_v3_small(
     *,
     strides: Sequence[int] = SMALL_STRIDES,
     head_channels: int = 1024,
-    dropout: float = 0.2,
-    bn_momentum: float = 0.01,
-    num_classes: int = 1000,
-    in_channels: int = 3,
+    **options: Unpack[MobileNetV3Options],
 ) -> nn.Module:
-    """Build MobileNetV3-Small; `forward_features` gives `(B, 576 * width, H/32, W/32)`.
-
-    Args:
-        width: factor of all channels but the head's, rounded to multiples of 8; below 0.75 the stem keeps its 16.
-        strides: strides of the first blocks of the five stages; the stem always has 2.
-        head_channels: units of the linear layer between pooling and classifier.
-        dropout: probability of setting one of them to zero.
-        bn_momentum: weight of a new batch in the running statistics; 0.01 is the paper's 0.99.
-        num_classes: classes.
-        in_channels: channels of the images.
-
-    Raises:
-        ValueError: an argument is outside its range.
-    """
-    return _build(
-        SMALL_STAGES,
-        width=width,
-        strides=strides,
-        head_channels=head_channels,
-        dropout=dropout,
-        bn_momentum=bn_momentum,
-        num_classes=num_classes,
-        in_channels=in_channels,
-    )
+    """Build MobileNetV3-Small; `forward_features` gives `(B, 576 * width, H/32, W/32)`. See `mobilenet_v3_large`."""
+    return _build(SMALL_STAGES, width, strides, head_channels, **options)
 
 
 def _build(
     stages: Sequence[Sequence[str]],
-    *,
     width: float,
     strides: Sequence[int],
     head_channels: int,
-    dropout: float,
-    bn_momentum: float,
-    num_classes: int,
-    in_channels: int,
+    *,
+    dropout: float = 0.2,
+    bn_momentum: float = 0.01,
+    num_classes: int = 1000,
+    in_channels: int = 3,
 ) -> nn.Module:
     from timm.models._efficientnet_blocks import SqueezeExcite
     from timm.models._efficientnet_builder import decode_arch_def, round_channels

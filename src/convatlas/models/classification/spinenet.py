@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from convatlas.models.checks import require_choice, require_positive, require_probability, require_width
+from convatlas.models.layers.conv_norm import ConvNormAct
 
 __all__ = [
     "ALLOCATIONS",
@@ -189,12 +190,10 @@ class Norm(nn.BatchNorm2d):
 
 def conv_norm(
     in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, activation: str | None = None
-) -> nn.Sequential:
-    """Build a convolution without biases, padded alike on both sides, with normalisation and maybe an activation."""
-    padding = kernel_size // 2
-    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
-    layers: list[nn.Module] = [convolution, Norm(out_channels)]
-    return nn.Sequential(*layers, ACTIVATIONS[activation]()) if activation else nn.Sequential(*layers)
+) -> ConvNormAct:
+    """Build a convolution with normalisation and maybe an activation, by its name."""
+    act = ACTIVATIONS[activation] if activation else None
+    return ConvNormAct(in_channels, out_channels, kernel_size, stride, norm=Norm, activation=act)
 
 
 class MaxPool(nn.Module):

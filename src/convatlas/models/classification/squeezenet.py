@@ -12,21 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_image_size, require_positive, require_probability
+from convatlas.models.layers.conv_norm import ConvNormAct
 
 __all__ = ["Fire", "SqueezeNet"]
 
 FIRE_MODULES = 8  # fire2 to fire9
 POOLED_AFTER = (2, 6)  # max pooling follows fire4 and fire8, besides conv1
-
-
-def convolution(
-    in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, padding: int = 0, batch_norm: bool = False
-) -> nn.Sequential:
-    """Convolution, batch norm if wanted, ReLU; `(B, in, H, W) -> (B, out, H', W')`."""
-    layers = nn.Sequential(nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=not batch_norm))
-    if batch_norm:
-        layers.append(nn.BatchNorm2d(out_channels))
-    return layers.append(nn.ReLU())
 
 
 class Fire(nn.Module):
@@ -47,9 +38,10 @@ class Fire(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.squeeze = convolution(in_channels, squeeze, 1, batch_norm=batch_norm)
-        self.expand1x1 = convolution(squeeze, expand1x1, 1, batch_norm=batch_norm)
-        self.expand3x3 = convolution(squeeze, expand3x3, 3, padding=1, batch_norm=batch_norm)
+        norm = nn.BatchNorm2d if batch_norm else None
+        self.squeeze = ConvNormAct(in_channels, squeeze, norm=norm, bias=not batch_norm)
+        self.expand1x1 = ConvNormAct(squeeze, expand1x1, norm=norm, bias=not batch_norm)
+        self.expand3x3 = ConvNormAct(squeeze, expand3x3, 3, norm=norm, bias=not batch_norm)
         self.bypass = bypass
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,7 +105,15 @@ class SqueezeNet(nn.Module):
             raise ValueError(f"model.fraction_3x3={fraction_3x3} must lie between 0 and 1: both kinds are needed.")
         # Three poolings leave a pixel of at least 8, as each needs at least twice what it leaves.
         self.smallest_image = 7 * stem_stride + stem_kernel
-        self.conv1 = convolution(in_channels, stem_channels, stem_kernel, stride=stem_stride, batch_norm=batch_norm)
+        self.conv1 = ConvNormAct(
+            in_channels,
+            stem_channels,
+            stem_kernel,
+            stem_stride,
+            padding=0,
+            norm=nn.BatchNorm2d if batch_norm else None,
+            bias=not batch_norm,
+        )
         self.fires = nn.ModuleList()
         channels = stem_channels
         for index in range(FIRE_MODULES):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_image_size
+from convatlas.models.layers.conv_norm import ConvNormAct
 
 __all__ = ["SqueezeNext", "SqueezeNextBlock"]
 
@@ -38,18 +39,6 @@ VERSIONS = {
 """v5 moves blocks from the first stages, which use the authors' accelerator badly, to the third (section 3.2)."""
 
 
-def convolution(
-    in_channels: int, out_channels: int, kernel: tuple[int, int] = (1, 1), stride: int = 1, groups: int = 1
-) -> nn.Sequential:
-    """Convolution that keeps the size, batch norm, ReLU; `(B, in, H, W) -> (B, out, H/stride, W/stride)`."""
-    padding = (kernel[0] // 2, kernel[1] // 2)
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(),
-    )
-
-
 class SqueezeNextBlock(nn.Module):
     """Figure 1, right: 1x1 to a half, 1x1 to a quarter, 3x1 and 1x3 to a half, 1x1 to all `out` channels, added to x.
 
@@ -70,17 +59,17 @@ class SqueezeNextBlock(nn.Module):
     ) -> None:
         super().__init__()
         half, quarter = out_channels // 2, out_channels // 4
-        self.shortcut = convolution(in_channels, out_channels, stride=stride) if first_in_stage else nn.Identity()
+        self.shortcut = ConvNormAct(in_channels, out_channels, stride=stride) if first_in_stage else nn.Identity()
         self.branch_behind_shortcut = branch_behind_shortcut
         if branch_behind_shortcut:  # it has the block's width and resolution already
             in_channels, stride = out_channels, 1
         first, second = ((3, 1), (1, 3)) if vertical_first else ((1, 3), (3, 1))
         self.branch = nn.Sequential(
-            convolution(in_channels, half, stride=stride, groups=groups),
-            convolution(half, quarter),
-            convolution(quarter, half, first, groups=groups),
-            convolution(half, half, second, groups=groups),
-            convolution(half, out_channels),
+            ConvNormAct(in_channels, half, stride=stride, groups=groups),
+            ConvNormAct(half, quarter),
+            ConvNormAct(quarter, half, first, groups=groups),
+            ConvNormAct(half, half, second, groups=groups),
+            ConvNormAct(half, out_channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,13 +144,13 @@ class SqueezeNext(nn.Module):
                 )
                 channels = int(full_channels * width)
             self.stages.append(stage)
-        self.head = convolution(channels, HEAD_CHANNELS)
+        self.head = ConvNormAct(channels, HEAD_CHANNELS)
         self.classifier = nn.Linear(HEAD_CHANNELS, num_classes, bias=False)
 
     @staticmethod
     def _stem(kind: str, in_channels: int, kernel: int) -> nn.Sequential:
         if kind == "small":
-            return convolution(in_channels, STEM_CHANNELS, (3, 3), stride=2)
+            return ConvNormAct(in_channels, STEM_CHANNELS, (3, 3), stride=2)
         return nn.Sequential(
             nn.Conv2d(in_channels, STEM_CHANNELS, kernel, stride=2, bias=False),
             nn.BatchNorm2d(STEM_CHANNELS),

@@ -10,8 +10,9 @@ MobileNetV3-Large is here too.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import TypedDict, Unpack
 
 import torch
 from timm.models import create_feature_extractor
@@ -137,34 +138,54 @@ class SSDLiteMaps(nn.Module):
         return maps
 
 
+class SSDLiteOptions(TypedDict, total=False):
+    """The arguments that all backbones share; see `ssdlite`."""
+
+    extra_channels: tuple[int, ...]
+    scales: tuple[float, ...]
+    reduce_lowest: bool
+    bn_momentum: float
+    image_size: int
+    num_classes: int
+
+
 def ssdlite(
     net: nn.Module,
     nodes: tuple[str, str],
     *,
-    extra_channels: Sequence[int],
-    scales: Sequence[float],
-    reduce_lowest: bool,
-    bn_momentum: float,
-    image_size: int,
-    num_classes: int,
+    width: float,
     in_channels: int,
+    extra_channels: Sequence[int] = EXTRA_CHANNELS,
+    scales: Sequence[float] = SCALES,
+    reduce_lowest: bool = True,
+    bn_momentum: float = 0.03,
+    image_size: int = 320,
+    num_classes: int = 91,
 ) -> SSD:
-    """Build an SSDLite on a backbone; see `mobilenet_v2_ssdlite` for what it takes and gives.
+    """Build an SSDLite on a backbone.
+
+    In training `net(images, targets)` returns the losses `bbox_regression` and `classification`; in evaluation
+    `net(images)` returns boxes, scores and labels of each image. Images are a list, or a batch, of tensors
+    `(in_channels, image_size, image_size)` in [0, 1]; targets hold boxes `(n, 4)` as `x1, y1, x2, y2` in pixels and
+    labels `(n,)` from 1. An image may have no object. Default boxes are fractions of the image, so that any size works;
+    the last maps shrink to one pixel below 512, where batch normalisation needs two training images or more.
 
     Args:
         net: the backbone, for images of `in_channels`.
         nodes: names of what gives C4 and C5 in it.
-        extra_channels: channels of the extra maps.
-        scales: sides of the square default boxes of the first and of the last map, as shares of the image.
-        reduce_lowest: use `LowestReducedBoxes`.
-        bn_momentum: weight of a new batch in the running statistics, the backbone's too.
-        image_size: side of the images in pixels.
-        num_classes: classes, the background counted as class 0.
+        width: factor on the channels of the extra maps, which keep 16 at least.
         in_channels: channels of the images.
+        extra_channels: channels of the extra maps at width 1, each half as large as the one before.
+        scales: sides of the square default boxes of the first and of the last map, as shares of the image.
+        reduce_lowest: give C4 three default boxes at a place instead of six, see `LowestReducedBoxes`.
+        bn_momentum: weight of a new batch in the running statistics, the backbone's too.
+        image_size: side of the images in pixels, 320 in the papers; they are not rescaled.
+        num_classes: classes, the background counted as class 0.
 
     Raises:
         ValueError: an argument is outside its range.
     """
+    extra_channels = [max(LEAST_CHANNELS, int(each * width)) for each in extra_channels]
     if image_size < 32:
         raise ValueError(f"model.image_size={image_size} leaves the first map without a pixel; use 32 or more.")
     if not extra_channels or min(extra_channels) < 2:
@@ -200,11 +221,6 @@ def ssdlite(
     return detector
 
 
-def thinned(channels: Sequence[int], width: float) -> list[int]:
-    """Return the extra maps' channels by the width multiplier, 16 at least."""
-    return [max(LEAST_CHANNELS, int(each * width)) for each in channels]
-
-
 def thinned_head(width: float) -> int:
     """Return the channels of the last 1x1 convolution by a width below 1; the backbones widen it above 1."""
     return round(HEAD_CHANNELS * min(1.0, width) / 8) * 8
@@ -215,29 +231,17 @@ def mobilenet_v1_ssdlite(
     width: float = 1.0,
     strides: tuple[int, ...] = (2, 2, 2, 2, 2),
     middle_layers: int = 5,
-    extra_channels: tuple[int, ...] = EXTRA_CHANNELS,
-    scales: tuple[float, ...] = SCALES,
-    reduce_lowest: bool = True,
-    bn_momentum: float = 0.03,
-    image_size: int = 320,
-    num_classes: int = 91,
     in_channels: int = 3,
+    **options: Unpack[SSDLiteOptions],
 ) -> nn.Module:
     """Build SSDLite on MobileNet; C4 and C5 are the ends of its stages of 512 and 1024 channels.
-
-    See `mobilenet_v2_ssdlite` for what the detector takes and gives and for the other arguments.
 
     Args:
         width: factor on all channels.
         strides: strides of the stem and of the first layers with 128, 256, 512 and 1024 channels.
         middle_layers: layers of 512 channels that keep the resolution.
-        extra_channels: see there.
-        scales: see there.
-        reduce_lowest: see there.
-        bn_momentum: see there.
-        image_size: see there.
-        num_classes: see there.
-        in_channels: see there.
+        in_channels: channels of the images.
+        options: see `ssdlite`, for what the net takes and gives as well.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -250,17 +254,7 @@ def mobilenet_v1_ssdlite(
         num_classes=1,
         in_channels=in_channels,
     )
-    return ssdlite(
-        net,
-        ("stages.3", "stages.4"),
-        extra_channels=thinned(extra_channels, width),
-        scales=scales,
-        reduce_lowest=reduce_lowest,
-        bn_momentum=bn_momentum,
-        image_size=image_size,
-        num_classes=num_classes,
-        in_channels=in_channels,
-    )
+    return ssdlite(net, ("stages.3", "stages.4"), width=width, in_channels=in_channels, **options)
 
 
 def mobilenet_v2_ssdlite(
@@ -268,56 +262,23 @@ def mobilenet_v2_ssdlite(
     width: float = 1.0,
     strides: tuple[int, ...] = V2_STRIDES,
     repeats: tuple[int, ...] = V2_REPEATS,
-    extra_channels: tuple[int, ...] = EXTRA_CHANNELS,
-    scales: tuple[float, ...] = SCALES,
-    reduce_lowest: bool = True,
-    bn_momentum: float = 0.03,
-    image_size: int = 320,
-    num_classes: int = 91,
     in_channels: int = 3,
+    **options: Unpack[SSDLiteOptions],
 ) -> nn.Module:
     """Build SSDLite on MobileNetV2: C4 is the expansion inside the first block of 160 channels, C5 the last layer.
-
-    In training `net(images, targets)` returns the losses `bbox_regression` and `classification`; in evaluation
-    `net(images)` returns boxes, scores and labels of each image. Images are a list, or a batch, of tensors
-    `(in_channels, image_size, image_size)` in [0, 1]; targets hold boxes `(n, 4)` as `x1, y1, x2, y2` in pixels and
-    labels `(n,)` from 1. An image may have no object. Default boxes are fractions of the image, so that any size works;
-    the last maps shrink to one pixel below 512, where batch normalisation needs two training images or more.
 
     Args:
         width: factor on all channels, also on those of the last layer and of the extra maps.
         strides: strides of the first blocks of the seven stages; the stem always has 2.
         repeats: blocks of the seven stages.
-        extra_channels: channels of the extra maps at width 1, each half as large as the one before.
-        scales: sides of the square default boxes of the first and of the last map, as shares of the image.
-        reduce_lowest: give C4 three default boxes at a place instead of six, see `LowestReducedBoxes`.
-        bn_momentum: weight of a new batch in the running statistics.
-        image_size: side of the images in pixels, 320 in the papers; they are not rescaled.
-        num_classes: classes, the background counted as class 0.
         in_channels: channels of the images.
+        options: see `ssdlite`, for what the net takes and gives as well.
 
     Raises:
         ValueError: an argument is outside its range.
     """
-    net = mobilenet_v2(
-        width,
-        strides=strides,
-        repeats=repeats,
-        head_channels=thinned_head(width),
-        num_classes=1,
-        in_channels=in_channels,
-    )
-    return ssdlite(
-        net,
-        ("blocks.5.0.bn1", "bn2"),
-        extra_channels=thinned(extra_channels, width),
-        scales=scales,
-        reduce_lowest=reduce_lowest,
-        bn_momentum=bn_momentum,
-        image_size=image_size,
-        num_classes=num_classes,
-        in_channels=in_channels,
-    )
+    stages = {"strides": strides, "repeats": repeats}
+    return _on_inverted_residuals(mobilenet_v2, options, width=width, in_channels=in_channels, **stages)
 
 
 def mnasnet_ssdlite(
@@ -325,38 +286,24 @@ def mnasnet_ssdlite(
     width: float = 1.0,
     strides: tuple[int, ...] = (1, 2, 2, 2, 1, 2, 1),
     repeats: tuple[int, ...] = (1, 2, 3, 4, 2, 3, 1),
-    extra_channels: tuple[int, ...] = EXTRA_CHANNELS,
-    scales: tuple[float, ...] = SCALES,
-    reduce_lowest: bool = True,
-    bn_momentum: float = 0.03,
-    image_size: int = 320,
-    num_classes: int = 91,
     in_channels: int = 3,
+    **options: Unpack[SSDLiteOptions],
 ) -> nn.Module:
-    """Build SSDLite on MnasNet-A1, which table 6 has beside the MobileNets; arguments as of `mobilenet_v2_ssdlite`.
+    """Build SSDLite on MnasNet-A1, which table 6 has beside the MobileNets; arguments as of `mobilenet_v2_ssdlite`."""
+    stages = {"strides": strides, "repeats": repeats}
+    return _on_inverted_residuals(mnasnet_a1, options, width=width, in_channels=in_channels, **stages)
 
-    Raises:
-        ValueError: an argument is outside its range.
-    """
-    net = mnasnet_a1(
-        width,
-        strides=strides,
-        repeats=repeats,
-        head_channels=thinned_head(width),
-        num_classes=1,
-        in_channels=in_channels,
-    )
-    return ssdlite(
-        net,
-        ("blocks.5.0.bn1", "bn2"),
-        extra_channels=thinned(extra_channels, width),
-        scales=scales,
-        reduce_lowest=reduce_lowest,
-        bn_momentum=bn_momentum,
-        image_size=image_size,
-        num_classes=num_classes,
-        in_channels=in_channels,
-    )
+
+def _on_inverted_residuals(
+    backbone: Callable[..., nn.Module],
+    options: SSDLiteOptions,
+    *,
+    width: float,
+    in_channels: int,
+    **stages: Sequence[int],
+) -> nn.Module:
+    net = backbone(width, head_channels=thinned_head(width), num_classes=1, in_channels=in_channels, **stages)
+    return ssdlite(net, ("blocks.5.0.bn1", "bn2"), width=width, in_channels=in_channels, **options)
 
 
 def mobilenet_v3_ssdlite(
@@ -365,17 +312,10 @@ def mobilenet_v3_ssdlite(
     reduced_tail: bool = False,
     width: float = 1.0,
     strides: tuple[int, ...] = (2, 2, 2, 2),
-    extra_channels: tuple[int, ...] = EXTRA_CHANNELS,
-    scales: tuple[float, ...] = SCALES,
-    reduce_lowest: bool = True,
-    bn_momentum: float = 0.03,
-    image_size: int = 320,
-    num_classes: int = 91,
     in_channels: int = 3,
+    **options: Unpack[SSDLiteOptions],
 ) -> nn.Module:
     """Build SSDLite on torchvision's MobileNetV3: C4 is the expansion inside the last block of stride 2.
-
-    See `mobilenet_v2_ssdlite` for what the detector takes and gives and for the other arguments.
 
     Args:
         variant: `large` or `small`.
@@ -383,13 +323,8 @@ def mobilenet_v3_ssdlite(
         width: factor on all channels.
         strides: strides of the four blocks that halve the resolution of an image behind the stem; large: rows 2, 4, 7
             and 13 of table 1; small: rows 1, 2, 4 and 9 of table 2.
-        extra_channels: see there.
-        scales: see there.
-        reduce_lowest: see there.
-        bn_momentum: see there.
-        image_size: see there.
-        num_classes: see there.
-        in_channels: see there.
+        in_channels: channels of the images.
+        options: see `ssdlite`, for what the net takes and gives as well.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -404,27 +339,14 @@ def mobilenet_v3_ssdlite(
         rows[place].stride = stride
     net = MobileNetV3(rows, last_channels, num_classes=1, norm_layer=partial(nn.BatchNorm2d, eps=1e-3))
     first_layers = 1  # the stem stands before the rows in torchvision's list
-    return ssdlite(
-        with_input_channels(net, in_channels),
-        (f"features.{first_layers + places[-1]}.block.0", f"features.{first_layers + len(rows)}"),
-        extra_channels=thinned(extra_channels, width),
-        scales=scales,
-        reduce_lowest=reduce_lowest,
-        bn_momentum=bn_momentum,
-        image_size=image_size,
-        num_classes=num_classes,
-        in_channels=in_channels,
-    )
+    nodes = f"features.{first_layers + places[-1]}.block.0", f"features.{first_layers + len(rows)}"
+    return ssdlite(with_input_channels(net, in_channels), nodes, width=width, in_channels=in_channels, **options)
 
 
 def ssdlite_mobilenet_v3_large(image_size: int = 320, num_classes: int = 91, in_channels: int = 3) -> nn.Module:
     """Build torchvision's SSDLite without trained weights, for images of one size.
 
-    In training `net(images, targets)` returns the losses `bbox_regression` and `classification`; in evaluation
-    `net(images)` returns boxes, scores and labels of each image. Images are a list, or a batch, of tensors
-    `(in_channels, image_size, image_size)` in [0, 1]; targets hold boxes `(n, 4)` as `x1, y1, x2, y2` in pixels and
-    labels `(n,)` from 1. An image may have no object. Default boxes are fractions of the image, so that any size works;
-    the last maps shrink to one pixel below 512, where batch normalisation needs two training images or more.
+    It takes and gives what `ssdlite` does.
 
     Args:
         image_size: side of the images in pixels, 320 in the paper; they are not rescaled.

@@ -1,4 +1,4 @@
-"""The unit that darknet's nets are made of: a convolution without biases, batch normalisation, an activation."""
+"""Convolution, normalisation and activation, the unit that most nets are made of."""
 
 from __future__ import annotations
 
@@ -7,11 +7,48 @@ from functools import partial
 
 from torch import nn
 
-__all__ = ["ACTIVATIONS", "conv_norm", "initialise_convolutions"]
+__all__ = ["ACTIVATIONS", "ConvNormAct", "conv_norm", "initialise_convolutions"]
 
 SLOPE = 0.1
 """Slope of darknet's leaky ReLU below zero."""
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"leaky": partial(nn.LeakyReLU, SLOPE), "mish": nn.Mish}
+
+
+class ConvNormAct(nn.Sequential):
+    """A convolution, padded so that stride 1 keeps the size, a normalisation and an activation.
+
+    `(B, in, H, W) -> (B, out, ceil(H/stride), ceil(W/stride))`.
+
+    Args:
+        in_channels: channels that come in.
+        out_channels: filters.
+        kernel_size: side of the filters, or height and width; odd.
+        stride: of the convolution.
+        groups: of the convolution.
+        padding: another padding of the convolution.
+        bias: give the convolution biases.
+        norm: makes the normalisation, for a number of channels; None leaves it out.
+        activation: makes the activation; None leaves it out.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int] = 1,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        padding: int | None = None,
+        bias: bool = False,
+        norm: Callable[[int], nn.Module] | None = nn.BatchNorm2d,
+        activation: Callable[[], nn.Module] | None = nn.ReLU,
+    ) -> None:
+        sides = (kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size
+        around = (sides[0] // 2, sides[1] // 2) if padding is None else (padding,) * 2
+        layers = [nn.Conv2d(in_channels, out_channels, sides, stride, around, groups=groups, bias=bias)]
+        after = [norm(out_channels)] if norm else []
+        super().__init__(*layers, *after, *([activation()] if activation else []))
 
 
 def conv_norm(
@@ -22,24 +59,10 @@ def conv_norm(
     stride: int = 1,
     groups: int = 1,
     activation: str | None = "leaky",
-) -> nn.Sequential:
-    """Build one unit, padded so that stride 1 keeps the size: `(B, in, H, W) -> (B, out, ceil(H/s), ceil(W/s))`.
-
-    Args:
-        in_channels: channels that come in.
-        out_channels: filters.
-        kernel_size: side of the filters, odd.
-        stride: of the convolution.
-        groups: of the convolution.
-        activation: a name of `ACTIVATIONS`, or None for a linear unit.
-    """
-    convolution = nn.Conv2d(
-        in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, groups=groups, bias=False
-    )
-    unit = nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
-    if activation is not None:
-        unit.append(ACTIVATIONS[activation]())
-    return unit
+) -> ConvNormAct:
+    """Build darknet's unit; `activation` is a name of `ACTIVATIONS`, or None for a linear unit."""
+    act = None if activation is None else ACTIVATIONS[activation]
+    return ConvNormAct(in_channels, out_channels, kernel_size, stride, groups=groups, activation=act)
 
 
 def initialise_convolutions(net: nn.Module) -> None:

@@ -16,6 +16,7 @@ of the classes' edges, which has a loss of its own. Decoder: at each of four sca
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torchvision.models import DenseNet
 
 from convatlas.models.checks import require_positive
+from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.models.layers.gated_convolution import GatedConvolution
 
 __all__ = ["DualAttention", "Inspection", "SAUNet", "SAUNetOutput", "ShapeStream"]
@@ -59,11 +61,9 @@ class Inspection(NamedTuple):
     attention: tuple[Tensor, ...]
 
 
-def conv_bn_relu(in_channels: int, out_channels: int) -> nn.Sequential:
+def conv_bn_relu(in_channels: int, out_channels: int) -> ConvNormAct:
     """3x3 convolution with a bias, as released, batch normalisation and ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)
-    )
+    return ConvNormAct(in_channels, out_channels, 3, bias=True, activation=partial(nn.ReLU, inplace=True))
 
 
 def up_bn_relu(in_channels: int, out_channels: int) -> nn.Sequential:
