@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convatlas.core.files import read_json, write_text
+from convatlas.core.files import write_text
+from convatlas.core.record import RunRecord
 from convatlas.core.statistics import Spread, spread
 from convatlas.reporting.images import data_uri
 from convatlas.reporting.statistics import not_significantly_worse
@@ -22,8 +23,6 @@ __all__ = ["result_of", "verdict", "write_report"]
 
 GPU_HOURS = {"MnasNet": 91_000, "NASNet-A": 48_000, "PNASNet": 6_000, "DARTS": 288, "FBNet": 216}
 """As lecture 3 prints them (figure 42); NASNet's are the 500 GPUs for 4 days of lecture 1."""
-
-REMEDY = "search again with overwrite=true."
 
 
 def result_of(run: SearchRun, context: Context, phases: list[Phase], finals: dict[str, list[Path]]) -> dict[str, Any]:
@@ -50,10 +49,10 @@ def _net(folders: list[Path]) -> dict[str, Any]:
     A seed that diverged has no accuracy, and then there is no mean: the seeds that are left would flatter the net.
     """
     ended = [folder for folder in folders if (folder / "metrics.json").exists()]
-    metrics = [read_json(folder / "metrics.json", REMEDY) for folder in ended]
-    accuracies = [each["test"]["accuracy"] for each in metrics]
+    metrics = [RunRecord.read(folder).metrics for folder in ended]
+    accuracies = [each.test["accuracy"] for each in metrics]
     found = spread(accuracies) if len(ended) == len(folders) else None
-    costs = metrics[0]["costs"] if metrics else {}
+    costs = metrics[0].costs if metrics else {}
     return {
         "accuracies": accuracies,
         "diverged": len(folders) - len(ended),

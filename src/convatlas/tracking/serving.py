@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 def log_served_model(run_id: str, config: RunConfig, card: Card, folder: Path, packages: Mapping[str, str]) -> str:
     """Log the best net of a finished seed with signature and input example; return its address in MLflow.
 
+    Detectors return lists of different lengths, which MLflow's tensor signatures cannot describe; they are not logged,
+    and the address is empty.
+
     Args:
         run_id: of the seed's run.
         config: the run.
@@ -33,16 +36,19 @@ def log_served_model(run_id: str, config: RunConfig, card: Card, folder: Path, p
 
     net = build_model(config.model)
     load_net(net, folder / "best.ckpt")
-    served = ServedNet(net, *card.normalisation(config.data)).eval()
-    example = torch.rand(2, config.data.in_channels, config.data.image_size, config.data.image_size).numpy()
+    example = torch.rand(2, config.data.in_channels, config.data.image_size, config.data.image_size)
     with torch.no_grad():
-        answer = served(torch.from_numpy(example)).numpy()
+        if not isinstance(net.eval()(example), torch.Tensor):
+            return ""
+    served = ServedNet(net, *card.normalisation(config.data)).eval()
+    with torch.no_grad():
+        answer = served(example).numpy()
     with mlflow.start_run(run_id=run_id):
         logged = mlflow.pytorch.log_model(
             served,
             name="model",
-            signature=infer_signature(example, answer),
-            input_example=example,
+            signature=infer_signature(example.numpy(), answer),
+            input_example=example.numpy(),
             pip_requirements=[f"torch=={packages['torch'].split('+')[0]}", f"numpy=={packages['numpy']}"],
             validate_serving_input=False,  # it would load the net again, a second or more; tests/tracking serves one
         )

@@ -346,8 +346,8 @@ class MlflowVariantTracker(VariantTracker):
     def _log_models(self, folders: Mapping[Path, RunRecord]) -> None:
         """Log the model of the best seed, or of each, and register that of the best; each is done once."""
         options = self.config.tracking
-        if not (options.log_model or options.register_as) or self.config.data.task == "detection":
-            return  # detectors return lists of different lengths, which MLflow's tensor signatures cannot describe
+        if not (options.log_model or options.register_as):
+            return
         if self.config.data.module is not None or not self.config.task["_target_"].startswith("convatlas."):
             return  # what another package does before and after the net is not known
         best = best_seed(folders)
@@ -371,6 +371,8 @@ class MlflowVariantTracker(VariantTracker):
                 "was trained on; prepare those again."
             )
         address = log_served_model(found.info.run_id, self.config, self.card, folder, record.environment.packages)
+        if not address:
+            return ""
         run = Run(self.experiment, found.info.run_id)
         run.set_tags({MODEL: address})
         run.end(found.info.status, found.info.end_time)  # the time of the model is not the time of the training
@@ -381,7 +383,7 @@ class MlflowVariantTracker(VariantTracker):
         from mlflow.exceptions import MlflowException
 
         if not address:
-            raise UserError("MLflow has no run of the best seed.")
+            raise UserError("MLflow has no model of the best seed: its run is gone, or the net gives no plain tensors.")
         try:
             versions = list(self.client.search_model_versions(f"name = '{name}'"))
         except MlflowException:
