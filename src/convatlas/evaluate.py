@@ -121,7 +121,7 @@ def costs_of_views(net: nn.Module, augmented: nn.Module, shape: tuple[int, int, 
     """Measure what one image costs a net, and with all its views.
 
     Args:
-        net: the net, on the processor.
+        net: the net, on the CPU.
         augmented: the net over several views.
         shape: `(channels, height, width)` of an image.
 

@@ -7,7 +7,7 @@ Searches hyper-parameters with Optuna. What is searched is written as Hydra writ
     model.width=range(4,17,4)                         4, 8, 12, 16
     recipe/schedule=choice(cosine,multi_step)         one of these; `recipe/schedule=cosine,multi_step` says the same
 
-A trial's score is the best validation score of its training; the test split is never looked at. The same command goes
+A trial's score is the best validation score of its training; the test split is never used. The same command goes
 on where a killed one stopped. Everything lies in `output_dir`: `tune.db` (Optuna's storage), `trials.csv`, `best.yaml`.
 In MLflow the search is a run, and every trial a child of it.
 """

@@ -18,7 +18,7 @@ from convatlas.tracking.store import connect, tracking_uri
 
 LOCAL = {"127.0.0.1", "::1", "localhost"}
 EVERYWHERE = {"0.0.0.0", "::"}  # noqa: S104 - what is compared with
-# The names by which MLflow's server lets itself be called unless told more: this machine and private networks.
+# The names by which MLflow's server accepts to be called by default: this machine and private networks.
 DEFAULT_NAMES = ("localhost", "127.0.0.1", "[[]::1]", "10.*", "192.168.*", *(f"172.{n}.*" for n in range(16, 32)))
 
 

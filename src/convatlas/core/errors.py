@@ -1,4 +1,4 @@
-"""The one error that a person causes and can mend, and the words for it."""
+"""The error that a user causes and can correct, and the words for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class UserError(Exception):
-    """Something the person who started the program can put right.
+    """Something that the user who started the program can correct.
 
     The message is one sentence or two: what is wrong, naming the key or the file, and what to do about it. Entry
     points print it without a traceback and exit with status 2.

@@ -1,4 +1,4 @@
-"""What is known of every image once it has been looked at: can it be used, how large is it, which others equal it.
+"""What is known of every image after its check: can it be used, how large is it, which others equal it.
 
 Images in files are decoded here for the first time, by as many threads as there are CPUs: Pillow and hashlib let
 other threads run meanwhile. What was found is put down every few thousand images, so that a preparation that was killed

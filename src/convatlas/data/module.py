@@ -136,7 +136,7 @@ class DataModule(pl.LightningDataModule):
         return self._arrays
 
     def _device(self) -> torch.device:
-        """Return the net's device; without a trainer it is the processor."""
+        """Return the net's device; without a trainer it is the CPU."""
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
     def _limited(self, batches: int) -> int:

@@ -48,7 +48,7 @@ class ResidentArrays:
     """Gathers from copies in a device's memory; an array is copied when its first rows are asked for.
 
     Args:
-        device: whose memory; the processor's works the same way.
+        device: whose memory; the CPU's works the same way.
     """
 
     def __init__(self, device: torch.device) -> None:

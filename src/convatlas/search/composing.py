@@ -43,7 +43,7 @@ def planned_search(run: SearchRun) -> dict[str, Any]:
 
 
 def compared_nets(run: SearchRun) -> dict[str, dict[str, Any]]:
-    """Compose the nets that are trained beside what is found, by name, inside `hydra_ready`; a wrong name is told."""
+    """Compose the nets that are trained beside what is found, by name, inside `hydra_ready`."""
     return {name: composed_net(overrides) for name, overrides in run.search.finals.compared.items()}
 
 

@@ -59,21 +59,21 @@ def check_figures(
 ) -> None:
     """Raise UserError unless every figure speaks of variants and printed figures that there are."""
     for figure in figures:
-        told = f"{where}: the figure {figure.title!r}"
+        prefix = f"{where}: the figure {figure.title!r}"
         numbers = figure.x if isinstance(figure.x, dict) else {}
         not_yet_known = isinstance(figure.x, str) and "." in figure.x
         entries = [entry for curve in figure.curves.values() for entry in curve]
         for entry in [*numbers, *entries]:
             variant = entry.partition(".")[0]
             if variant not in variants:
-                raise UserError(f"{told} names no variant of the study: {entry}. {near_matches(variant, variants)}")
+                raise UserError(f"{prefix} names no variant of the study: {entry}. {near_matches(variant, variants)}")
         for entry in entries:
             if numbers and entry not in numbers:
-                raise UserError(f"{told} has no number for {entry}; add it to x, or take it from its curve.")
+                raise UserError(f"{prefix} has no number for {entry}; add it to x, or take it from its curve.")
         if isinstance(figure.x, dict) and not figure.x_title:
-            raise UserError(f"{told} gives numbers as x and must name them; add x_title.")
+            raise UserError(f"{prefix} gives numbers as x and must name them; add x_title.")
         for curve in figure.printed.values():
-            _printed_points(curve, None if not_yet_known else numbers, printed, told)
+            _printed_points(curve, None if not_yet_known else numbers, printed, prefix)
 
 
 def planned_figures(
@@ -88,9 +88,9 @@ def planned_figures(
 
 
 def _planned(
-    figure: StudyFigure, configs: Mapping[str, RunConfig], printed: Mapping[str, Any], told: str
+    figure: StudyFigure, configs: Mapping[str, RunConfig], printed: Mapping[str, Any], prefix: str
 ) -> dict[str, Any]:
-    numbers = _numbers(figure, configs, told)
+    numbers = _numbers(figure, configs, prefix)
     curves = figure.curves or {"measured": list(configs if numbers is None else numbers)}
     return {
         "title": figure.title,
@@ -99,7 +99,7 @@ def _planned(
         "y": figure.y,
         "log": list(figure.log),
         "curves": {title: [_point(entry, numbers) for entry in entries] for title, entries in curves.items()},
-        "printed": {title: _printed_points(c, numbers, printed, told) for title, c in figure.printed.items()},
+        "printed": {title: _printed_points(c, numbers, printed, prefix) for title, c in figure.printed.items()},
     }
 
 
@@ -109,7 +109,7 @@ def _point(entry: str, numbers: Numbers | None) -> dict[str, Any]:
     return {"variant": variant, "part": part or None, "x": x}
 
 
-def _numbers(figure: StudyFigure, configs: Mapping[str, RunConfig], told: str) -> Numbers | None:
+def _numbers(figure: StudyFigure, configs: Mapping[str, RunConfig], prefix: str) -> Numbers | None:
     """Return the x of every entry that the plan knows; None where the runs have to tell."""
     if isinstance(figure.x, dict):
         return figure.x
@@ -119,48 +119,48 @@ def _numbers(figure: StudyFigure, configs: Mapping[str, RunConfig], told: str) -
     numbers = {key: float(value) for key, value in found.items() if type(value) in (int, float)}
     named = {entry.partition(".")[0] for curve in figure.curves.values() for entry in curve} or set(numbers)
     if missing := sorted(named - set(numbers)):
-        raise UserError(f"{told} needs {figure.x}, but the configuration of {missing[0]} has no such number.")
+        raise UserError(f"{prefix} needs {figure.x}, but the configuration of {missing[0]} has no such number.")
     if not numbers:
-        raise UserError(f"{told} needs {figure.x}, but no variant's configuration has such a number.")
+        raise UserError(f"{prefix} needs {figure.x}, but no variant's configuration has such a number.")
     return numbers
 
 
 def _printed_points(
-    curve: PrintedCurve, numbers: Numbers | None, printed: Mapping[str, Any], told: str
+    curve: PrintedCurve, numbers: Numbers | None, printed: Mapping[str, Any], prefix: str
 ) -> list[list[float]]:
     """Return the points of a printed curve; `numbers` are the variants' own, None where they are not known yet."""
-    values = printed_at(printed, curve.y, told)
-    across: Any = printed_at(printed, curve.x, told) if isinstance(curve.x, str) else curve.x
+    values = printed_at(printed, curve.y, prefix)
+    across: Any = printed_at(printed, curve.x, prefix) if isinstance(curve.x, str) else curve.x
     if isinstance(values, list):
         if not isinstance(across, list) or len(across) != len(values):
-            raise UserError(f"{told}: printed.{curve.y} is a list and needs an x that leads to one as long.")
+            raise UserError(f"{prefix}: printed.{curve.y} is a list and needs an x that leads to one as long.")
         points = list(zip(across, values, strict=True))
     elif isinstance(values, Mapping):
         if isinstance(across, list):
-            raise UserError(f"{told}: printed.{curve.y} has figures by net, and its x is a list; name one by net.")
+            raise UserError(f"{prefix}: printed.{curve.y} has figures by net, and its x is a list; name one by net.")
         by_net = across if across is not None else numbers
         if by_net is None:
             return []
         nets = curve.nets or [net for net in values if net in by_net]
         if lacking := [net for net in nets if net not in values or net not in by_net]:
-            raise UserError(f"{told}: printed.{curve.y} and its x do not both have {lacking[0]}; name others in nets.")
+            raise UserError(f"{prefix}: printed.{curve.y} and its x do not both have {lacking[0]}; name other nets.")
         points = [(by_net[net], values[net]) for net in nets]
     else:
-        raise UserError(f"{told}: printed.{curve.y} is neither a list nor figures by net; choose one of these.")
+        raise UserError(f"{prefix}: printed.{curve.y} is neither a list nor figures by net; choose one of these.")
     if not points or any(type(value) not in (int, float) for point in points for value in point):
-        raise UserError(f"{told}: printed.{curve.y} and its x have no numbers in common; name an x that fits.")
+        raise UserError(f"{prefix}: printed.{curve.y} and its x have no numbers in common; name an x that fits.")
     return [[float(x), float(y)] for x, y in points]
 
 
-def printed_at(printed: Mapping[str, Any], path: str, told: str) -> Any:
+def printed_at(printed: Mapping[str, Any], path: str, prefix: str) -> Any:
     """Return what stands in a study's printed figures under a path such as `test_error.cifar10`.
 
     Raises:
-        UserError: nothing does; `told` begins the sentence.
+        UserError: nothing does; `prefix` begins the message.
     """
     found = _at(printed, path)
     if found is None:
-        raise UserError(f"{told} names {path}, which is not in the study's printed. {near_matches(path, printed)}")
+        raise UserError(f"{prefix} names {path}, which is not in the study's printed. {near_matches(path, printed)}")
     return found
 
 

@@ -151,12 +151,12 @@ def grading_points(study: Study) -> dict[str, Any] | None:
     """
     if study.grading is None:
         return None
-    told = f"conf/study/{study.name}.yaml: grading.points"
-    found = printed_at(study.printed, study.grading.points, told)
+    prefix = f"conf/study/{study.name}.yaml: grading.points"
+    found = printed_at(study.printed, study.grading.points, prefix)
     try:
         points = {str(least): float(points) for least, points in found.items() if float(least) > 0}
     except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{told} must lead to points by the least value that earns them.") from error
+        raise UserError(f"{prefix} must lead to points by the least value that earns them.") from error
     return {"metric": study.grading.metric, "points": points}
 
 

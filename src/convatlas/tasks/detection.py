@@ -198,7 +198,7 @@ class Hits:
     true_labels: NDArray[np.int64]
 
     def curve(self, label: int | None = None) -> Curve:
-        """Return precision and recall of the n surest detections, for n = 1, 2, ...; of one class, or of all pooled."""
+        """Return precision and recall of the n top-scoring detections, n = 1, 2, ...; of one class, or all pooled."""
         chosen = np.ones(len(self.labels), dtype=bool) if label is None else self.labels == label
         objects = len(self.true_labels) if label is None else int((self.true_labels == label).sum())
         order = np.argsort(-self.scores[chosen], kind="stable")

@@ -17,7 +17,7 @@ class Sender:
 
     Args:
         send: hands metrics to the store, or raises.
-        on_failure: is told the first failure of each row of failures.
+        on_failure: called with the first of several failures in a row.
     """
 
     def __init__(self, send: Callable[[list[Metric]], None], on_failure: Callable[[Exception], None]) -> None:

@@ -58,11 +58,11 @@ def _of_the_options(config: RunConfig) -> Iterator[str]:
     if machine.precision == "16-mixed" and not uses_gpu(machine.accelerator):
         yield "trainer.precision=16-mixed needs a GPU; take trainer.precision=bf16-mixed."
     if machine.compile is not None and not uses_gpu(machine.accelerator) and shutil.which("g++") is None:
-        yield "trainer.compile needs the compiler g++ on the processor; install it, or set trainer.compile=null."
+        yield "trainer.compile needs the compiler g++ on the CPU; install it, or set trainer.compile=null."
     if machine.resident is True and config.data.storage == "shards":
         yield (
             "trainer.resident=true: the images of data.storage=shards are encoded, and decoded one by one on the "
-            "processor; set trainer.resident=auto."
+            "CPU; set trainer.resident=auto."
         )
     if machine.strategy != "fsdp":
         return

@@ -48,7 +48,7 @@ class MeanOverEpoch(pl.Callback):
 
 
 class FollowsNet(MeanOverEpoch):
-    """Tells a net where its training is, and logs what the net tells of its batches as `net/<name>`.
+    """Gives a net the progress of its training, and logs the net's figures of its batches as `net/<name>`.
 
     Which stage a net is in is a function of the step and of a seed that all processes share, so a resumed training
     goes on in the stage it was in.

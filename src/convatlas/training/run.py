@@ -54,7 +54,7 @@ def train(config: RunConfig, *, strict: bool) -> list[Path]:
             folder says so, and the other seeds go on.
 
     Raises:
-        UserError: something that the person can mend; nothing half-written is left.
+        UserError: something that the user can correct; nothing half-written is left.
     """
     signal.signal(signal.SIGTERM, stop)
     quieten_libraries()

@@ -1,4 +1,4 @@
-"""How Lightning divides a training among processes, and what it is told of net and memory; see `conf/trainer`."""
+"""How Lightning divides a training among processes, its plugins, and the layout of memory; see `conf/trainer`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def build_strategy(config: RunConfig, net: nn.Module) -> str | Strategy:
 def build_plugins(machine: TrainerConfig) -> list[Any]:
     """Return Lightning's plugins: whole checkpoints, batch norm over all processes, SLURM without Lightning's resuming.
 
-    Lightning's own answer to SLURM's signal is a second kind of checkpoint beside ours, which counts other batches.
+    Lightning's own requeueing writes a second kind of checkpoint, from which our data module could not resume.
     """
     plugins: list[Any] = [WholeCheckpointIO()]
     if machine.sync_batchnorm:

@@ -1,4 +1,4 @@
-"""Batch normalisation over all processes, on the processor as well: `torch.nn.SyncBatchNorm` works on GPUs alone.
+"""Batch normalisation over all processes, on the CPU as well: `torch.nn.SyncBatchNorm` works on GPUs alone.
 
 Each image is summed by itself, and the sums of images are added up in float64; only the results are rounded to float32.
 So several processes normalise by the statistics of one, however the images are divided among them.

@@ -1,7 +1,7 @@
 """Augmentation of whole batches, each image with its own draw.
 
 First the random numbers of a batch are drawn (`Augmenter.draw`), then they are applied (`Changes`). So each of several
-processes can draw for the whole batch and apply the numbers of its own share. Numbers are drawn on the processor, so
+processes can draw for the whole batch and apply the numbers of its own share. Numbers are drawn on the CPU, so
 that they are the same for every device; they are applied in torch operations without a loop over images, on the device
 where the images lie.
 

@@ -154,7 +154,7 @@ class Augmenter:
 class Changes:
     """What happens to each of B images. Indexing takes the changes of some of them.
 
-    The numbers stay on the processor, which decides by them without asking a GPU; those that pixels are computed with
+    The numbers stay on the CPU, which decides by them without asking a GPU; those that pixels are computed with
     are sent where the images lie.
 
     Attributes:

@@ -122,7 +122,7 @@ def see_through(images: Tensor, windows: Tensor, mode: str, samples: int = 1) ->
 
     Args:
         images: `(B, C, H, W)` float.
-        windows: `(B, 4)`, on the processor, wherever the images lie.
+        windows: `(B, 4)`, on the CPU, wherever the images lie.
         mode: "bilinear" or "nearest".
         samples: where a window is larger than the image, the points a side whose mean makes a pixel, so that what
             shrinks is smoothed.

@@ -41,7 +41,7 @@ def principal_colours(images: NDArray[np.uint8]) -> Tensor:
     count from 0 to 1 here; the paper names no unit.
 
     Args:
-        images: `(N, C, H, W)`; at most `MOST_IMAGES` of them, evenly spaced, are looked at.
+        images: `(N, C, H, W)`; at most `MOST_IMAGES` of them, evenly spaced, are used.
 
     Returns:
         `(C, C)` float32, a component in each column.

@@ -76,7 +76,7 @@ def rand_augment(images: Tensor, drawn: Tensor, downwards: Tensor, magnitude: in
 
     Args:
         images: `(B, C, S, S)` float in [0, 1], of 1 or 3 channels.
-        drawn: `(B, n)` int64, numbers of operations in the order above; on the processor, wherever the images lie.
+        drawn: `(B, n)` int64, numbers of operations in the order above; on the CPU, wherever the images lie.
         downwards: `(B, n)` bool, the direction of those that have one; beside `drawn`.
         magnitude: from 0 to `STRENGTHS`.
     """

@@ -72,7 +72,7 @@ def load(
         test_pattern: a regular expression whose first group, found in the name of a test picture, is its class; null
             takes class folders.
         group_pattern: a regular expression whose first group, found in a picture's path below `root`, is what belongs
-            together, such as an episode or a person; null takes each picture for itself.
+            together, such as an episode or a patient; null takes each picture for itself.
         title: for the data card, like the next three.
         origin: who made the pictures.
         licence: on which terms.

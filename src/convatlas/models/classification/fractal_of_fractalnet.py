@@ -90,7 +90,7 @@ class FreezeSchedule:
         Args:
             step: optimiser steps that are done.
             steps: optimiser steps of the whole training, at least 1.
-            generator: on the processor; None is torch's own.
+            generator: on the CPU; None is torch's own.
         """
         if self.stochastic:
             weights = torch.tensor(self.weights, dtype=torch.float64, device="cpu")
@@ -210,11 +210,11 @@ class FractalOfFractalNet(nn.Module):
         if image_size < 2**HALVINGS:
             raise ValueError(f"model.image_size={image_size} must be at least {2**HALVINGS}: it is halved four times.")
 
-    # ---- what the training asks and is told -------------------------------------------------------------------------
+    # ---- what the training asks and sets -------------------------------------------------------------------------
 
     @property
     def leaves_gradients_out(self) -> bool:
-        """Whether a training step may leave parameters without a gradient, which DDP must be told."""
+        """Whether a training step may leave parameters without a gradient, which DDP must know."""
         return self.freezes or self.drop_path_rate > 0
 
     def begin_step(self, step: int, steps: int, seed: int) -> None:

@@ -130,7 +130,7 @@ class FractalNet(nn.Module):
 
     @property
     def leaves_gradients_out(self) -> bool:
-        """Whether a training step may leave parameters without a gradient, which DDP must be told."""
+        """Whether a training step may leave parameters without a gradient, which DDP must know."""
         drops = self.drop_path in {"global", "mixed"} or (self.drop_path == "local" and self.drop_path_rate > 0)
         return drops and self.columns > 1
 

@@ -343,7 +343,7 @@ def thundernet(
         class_agnostic_boxes: predict one box a region, and not one for each class.
         anchor_sizes: side of the square anchors, in pixels.
         anchor_ratios: their heights over their widths.
-        candidates: the surest anchors of an image, from which overlapping ones are taken out.
+        candidates: the top-scoring anchors of an image, from which overlapping ones are taken out.
         training_proposals: most proposals of an image that are left, in training.
         proposals: most proposals of an image in evaluation.
         hard_mining: train on the regions of the highest loss, as in the paper, and not on random ones.

@@ -1,4 +1,4 @@
-"""SAUNet: a U-shaped net with a second stream that sees shapes, and attention that can be looked at.
+"""SAUNet: a U-shaped net with a second stream that sees shapes, and attention that can be shown.
 
 Sun, Darbehani, Zaidi, Wang, "SAUNet: Shape Attentive U-Net for Interpretable Medical Image Segmentation" (MICCAI 2020).
 Channels, biases and the order of layers follow the released code (sunjesse/shape-attentive-unet), whose parameters this
@@ -261,7 +261,7 @@ class SAUNet(nn.Module):
         decoder_width: channels of the decoder's finest block; the others have 2, 4 and 8 times as many. The paper has
             64. The last convolutions have half of it, and the one between three quarters.
         shape_width: channels at the beginning of the shape stream; the paper has 64.
-        shape_stream: whether there is a shape stream; without it the Canny channel is not looked at.
+        shape_stream: whether there is a shape stream; without it the Canny channel is not used.
         attention: whether the decoder attends.
         num_classes: classes, the background counted.
         in_channels: channels of the input, the last of which has the Canny edges.
