@@ -156,10 +156,10 @@ REFUSED = {
         "would be compiled anew",
     ),
     "compiling and reversible": (("trainer.compile=default", "model=revnet_cifar"), "keep their activations"),
-    "fp16 on the processor": (("trainer.precision=16-mixed",), "needs a GPU; take trainer.precision=bf16-mixed"),
+    "fp16 on the CPU": (("trainer.precision=16-mixed",), "needs a GPU; take trainer.precision=bf16-mixed"),
     "encoded images in memory": (
         ("trainer.resident=true", "+data.storage=shards"),
-        r"decoded one by one on the processor; set trainer\.resident=auto",
+        r"decoded one by one on the CPU; set trainer\.resident=auto",
     ),
     "uneven pieces": (("trainer.accumulate_grad_batches=3",), "must be a multiple of 3"),
     "machines without a launcher": (("trainer=ddp", "trainer.num_nodes=2"), "with torchrun or, under SLURM, with srun"),
