@@ -99,7 +99,7 @@ class Reader:
         except RuntimeError as error:
             raise UserError(
                 f"{self.split.folder}: an image of the {self.split.name} split cannot be decoded, so the shards have "
-                f"been damaged since they were written. {remedy(self.split.folder.name)}"
+                f"been damaged since they were written. {remedy(self.split.card.name)}"
             ) from error
         return torch.stack(images), changes
 
