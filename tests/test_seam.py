@@ -282,6 +282,10 @@ BAD = [
     (["recipe/optimizer=nadan"], ["recipe/optimizer=nadan", "nadam"]),
     (["recipe/optimizer=nadam", "+recipe.optimizer.beta=[0.9,0.99]"], ["recipe.optimizer.beta", "Did you mean betas"]),
     (["recipe/schedule=one_cycle"], ["recipe.schedule.warmup_epochs", "OneCycleLR", "~recipe.schedule.warmup_epochs"]),
+    (
+        ["recipe/optimizer=nadam", "recipe.optimizer.lr=0.1"],
+        ["recipe.optimizer.lr: there is no such option", "+recipe.optimizer.lr=..."],
+    ),
     (["recipe.optimizer.lr=-1"], ["recipe.optimizer", "-1", "correct"]),
     (["recipe.schedule.power=2"], ["recipe.schedule.power", "no such option"]),
     (["+recipe.schedule.power=2"], ["recipe.schedule.power", "cosine has no such argument"]),
@@ -326,17 +330,22 @@ BAD = [
 ]
 
 
+def files_below(folder: Path) -> set[Path]:
+    """Return the files in a folder but for compiled modules."""
+    return {path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+
+
 @pytest.mark.parametrize(("arguments", "words"), BAD, ids=lambda value: " ".join(value)[:60] if value else "")
 def test_bad_input(enter, theirs, prepared_digits, tmp_path, monkeypatch, arguments, words):  # noqa: PLR0917
     monkeypatch.chdir(tmp_path)
     (tmp_path / "conf").symlink_to(ROOT / "conf")
     (tmp_path / "broken_pkg.py").write_text("import no_such_pkg\n")
     monkeypatch.syspath_prepend(tmp_path)
-    before = {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts}
+    before = files_below(tmp_path)
     data = [] if "data=lit" in arguments else [f"data.prepared={prepared_digits}"]
     run = ["--config-dir", str(theirs), *QUICK, "recipe.epochs=1", f"output_dir={tmp_path / 'run'}"]
     assert_one_sentence(enter("train", *run, *data, *arguments), *words)
-    assert {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts} == before
+    assert files_below(tmp_path) == before
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Metric
 
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 from convatlas.tasks.classification import ClassificationTask
 
 

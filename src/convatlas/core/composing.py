@@ -214,7 +214,10 @@ def _explain_message(message: str, config_name: str) -> str:
     if unknown := re.search(r"Could not override '([\w.@]+)'", message):
         known = _known_keys(config_name)
         used = [group for group in groups if group in {key.partition(".")[0] for key in known}]
-        return f"{unknown[1]}: there is no such option. {near_matches(unknown[1], known + used)}"
+        near = near_matches(unknown[1], {*known, *used} - {unknown[1]})
+        section = f"{unknown[1].rpartition('.')[0]}._target_"
+        adding = f" +{unknown[1]}=... adds an argument that its class takes." if section in known else ""
+        return f"{unknown[1]}: there is no such option. {near}{adding}"
     return " ".join(message.split()) + " Correct the command or the file under conf/."
 
 
@@ -232,7 +235,9 @@ def _known_keys(config_name: str) -> list[str]:
     from omegaconf import OmegaConf
 
     chosen = [word for word in sys.argv[1:] if re.match(r"^[\w/]+=[\w-]+$", word)]
-    for overrides in (chosen, []):
+    folder = user_dir(sys.argv[1:])
+    theirs = [] if folder is None else [f"hydra.searchpath=['{folder.resolve()}']"]
+    for overrides in ([*theirs, *chosen], []):
         try:
             with hydra_ready():
                 return list(flat(OmegaConf.to_container(compose(config_name=config_name, overrides=overrides))))  # type: ignore[arg-type]
