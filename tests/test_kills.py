@@ -151,6 +151,7 @@ def train_with_kills(project: Project, draw: random.Random, most: int) -> int:
     kills = 0
     while kills < most and project.kill(draw):
         kills += 1
+        print(f"kill {kills} of this chain, after {project.seconds:.1f} s")
         if draw.random() < 0.3:
             project.move(project.folder.with_name(f"moved {kills}"))
     project.run()  # a second time where it is through: what was left undone at its end is done now

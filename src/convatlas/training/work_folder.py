@@ -66,7 +66,8 @@ class WorkFolder:
         Raises:
             UserError: another process works in it, or it belongs to other settings.
         """
-        lock = self.path.with_name(f".{self.path.name}.lock")
+        folder = self.path.resolve()
+        lock = folder.with_name(f".{folder.name}.lock")
         self._lock = acquire_lock(lock, f"Another process is training in {self.path}. Wait for it, or stop it.")
         try:
             self._take_over(overwrite)
