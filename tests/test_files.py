@@ -11,7 +11,8 @@ import torch
 
 from convatlas.core import files
 from convatlas.core.cli import explain_os_error
-from convatlas.core.files import atomic_write, write_json
+from convatlas.core.errors import UserError
+from convatlas.core.files import atomic_write, read_json, read_yaml, write_json
 
 
 @pytest.fixture
@@ -68,3 +69,11 @@ def test_a_file_is_whole(tmp_path):
     with atomic_write(tmp_path / "net.ckpt") as opened:
         torch.save({"a": torch.arange(3)}, opened)
     assert torch.load(tmp_path / "net.ckpt", weights_only=True)["a"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, b"\xff\xfe".decode("latin-1")])
+@pytest.mark.parametrize("read", [read_json, read_yaml])
+def test_what_cannot_be_read_is_one_sentence(tmp_path, read, content):
+    (tmp_path / "a").write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match=r"a is not readable as (JSON|YAML); do this\."):
+        read(tmp_path / "a", "do this.")

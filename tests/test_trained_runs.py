@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +158,18 @@ def test_ten_crop_takes_four_corners_the_centre_and_their_mirror_images():
     assert len(views) == 10
     assert [bool(view.any()) for view in views] == [n in (0, 5) for n in range(10)]
     assert all(torch.equal(view.flip(3), mirrored) for view, mirrored in zip(views[:5], views[5:], strict=True))
+
+
+def test_images_of_any_name(trained, enter, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    names = [b"a" * 251 + b".png", ("\N{GRINNING FACE}" * 62).encode() + b".png", b"\xff\xfe.png", b"two\nlines.png"]
+    Image.new("L", (8, 8)).save(folder / "plain.png")
+    for name in names:
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes((folder / "plain.png").read_bytes())
+    for _ in range(2):
+        arguments = [f"run={trained('classification')}", str(folder), f"output_dir={tmp_path / 'out'}"]
+        assert enter("predict", *arguments, "overwrite=true").status == 0
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert len(rows) == len(list((tmp_path / "out").glob("*.png"))) == 5
+    assert f"{folder}/\\xff\\xfe.png" in [row["file"] for row in rows]

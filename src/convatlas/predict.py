@@ -86,6 +86,8 @@ def predict(options: Options, files: list[Path]) -> list[dict[str, Any]]:
     Raises:
         UserError: a file cannot be read as an image, and is not to be left out.
     """
+    from convatlas.data.archives import printable
+
     with quick_imports():
         from convatlas.training.trained import load_run
 
@@ -98,10 +100,11 @@ def predict(options: Options, files: list[Path]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with written_folder(options.output_dir, "predict", "output_dir") as partial:
         for number, file in enumerate(files):
-            picture = partial / f"{number:05d}_{file.stem[:100]}.png" if options.pictures else None
+            stem = printable(file.stem).encode()[:200].decode(errors="ignore")  # names end at 255 bytes
+            picture = partial / f"{number:05d}_{stem}.png" if options.pictures else None
             row = _answer(task, card, file, picture, skip_broken=options.skip_broken)
             if row is not None:
-                rows.append({"file": str(file), **row})
+                rows.append({"file": printable(file), **row})
         if not rows:
             raise UserError("None of the files can be read as an image; name others.")
         write_json(partial / "predictions.json", rows)

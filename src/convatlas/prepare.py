@@ -78,10 +78,11 @@ def _checked(plain: Any, where: str) -> DataConfig:
 def _prepare(config: DataConfig, page: Path, asked_by: Literal["plan", "user"]) -> None:
     with quick_imports():
         from convatlas.data.prepare_dataset import prepare
-        from convatlas.reporting.data_page import write_data_page
+        from convatlas.reporting.data_page import check_page, write_data_page
 
     if config.module is not None:
         raise UserError(f"data={config.name} has batches of its own (data.module); there is nothing to prepare.")
+    check_page(page)
     card = prepare(config)
     write_json(config.prepared / IDENTITY_FILE, {**_identity(config), "asked_by": asked_by})
     write_data_page(config.prepared, page)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ValidationError
 
 from convatlas.core.cli import run_hydra
+from convatlas.core.config import Positive, Section, describe
 from convatlas.core.errors import UserError
 from convatlas.core.imports import quick_imports
 from convatlas.core.older import upgraded
@@ -15,20 +18,35 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+SIZE = "give channels, height and width, for example input_size=[3,224,224]"
+
+
+class Options(Section):
+    """What the command line may say beside the net."""
+
+    input_size: tuple[Positive, Positive, Positive] | None
+    batch_size: Positive
+    latency: bool
+    part: str | None
+    format: Literal["text", "json"]
+
+
 def main(config: DictConfig) -> None:
     """Profile the net that the configuration names, and print the figures as text or JSON."""
     from omegaconf import OmegaConf
 
     composed: Any = OmegaConf.to_container(config, resolve=True)
     plain = upgraded(composed)
-    if plain["format"] not in {"text", "json"}:
-        raise UserError(f"format={plain['format']}: choose text or json.")
-    size = plain["input_size"] or plain["about"].get("input_size")
+    try:
+        options = Options.model_validate({key: plain[key] for key in Options.model_fields})
+    except ValidationError as error:
+        raise UserError(describe(error, "the command line")) from error
+    size = options.input_size or plain["about"].get("input_size")
     if size is None:
-        raise UserError("input_size is missing; give channels, height and width, for example input_size=[3,224,224].")
-    figures = profile(plain["model"], size, plain["batch_size"], latency=plain["latency"], part=plain["part"])
+        raise UserError(f"input_size is missing; {SIZE}.")
+    figures = profile(plain["model"], list(size), options.batch_size, latency=options.latency, part=options.part)
     figures = {"model": plain["about"]["title"], **figures}
-    print(json.dumps(figures) if plain["format"] == "json" else as_text(figures))
+    print(json.dumps(figures) if options.format == "json" else as_text(figures))
 
 
 def profile(

@@ -7,7 +7,6 @@ exactly what it changes.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from convatlas.core.cli import run
 from convatlas.core.composing import hydra_ready
 from convatlas.core.config import DataConfig
 from convatlas.core.errors import UserError
-from convatlas.core.files import replace_folder, write_yaml
+from convatlas.core.files import write_yaml
+from convatlas.core.folders import written_folder
 from convatlas.core.source_code import page_code, prepare_code, report_code, run_code
 from convatlas.search.composing import planned_search, searches_for
 from convatlas.studies.params import FILE, Plan, read_plan
@@ -39,13 +39,8 @@ PLAN = Path("plan")
 def main() -> None:
     """Write plan/."""
     plan = read_plan(FILE)
-    partial = Path(".plan.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with written_folder(PLAN, "resolve", "folder") as partial:
         _check_listed(plan, _write(plan, partial))
-        replace_folder(partial, PLAN)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     _forget_others(plan.runs)
     print(f"{PLAN}/: {len(plan.runs)} runs")
 

@@ -66,6 +66,7 @@ def remove_outdated(output_dir: Path, folders: Sequence[Path]) -> None:
     Those of this one stay: they are finished when they are asked for again.
     """
     from convatlas.core.files import read_json
+    from convatlas.core.folders import check_replaceable
 
     def identity(folder: Path) -> dict[str, Any]:
         found = read_json(folder / "identity.json", "delete the folder and train again.")
@@ -74,7 +75,12 @@ def remove_outdated(output_dir: Path, folders: Sequence[Path]) -> None:
     current = [identity(folder) for folder in folders if (folder / "identity.json").is_file()]
     for other in set(output_dir.glob("seed=*")) - set(folders):
         if current and (other / "identity.json").is_file() and identity(other) != current[0]:
-            shutil.rmtree(other)
+            try:
+                check_replaceable(other, "train", "output_dir")
+            except UserError as error:
+                print(f"{other} has results of other settings and stays: {error}", file=sys.stderr)
+            else:
+                shutil.rmtree(other)
 
 
 def digest_of_files(folder: Path) -> str:

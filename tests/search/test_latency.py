@@ -65,7 +65,7 @@ def test_a_table_of_another_space_is_refused(table):
 @pytest.mark.parametrize("content", ["{}", "[]", '{"machine": [], "space": 1, "microseconds": null}'])
 def test_a_damaged_table_is_refused(table, tmp_path, content):
     (tmp_path / "own.json").write_text(content)
-    with pytest.raises(UserError, match=r"own\.json is not a table of latencies; pass search\.latency\.remeasure"):
+    with pytest.raises(UserError, match=r"own\.json is not a table of latencies; delete it, or name another"):
         table()
 
 

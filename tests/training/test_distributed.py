@@ -212,6 +212,7 @@ def test_srun_starts_processes_that_train_as_one(tmp_path, prepared_digits, comp
         "SLURM_NNODES": "1",
         "SLURM_NODEID": "0",
         "SLURM_NTASKS": "2",
+        "SLURM_STEP_ID": "0",
         "SLURM_NTASKS_PER_NODE": "2",
     }
     more = ("recipe.epochs=1", "trainer.limit_batches=4", "tracking=none")

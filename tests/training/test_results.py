@@ -7,7 +7,8 @@ import pytest
 
 from convatlas.core.errors import UserError
 from convatlas.core.record import RunRecord
-from convatlas.training.results import best_row
+from convatlas.tasks.figures import confusion_matrix
+from convatlas.training.results import best_row, plain_text
 from convatlas.training.run import train
 
 NAN = math.nan
@@ -47,3 +48,19 @@ def test_a_run_with_a_broken_or_missing_file_is_not_finished(compose, tmp_path, 
     assert train(config, strict=False) == [folder]  # in the pipeline it is trained again
     assert "It is trained again now" in capsys.readouterr().out
     assert RunRecord.read(folder).history == RunRecord.read(tmp_path / "whole").history
+
+
+def test_dollars_in_names_are_no_formula(tmp_path):
+    with plain_text():
+        confusion_matrix([0, 1], [0, 1], ["$5_{x $", "\\frac$$"]).savefig(tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 0
+
+
+def test_a_picture_costs_no_run(compose, monkeypatch, capsys):
+    def broken(*_):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr("convatlas.tasks.classification.ClassificationTask.figures", broken)
+    (folder,) = train(compose("recipe.epochs=1"), strict=True)
+    assert (folder / "metrics.json").is_file()
+    assert "no font" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment
 from test_determinism import assert_same_bits
 
 from convatlas.core.errors import UserError
+from convatlas.core.processes import launched, rank
 from convatlas.models.build import build_model
 from convatlas.tasks.classification import ClassificationTask
 from convatlas.training.machine import check_supported, with_scaled_rate
@@ -185,7 +186,7 @@ def test_a_gpu_that_is_not_there_is_told(compose, monkeypatch):
     ("launcher", "variables"),
     [
         ("torchrun", {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4"}),
-        ("srun", {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}),
+        ("srun", {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_ID": "0"}),
     ],
 )
 def test_another_number_of_processes_than_was_started_is_told(compose, monkeypatch, launcher, variables):
@@ -194,6 +195,19 @@ def test_another_number_of_processes_than_was_started_is_told(compose, monkeypat
     config = compose("trainer=ddp", "trainer.accelerator=cpu")
     with pytest.raises(UserError, match=rf"{launcher} started 4 processes but trainer.devices=2 .* make them agree"):
         check_supported(config, build_model(config.model))
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"},  # in a script that sbatch runs
+        {"RANK": "1"},
+    ],
+)
+def test_a_variable_alone_starts_no_processes(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert (launched(), rank()) == (None, 0)
 
 
 def test_slurms_signal_leaves_resuming_to_our_checkpoints(compose, monkeypatch):

@@ -11,6 +11,7 @@ import threading
 import traceback
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import yaml
@@ -178,7 +179,7 @@ def _plain_value(text: str, annotation: Any) -> Any:
         return None if text == "null" else text
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return text
 
 
@@ -224,6 +225,8 @@ def explain_os_error(error: OSError) -> str | None:
         return f"No space is left on the disk while writing {name}. Free some and start the same command again."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{name} cannot be written or read: {error.strerror}. Change its permissions or choose another folder."
+    if error.errno in (errno.EEXIST, errno.EISDIR):
+        return f"{name} is {'a folder' if Path(name).is_dir() else 'there already, and no folder'}; name another."
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return f"{name} does not exist. Correct the path."
     return None

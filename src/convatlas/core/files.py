@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 
 from convatlas.core.errors import UserError
 
+MAX_DEPTH = 100
 # libyaml reads eight times as fast; a build of PyYAML without it has the other.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -82,11 +82,22 @@ def read_yaml(path: Path, remedy: str) -> Any:
         UserError: it is not there or not YAML; `remedy` ends the sentence.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506 - it is a safe one
+        text = path.read_text(encoding="utf-8")
+        _check_depth(text)
+        return yaml.load(text, Loader=_LOADER)  # noqa: S506 - it is a safe one
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; {remedy}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not readable as YAML; {remedy}") from error
+
+
+def _check_depth(text: str) -> None:
+    """Refuse what is nested too deep: libyaml's loader calls itself at every level, and would crash the process."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"it is nested more than {MAX_DEPTH} levels deep")
 
 
 def read_json(path: Path, remedy: str) -> Any:
@@ -95,15 +106,5 @@ def read_json(path: Path, remedy: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; {remedy}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not readable as JSON; {remedy}") from error
-
-
-def replace_folder(new: Path, old: Path) -> None:
-    """Put the folder `new` in the place of `old`: at every moment one of the two stands there, or the old beside it."""
-    old.parent.mkdir(parents=True, exist_ok=True)
-    aside = old.with_name(f".{old.name}.{os.getpid()}.old")
-    if old.exists():
-        old.replace(aside)
-    new.replace(old)
-    shutil.rmtree(aside, ignore_errors=True)

@@ -1,18 +1,23 @@
-"""Folders that a command writes whole, and replaces only where all that lies in them is its own."""
+"""Folders that a command writes whole, and replaces only where all that lies in them is its own.
+
+Where a command writes some files into a folder that others may use as well, these files are its own or not there yet.
+"""
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from convatlas.core.errors import UserError
 from convatlas.core.files import write_json
+from convatlas.core.processes import is_alive
 
-__all__ = ["check_replaceable", "put_in_place", "written_folder"]
+__all__ = ["MARK", "check_replaceable", "claim_files", "put_in_place", "written_folder"]
 
 MARK = ".convatlas.json"
 """What a command leaves in a folder that it wrote: its own name, and the files that it put there."""
@@ -27,7 +32,7 @@ def check_replaceable(folder: Path, command: str, option: str) -> None:
     Raises:
         UserError: something else lies in it, and would be lost.
     """
-    if folder.is_symlink() or folder.is_file():
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"{option}={folder} is a file or a link; name a folder.")
     if not folder.exists():
         return
@@ -41,6 +46,23 @@ def check_replaceable(folder: Path, command: str, option: str) -> None:
                 f"{option}={folder} holds {name}, which {command} did not write and would be deleted; "
                 "name another folder, or move it."
             )
+
+
+def claim_files(folder: Path, command: str, names: Sequence[str], option: str) -> None:
+    """Mark `names` in a folder as what `command` writes there, one after the other; other files are left alone.
+
+    Raises:
+        UserError: one of them is there, and the command did not write it.
+    """
+    ours = _written_by(folder, command) if folder.is_dir() else set()
+    for name in names:
+        if (folder / name).exists() and name not in ours:
+            raise UserError(
+                f"{option}={folder} holds {name}, which {command} did not write and would be overwritten; "
+                "name another folder, or move it."
+            )
+    if ours != set(names):
+        write_json(folder / MARK, {"command": command, "files": sorted(names)})
 
 
 def _written_by(folder: Path, command: str) -> set[str]:
@@ -60,6 +82,7 @@ def written_folder(folder: Path, command: str, option: str) -> Iterator[Path]:
     Raises:
         UserError: `folder` holds what the command did not write.
     """
+    _clear_leftovers(folder)
     check_replaceable(folder, command, option)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
@@ -72,6 +95,18 @@ def written_folder(folder: Path, command: str, option: str) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _clear_leftovers(folder: Path) -> None:
+    """Tidy up behind killed processes; one that was killed between its two renames left the old folder aside."""
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+        _, process, state = leftover.name.rsplit(".", 2) if leftover.name.count(".") > 2 else ("", "", "")
+        if state not in ("partial", "old") or not process.isdecimal() or is_alive(int(process)):
+            continue
+        if state == "old" and not folder.exists():
+            leftover.rename(folder)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
 def put_in_place(new: Path, folder: Path, command: str, option: str) -> None:
     """Mark the folder `new` and give it the name `folder`; at every moment one of the two stands there.
 
@@ -80,6 +115,7 @@ def put_in_place(new: Path, folder: Path, command: str, option: str) -> None:
     """
     files = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
     write_json(new / MARK, {"command": command, "files": files})
+    _clear_leftovers(folder)
     check_replaceable(folder, command, option)
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")

@@ -21,17 +21,22 @@ def launched() -> Launched | None:
     """Return what started this process among others; None alone, or where Lightning starts the others later."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return Launched("torchrun", int(os.environ["WORLD_SIZE"]))
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+    if _is_task_of_srun():
         return Launched("srun", int(os.environ["SLURM_NTASKS"]))
     return None
 
 
 def rank() -> int:
     """Return the global rank; 0 in a single process and in the process from which Lightning starts the others."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if name in os.environ and (name != "SLURM_PROCID" or int(os.environ.get("SLURM_NTASKS", "1")) > 1):
-            return int(os.environ[name])
-    return 0
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ.get("RANK", "0"))
+    return int(os.environ["SLURM_PROCID"] if _is_task_of_srun() else os.environ.get("LOCAL_RANK", "0"))
+
+
+def _is_task_of_srun() -> bool:
+    """Say whether srun started this process among others; in a script that sbatch runs, most variables are the same."""
+    variables = os.environ
+    return int(variables.get("SLURM_NTASKS", "1")) > 1 and {"SLURM_PROCID", "SLURM_STEP_ID"} <= variables.keys()
 
 
 def uses_gpu(accelerator: str) -> bool:
@@ -116,3 +121,14 @@ def of_all_processes(value: ValueT) -> list[ValueT]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def is_alive(process: int) -> bool:
+    """Say whether a process of this machine runs."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True

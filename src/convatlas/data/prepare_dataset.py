@@ -6,10 +6,12 @@ Of images in files, what the verification found is saved while it runs; a prepar
 from __future__ import annotations
 
 import inspect
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,12 +40,16 @@ def prepare(config: DataConfig) -> Card:
         UserError: the source, the data or the fractions of the splits are wrong, the source and the configuration
             disagree, or the folder cannot be written; the old folder is then as it was.
     """
-    _refuse_to_replace(config)
+    _check_prepared(config)
     with spooled_beside(config.prepared):
         return prepare_raw(config, read_source(config))
 
 
-def _refuse_to_replace(config: DataConfig) -> None:
+_OWN = re.compile(rf"{re.escape(CARD_FILE)}|identity\.json|({'|'.join(SPLITS)})_\w+\.(npy|arrow)")
+"""The files of a prepared data set."""
+
+
+def _check_prepared(config: DataConfig) -> None:
     """Refuse to write where something else lies: the folder of a prepared set is replaced as a whole."""
     target, root = config.prepared.resolve(), config.root.resolve()
     if target == root or target in root.parents or root in target.parents:
@@ -51,11 +57,21 @@ def _refuse_to_replace(config: DataConfig) -> None:
             f"data.prepared={config.prepared} and data.root={config.root} lie within each other, and the raw files "
             "must stay as they are; set data.prepared to a folder beside them."
         )
+    if target.exists() and not target.is_dir():
+        raise UserError(f"data.prepared={config.prepared} is a file; set another folder.")
+    if target in (Path.cwd(), *Path.cwd().parents):
+        raise UserError(f"data.prepared={config.prepared} holds the folder that you are in; set another.")
     if target.is_dir() and any(target.iterdir()) and not (target / CARD_FILE).exists():
         raise UserError(
             f"data.prepared={config.prepared} holds files, but no {CARD_FILE}: it is no prepared data set and would be "
             "replaced; set another folder, or empty this one."
         )
+    for path in sorted(target.rglob("*")) if target.is_dir() else ():
+        if path.is_dir() or not _OWN.fullmatch(path.relative_to(target).as_posix()):
+            raise UserError(
+                f"data.prepared={config.prepared} holds {path.name}, which no preparation wrote and would be deleted; "
+                "set another folder, or move it."
+            )
 
 
 def prepare_raw(config: DataConfig, raw: RawDataset) -> Card:

@@ -100,7 +100,7 @@ def write(folder: Path, raw: RawDataset, parts: dict[str, Items], card: Card, en
     Raises:
         UserError: the folder cannot be written.
     """
-    target = folder.absolute()
+    target = folder.resolve()
     new, old = beside(target, "new"), beside(target, "old")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def write(folder: Path, raw: RawDataset, parts: dict[str, Items], card: Card, en
 
 def beside(folder: Path, state: str) -> Path:
     """Return the hidden path beside a prepared folder that holds a state of its preparation."""
-    return folder.absolute().with_name(f".{folder.absolute().name}.{state}")
+    return folder.resolve().with_name(f".{folder.resolve().name}.{state}")
 
 
 def _clear_leftovers(target: Path, new: Path, old: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from convatlas.core.errors import UserError
 from convatlas.core.files import write_text
 from convatlas.data.card import Card, NearPair, Rejected
 from convatlas.data.duplicates import SIMILARITY
@@ -24,7 +25,7 @@ from convatlas.reporting.images import EmbeddedImage, as_rgb, embedded, pixels_o
 from convatlas.reporting.rendering import render
 from convatlas.reporting.wording import count
 
-__all__ = ["render_data_page", "write_data_page"]
+__all__ = ["check_page", "render_data_page", "write_data_page"]
 
 MOST_CLASSES = 100
 """Classes with pictures on the page; of more, the first."""
@@ -72,12 +73,25 @@ class Shown:
         return self.total - len(self.rows)
 
 
+def check_page(page: Path) -> None:
+    """Check that a page may be written.
+
+    Raises:
+        UserError: a file is there that is none of our pages.
+    """
+    if page.is_dir():
+        raise UserError(f"page={page} is a folder; name a file.")
+    if page.exists() and b'name="generator" content="convatlas"' not in page.read_bytes():
+        raise UserError(f"page={page} is there already, and no page of a data set; name another file, or move it.")
+
+
 def write_data_page(folder: Path, page: Path) -> None:
     """Write the page of a prepared data set.
 
     Raises:
         UserError: the folder is not a whole prepared data set.
     """
+    check_page(page)
     write_text(page, render_data_page(PreparedData.open(folder)))
 
 

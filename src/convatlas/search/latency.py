@@ -110,15 +110,18 @@ def table_for(
         "pass search.latency.remeasure=true or delete it to measure again, or name another file with "
         "search.latency.table."
     )
-    if remeasure or not file.exists():
+    found = None
+    if file.exists():
+        other = "delete it, or name another file with search.latency.table."
+        found = read_json(file, other)
+        shape = {"machine": dict, "space": str, "microseconds": dict}
+        if not isinstance(found, dict) or {key: type(value) for key, value in found.items()} != shape:
+            raise UserError(f"{file} is not a table of latencies; {other}")
+    if remeasure or found is None:
         times = measure_table(space, in_channels, num_classes, device=device, rounds=rounds)
         table = LatencyTable(machine, fingerprint, times)
         write_json(file, table.plain())
         return table
-    found = read_json(file, remedy)
-    shape = {"machine": dict, "space": str, "microseconds": dict}
-    if not isinstance(found, dict) or {key: type(value) for key, value in found.items()} != shape:
-        raise UserError(f"{file} is not a table of latencies; {remedy}")
     if found["machine"] != machine:
         old = found["machine"]
         changed = [f"{k} was {old.get(k)}, now {v}" for k, v in machine.items() if old.get(k) != v]

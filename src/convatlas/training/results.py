@@ -7,6 +7,7 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,8 +82,20 @@ def collect_results(
         test_seconds=test_seconds,
         latency_seconds=measure_latency(task.net, shape),
     )
-    figures = task.figures(data.sample_batch(predictions["index"].tolist()), predictions)
+    figures: Mapping[str, Figure] = {}
+    try:
+        with plain_text():
+            figures = task.figures(data.sample_batch(predictions["index"].tolist()), predictions)
+    except Exception as error:  # a picture never costs a run
+        print(f"No figures can be drawn ({error}); the run is complete without them.", file=sys.stderr)
     return Results(run, predictions, figures)
+
+
+def plain_text() -> AbstractContextManager[None]:
+    """Let matplotlib draw what stands between two dollar signs as it stands: class names are no formulas."""
+    import matplotlib as mpl
+
+    return mpl.rc_context({"text.parse_math": False})
 
 
 def build_record(
@@ -162,8 +175,9 @@ def write_results(results: Results, config: RunConfig, card: Card, work: WorkFol
             results.predictions.to_parquet(partial / "predictions.parquet", index=False)
         for name, figure in results.figures.items():
             try:
-                figure.savefig(partial / "figures" / f"{name}.png", dpi=110)
-            except Exception as error:  # a picture never costs a run
+                with plain_text():
+                    figure.savefig(partial / "figures" / f"{name}.png", dpi=110)
+            except Exception as error:  # as above
                 print(f"The figure {name} cannot be drawn ({error}); the run is complete without it.", file=sys.stderr)
         for checkpoint in (work.best, work.last):
             shutil.copy2(checkpoint, partial / checkpoint.name)

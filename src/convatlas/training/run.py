@@ -90,6 +90,7 @@ def train_seed(config: RunConfig, prepared: PreparedData, seed: int, tracker: Va
             return folder
         if rank() == 0:
             check_replaceable(folder, "train", "output_dir")
+            check_apart(work.path, folder)
             work.open(overwrite=config.overwrite)
     seed_tracker = tracker.start_seed(seed, work.path)
     fit_and_test = foreign.fit_and_test if foreign.is_foreign(config) else _fit_and_test
@@ -106,6 +107,17 @@ def train_seed(config: RunConfig, prepared: PreparedData, seed: int, tracker: Va
     if rank() == 0:
         work.remove()
     return folder
+
+
+def check_apart(work: Path, folder: Path) -> None:
+    """Check that an unfinished training does not lie in the folder that its results replace.
+
+    Raises:
+        UserError: it does, or the results lie in it.
+    """
+    one, other = work.resolve(), folder.resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise UserError(f"work_dir would put {work} and output_dir {folder}; choose a work_dir outside of it.")
 
 
 def _complete(folder: Path, work: WorkFolder, tracker: VariantTracker) -> None:

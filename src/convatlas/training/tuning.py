@@ -33,6 +33,7 @@ from convatlas.core.config import Positive, RunConfig, Section, describe
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_json, write_json, write_text, write_yaml
+from convatlas.core.folders import claim_files
 from convatlas.core.seeds import mixed_seed
 from convatlas.data.prepared import PreparedData
 from convatlas.models.build import build_model
@@ -48,6 +49,7 @@ Range: TypeAlias = CategoricalDistribution | FloatDistribution | IntDistribution
 
 __all__ = ["Search", "TuneConfig", "read_search", "search"]
 
+FILES = ("best.yaml", "trials.csv", "tune.db")
 SYNTAX = "write a range as key=interval(0.001,0.1), key=tag(log,interval(...)), key=range(4,17,4) or key=choice(a,b)."
 
 
@@ -172,6 +174,7 @@ def search(asked: Search) -> str:
     busy = f"Another process searches in {folder}. Wait for it, or choose another output_dir."
     lock = acquire_lock(folder / ".tune.lock", busy)
     try:
+        claim_files(folder, "tune", FILES, "output_dir")
         with open_tracker(asked.base, prepared.card) as tracker:
             trials = _Trials(asked, prepared, tracker)
             while len(trials.study.trials) < asked.tune.trials:

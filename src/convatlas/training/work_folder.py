@@ -13,6 +13,13 @@ from filelock import FileLock, Timeout
 from convatlas.core.digests import flat
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_json, write_json
+from convatlas.core.folders import MARK
+
+FIRST, LAST = ("fitted", "last.ckpt"), "identity.json"
+"""What is deleted first and last: a kill in between leaves a folder that is known by its identity and starts afresh."""
+FILES = {*FIRST, LAST, "best.ckpt", "mlflow_run_id", "reported.json", "search.state", "random.state"}
+"""The files of an unfinished training, trial or search; it has them in the folders below as well."""
+FOLDERS = {"finals", "results"}
 
 __all__ = ["WorkFolder", "acquire_lock", "difference", "read_identity", "release_lock"]
 
@@ -59,7 +66,8 @@ class WorkFolder:
         Raises:
             UserError: another process works in it, or it belongs to other settings.
         """
-        lock = self.path.with_name(f".{self.path.name}.lock")
+        folder = self.path.resolve()
+        lock = folder.with_name(f".{folder.name}.lock")
         self._lock = acquire_lock(lock, f"Another process is training in {self.path}. Wait for it, or stop it.")
         try:
             self._take_over(overwrite)
@@ -68,28 +76,46 @@ class WorkFolder:
             raise
 
     def _take_over(self, overwrite: bool) -> None:
-        recorded = self.path / "identity.json"
+        recorded = self.path / LAST
+        if (self.path / MARK).exists():
+            raise UserError(f"{self.path} holds a finished run, not an unfinished one; choose another work_dir.")
         if not recorded.exists() and (foreign := self._foreign()):
             raise UserError(
                 f"{self.path} holds {foreign}, which no training wrote; choose another work_dir or output_dir."
             )
         if overwrite:
-            shutil.rmtree(self.path, ignore_errors=True)
+            self._clear()
         elif recorded.exists():
             before = read_identity(recorded, f"delete {self.path} and start again.")
             if before != self.identity:
                 if self.strict:
                     raise UserError(self._changed(before))
                 print(f"{self.path} belongs to an earlier plan ({difference(before, self.identity)}): starting afresh.")
-                shutil.rmtree(self.path)
+                self._clear()
         if not recorded.exists():
-            shutil.rmtree(self.path, ignore_errors=True)
+            self._clear()
             write_json(recorded, self.identity)
 
     def _foreign(self) -> str | None:
         """Return something in the folder that is none of a training's, where its beginning was not written down."""
         found = self.path.rglob("*") if self.path.is_dir() else ()
-        return next((path.name for path in found if not path.name.startswith(".identity.json.")), None)
+        return next((path.name for path in found if not path.name.startswith(f".{LAST}.")), None)
+
+    def _clear(self) -> None:
+        """Delete what a training left in the folder, and the folder unless something else lies in it."""
+        if not self.path.is_dir():
+            return
+        found = {path.name: path for path in self.path.iterdir()}
+        for name in [*FIRST, *sorted(found.keys() - {*FIRST, LAST}), LAST]:
+            path = found.get(name)
+            if path is None:
+                continue
+            if name in FOLDERS:
+                shutil.rmtree(path, ignore_errors=True)
+            elif name in FILES or any(name.startswith(f".{own}.") and name.endswith(".tmp") for own in FILES):
+                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.rmdir()
 
     def _changed(self, before: dict[str, Any]) -> str:
         return (
@@ -98,8 +124,8 @@ class WorkFolder:
         )
 
     def remove(self) -> None:
-        """Delete the folder, and only then unlock it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Delete what the training left, and only then unlock the folder."""
+        self._clear()
         self.close()
 
     def close(self) -> None:

@@ -1,0 +1,227 @@
+"""Trainings that are killed again and again, at moments that are drawn, end as if nothing had been.
+
+A chain is one training: it is started, killed and started again, until it is through. It is killed while it starts,
+while MLflow's database is made, within epochs, while results are written and while the log is closed; sometimes its
+project has moved before it is started again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import ViewType
+
+from forking import Forks
+from helpers import ROOT
+
+OPTIONS = (
+    *("model=lenet5_modern", "recipe.epochs=4", "recipe.batch_size=128", "trainer.threads=1", "study=kills"),
+    *("variant=v", "output_dir=run", "trainer.checkpoint_every_n_steps=3", "recipe.monitor=val/calibration_error"),
+    *("tracking.system_metrics=false", "tracking.log_model=false"),
+)
+MOMENTS = ("start", "store", "epochs", "results", "end")
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+KILLS_OF_A_CHAIN = 12
+"""After so many a training may come to its end."""
+
+
+@dataclass
+class Project:
+    """A project in which one training runs.
+
+    Attributes:
+        folder: where it lies now.
+        options: of the training.
+        forks: what starts processes.
+        seconds: that its processes have taken, all together.
+    """
+
+    folder: Path
+    options: tuple[str, ...]
+    forks: Forks
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Make the folder."""
+        self.folder.mkdir()
+        (self.folder / "conf").symlink_to(ROOT / "conf")
+
+    @property
+    def seed(self) -> Path:
+        """The folder of the results."""
+        return self.folder / "run" / "seed=0"
+
+    def start(self) -> int:
+        """Start the training."""
+        return self.forks.start("convatlas.train", self.options, self.folder, self.folder / "log.txt")
+
+    def run(self) -> None:
+        """Run the training to its end."""
+        started = time.monotonic()
+        self.start()
+        status = self.forks.status()
+        self.seconds += time.monotonic() - started
+        assert status == 0, self.log
+
+    def kill(self, draw: random.Random) -> bool:
+        """Start the training and kill it at some moment; returns whether it was killed before it was through."""
+        moment = draw.choice(MOMENTS)
+        waiting, wanted = draw.random(), draw.choice(SIGNALS)
+        started = time.monotonic()
+        process = self.start()
+        if moment == "start":
+            time.sleep(waiting)
+        else:
+            marks = self.marks(moment)
+            while self.marks(moment) == marks and is_running(process):
+                time.sleep(0.001)
+            time.sleep(waiting * {"store": 0.5, "epochs": 0.3, "results": 0.03, "end": 0.2}[moment])
+        if is_running(process):
+            os.kill(process, wanted)
+        status = self.forks.status()
+        self.seconds += time.monotonic() - started
+        assert status in (0, -wanted, 128 + wanted), f"{moment}, {wanted.name}: {status}\n{self.log}"
+        return status != 0
+
+    def marks(self, moment: str) -> set[tuple[str, int]]:
+        """Return files whose coming tells that the moment is there."""
+        patterns = {
+            "store": ".mlflow.db.*.partial",
+            "epochs": "run/.work/seed=0/last.ckpt",
+            "results": "run/.seed=0.*.partial/*",
+            "end": "run/seed=0",
+        }
+        found = set()
+        for path in self.folder.glob(patterns[moment]):
+            try:
+                found.add((path.name, path.stat().st_mtime_ns))
+            except FileNotFoundError:
+                continue
+        return found
+
+    def move(self, to: Path) -> None:
+        """Move the project."""
+        self.folder.rename(to)
+        self.folder = to
+
+    @property
+    def log(self) -> str:
+        """What the processes printed."""
+        return (self.folder / "log.txt").read_text()[-6000:]
+
+
+def is_running(process: int) -> bool:
+    """Say whether a fork has not ended; one that has ended is a zombie until it is asked for its status."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    """Import everything once."""
+    with Forks() as forks:
+        yield forks
+
+
+@pytest.fixture(scope="module")
+def undisturbed(forks: Forks, prepared_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Train once without a kill."""
+    options = (*OPTIONS, f"data.prepared={prepared_digits}")
+    project = Project(tmp_path_factory.mktemp("undisturbed") / "project", options, forks)
+    project.run()
+    return project
+
+
+def train_with_kills(project: Project, draw: random.Random, most: int) -> int:
+    """Start and kill a training until it is through; returns how often it was killed."""
+    kills = 0
+    while kills < most and project.kill(draw):
+        kills += 1
+        print(f"kill {kills} of this chain, after {project.seconds:.1f} s")
+        if draw.random() < 0.3:
+            project.move(project.folder.with_name(f"moved {kills}"))
+    project.run()  # a second time where it is through: what was left undone at its end is done now
+    return kills
+
+
+def record_of(project: Project) -> dict[str, object]:
+    """Return what MLflow has: of every run its status, place and metrics, without what is measured in seconds."""
+    client = MlflowClient(tracking_uri=f"sqlite:///{project.folder / 'mlflow.db'}")
+    found = {}
+    for experiment in client.search_experiments():
+        for run in client.search_runs([experiment.experiment_id], run_view_type=ViewType.ACTIVE_ONLY):
+            metrics = {}
+            for name in run.data.metrics:
+                history = client.get_metric_history(run.info.run_id, name)
+                steps = [each.step for each in history]
+                assert len(steps) == len(set(steps)), f"{name} was logged twice"
+                if "seconds" not in name:
+                    metrics[name] = [(each.step, each.value) for each in sorted(history, key=lambda each: each.step)]
+            names = sorted(file.path for file in client.list_artifacts(run.info.run_id))
+            found.setdefault((experiment.name, run.info.run_name), []).append(
+                (run.info.status, "mlflow.parentRunId" in run.data.tags, names, sorted(run.data.params), metrics)
+            )
+    return found
+
+
+def assert_same(project: Project, undisturbed: Project) -> None:
+    """Check that a chain has the results of the undisturbed training."""
+    assert sorted(path.name for path in (project.folder / "run").iterdir()) == ["seed=0"], "nothing is left over"
+    assert not [path.name for path in project.folder.iterdir() if "partial" in path.name]
+    one, other = project.seed, undisturbed.seed
+    assert sorted(path.relative_to(one) for path in one.rglob("*")) == sorted(
+        path.relative_to(other) for path in other.rglob("*")
+    )
+    for name in ("metrics.json", "history.csv", "identity.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    for name in ("best.ckpt", "last.ckpt"):
+        weights, expected = (torch.load(folder / name, weights_only=True) for folder in (one, other))
+        assert weights["epoch"] == expected["epoch"]
+        assert weights["state_dict"].keys() == expected["state_dict"].keys()
+        assert all(torch.equal(tensor, expected["state_dict"][key]) for key, tensor in weights["state_dict"].items())
+    pd.testing.assert_frame_equal(*(pd.read_parquet(folder / "predictions.parquet") for folder in (one, other)))
+    timing = json.loads((one / "timing.json").read_text())
+    assert len(timing["epoch_seconds"]) == 4
+    assert 0 < timing["train_seconds"] <= project.seconds
+    assert record_of(project) == record_of(undisturbed)
+
+
+def try_chains(kills: int, seed: int, forks: Forks, undisturbed: Project, folder: Path) -> None:
+    """Kill so many times, in as many chains as it takes."""
+    draw = random.Random(seed)
+    done = chain = 0
+    while done < kills:
+        chain += 1
+        place = folder / f"chain {chain}"
+        place.mkdir()
+        project = Project(place / "project", undisturbed.options, forks)
+        done += train_with_kills(project, draw, min(KILLS_OF_A_CHAIN, kills - done))
+        try:
+            assert_same(project, undisturbed)
+        except AssertionError as error:
+            error.add_note(f"seed {seed}, chain {chain}, after {done} kills\n{project.log}")
+            raise
+        shutil.rmtree(place)
+
+
+def test_a_training_that_is_killed_ends_as_if_nothing_had_been(forks, undisturbed, tmp_path):
+    try_chains(4, 20261130, forks, undisturbed, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_hundred_kills(forks, undisturbed, tmp_path):
+    try_chains(100, int(os.environ.get("KILLS_SEED", "1")), forks, undisturbed, tmp_path)

@@ -1,0 +1,313 @@
+"""Nothing that a command did not write is ever changed or deleted, `overwrite=true` or not.
+
+Each case puts files of the user's into a place that a command writes to, and runs it: it either succeeds or ends with
+one sentence and status 2, and all that it does not own is as before.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from helpers import ROOT, Entered, assert_one_sentence
+
+SMALL = ("model=lenet5_modern", "recipe.epochs=1", "trainer.threads=1", "trainer.limit_batches=1", "tracking=none")
+TUNE = ("tune.trials=1", "recipe.optimizer.lr=interval(0.1,0.2)")
+SEARCH = (
+    *("search=random", "tracking=none", "search.finals.seeds=[]", "search.proxy.epochs=1", "search.strategy.trials=1"),
+    *("search.space.stages=[{channels: 8, layers: 1, stride: 2}]", "search.space.head_channels=16"),
+    *("data.image_size=16", "search.latency.rounds=1", "search.proxy.batch_size=512"),
+)
+FOREIGN = "notes of the user's\n"
+
+
+@dataclass(frozen=True)
+class World:
+    """A folder with everything that the commands work on.
+
+    Attributes:
+        folder: what is looked at before and after.
+        prepared: prepared digits.
+        run: the folder of a finished seed.
+        images: a folder with images to predict.
+    """
+
+    folder: Path
+    prepared: Path
+    run: Path
+    images: Path
+
+
+@pytest.fixture(scope="module")
+def finished_run(prepared_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a seed once; every case gets a copy."""
+    from convatlas.core.composing import compose_run, hydra_ready
+    from convatlas.training.run import train
+
+    output_dir = tmp_path_factory.mktemp("finished") / "run"
+    with hydra_ready():
+        named = {"variant": "v", "seeds": [0], "output_dir": str(output_dir)}
+        (folder,) = train(compose_run([*SMALL, f"data.prepared={prepared_digits}"], named), strict=True)
+    return folder
+
+
+@pytest.fixture
+def world(prepared_digits: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Make the world of one case, and go into it."""
+    folder = tmp_path / "world"
+    images = folder / "images"
+    images.mkdir(parents=True)
+    Image.new("L", (8, 8), 100).save(images / "one.png")
+    (images / "notes.txt").write_text(FOREIGN)
+    run = folder / "runs" / "seed=0"
+    shutil.copytree(finished_run, run)
+    (folder / "conf").symlink_to(ROOT / "conf")
+    monkeypatch.chdir(folder)
+    return World(folder, prepared_digits, run, images)
+
+
+def snapshot(folder: Path) -> dict[str, tuple[str, int, str]]:
+    """Return kind, size and sha256 of everything below a folder; links are not followed."""
+    found = {}
+    for path in [folder, *folder.rglob("*")]:
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            found[name] = ("link", 0, str(path.readlink()))
+        elif path.is_dir():
+            found[name] = ("folder", 0, "")
+        else:
+            content = path.read_bytes()
+            found[name] = ("file", len(content), sha256(content).hexdigest())
+    return found
+
+
+def check_kept(world: World, before: dict[str, tuple[str, int, str]], entered: Entered, owned: Sequence[str]) -> None:
+    """Check that all is as before but for `owned`; a refused command does not even change that."""
+    after = snapshot(world.folder)
+    if entered.status != 0:
+        assert_one_sentence(entered)
+        owned = ()
+    lost = {name for name, what in before.items() if after.get(name) != what}
+    assert {name for name in lost if not any(name == own or name.startswith(f"{own}/") for own in owned)} == set()
+
+
+# ---- commands that write a folder -----------------------------------------------------------------------------------
+
+Arguments = Callable[[World, str], list[str]]
+COMMANDS: dict[str, tuple[str, Arguments]] = {
+    "predict": ("predict", lambda w, to: [f"run={w.run}", str(w.images), f"output_dir={to}", "overwrite=true"]),
+    "evaluate": ("evaluate", lambda w, to: [f"run={w.run}", f"output_dir={to}"]),
+    "train": ("train", lambda w, to: [*SMALL, f"data.prepared={w.prepared}", f"output_dir={to}", "overwrite=true"]),
+    "train work_dir": (
+        "train",
+        lambda w, to: [*SMALL, f"data.prepared={w.prepared}", "output_dir=new", f"work_dir={to}", "overwrite=true"],
+    ),
+    "tune": (
+        "tune",
+        lambda w, to: [*SMALL, *TUNE, f"data.prepared={w.prepared}", f"output_dir={to}", "overwrite=true"],
+    ),
+    "search": (
+        "search.__main__",
+        lambda w, to: [*SEARCH, f"data.prepared={w.prepared}", f"output_dir={to}", "overwrite=true"],
+    ),
+    "search work_dir": (
+        "search.__main__",
+        lambda w, to: [*SEARCH, f"data.prepared={w.prepared}", "output_dir=new", f"work_dir={to}", "overwrite=true"],
+    ),
+    "prepare": ("prepare", lambda _, to: ["data=digits", "page=page.html", f"data.prepared={to}"]),
+    "prepare page": ("prepare", lambda _, to: ["data=digits", f"page={to}/digits.html", "data.prepared=new"]),
+}
+THEIRS = {
+    "predict": "predictions.csv",
+    "evaluate": "evaluation.json",
+    "train": "seed=0/metrics.json",
+    "train work_dir": "seed=0/best.ckpt",
+    "tune": "tune.db",
+    "search": "found.yaml",
+    "search work_dir": "search.state",
+    "prepare": "train_images.npy",
+    "prepare page": "digits.html",
+}
+"""A file of the user's that has the name of one that the command writes."""
+
+
+def in_the_folder(world: World, _: str) -> str:
+    """Files of the user's lie in the folder."""
+    return made(world, "place", "notes.txt")
+
+
+def of_the_same_name(world: World, command: str) -> str:
+    """A file of the user's has the name of one that the command writes."""
+    return made(world, "place", THEIRS[command])
+
+
+def in_a_folder_below(world: World, _: str) -> str:
+    """Files of the user's lie where a seed or a trial would."""
+    made(world, "place", ".work/trial=0/notes.txt")
+    return made(world, "place", "seed=0/notes.txt")
+
+
+def a_link(world: World, _: str) -> str:
+    """The folder is a link to another one of the user's."""
+    (world.folder / "link").symlink_to(made(world, "place", "notes.txt"))
+    return "link"
+
+
+def a_file(world: World, _: str) -> str:
+    """There is a file in place of the folder."""
+    (world.folder / "place").write_text(FOREIGN)
+    return "place"
+
+
+def the_folder_that_one_is_in(_world: World, _: str) -> str:
+    """The folder is the one that the user is in."""
+    return "."
+
+
+def the_folder_above_the_inputs(world: World, _: str) -> str:
+    """The folder holds run and images."""
+    return str(world.folder)
+
+
+def the_folder_of_the_images(world: World, _: str) -> str:
+    """The folder holds the images that are predicted."""
+    return str(world.images)
+
+
+def the_folder_of_the_run(world: World, _: str) -> str:
+    """The folder is that of the run which is used."""
+    return str(world.run)
+
+
+def made(world: World, folder: str, name: str) -> str:
+    """Write a file of the user's; returns the folder."""
+    file = world.folder / folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(FOREIGN)
+    return folder
+
+
+PLACES = [
+    in_the_folder,
+    of_the_same_name,
+    in_a_folder_below,
+    a_link,
+    a_file,
+    the_folder_that_one_is_in,
+    the_folder_above_the_inputs,
+    the_folder_of_the_images,
+    the_folder_of_the_run,
+]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_files_of_the_users_stay(enter, world, command, place):
+    name, arguments = COMMANDS[command]
+    to = place(world, command)
+    before = snapshot(world.folder)
+    check_kept(world, before, enter(name, *arguments(world, to)), owned=())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_files_of_the_users_among_earlier_results_stay(enter, world, command):
+    name, arguments = COMMANDS[command]
+    first = enter(name, *arguments(world, "place"))
+    assert first.status == 0, first.err
+    for folder in [path for path in [world.folder / "place", *world.folder.glob("place/*")] if path.is_dir()]:
+        (folder / "notes.txt").write_text(FOREIGN)
+    before = snapshot(world.folder)
+    owned = [own for own in before if not own.endswith("notes.txt") and own.startswith(("place/", "new/"))]
+    check_kept(world, before, enter(name, *arguments(world, "place")), owned)
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("train", "evaluate")])
+def test_earlier_results_are_replaced(enter, world, command):
+    name, arguments = COMMANDS[command]
+    for _ in range(2):
+        entered = enter(name, *arguments(world, "place"))
+        assert entered.status == 0, entered.err
+    assert not [path.name for path in world.folder.rglob(".*") if path.suffix in (".partial", ".old", ".tmp")]
+
+
+def test_results_may_not_lie_where_the_training_works(enter, world):
+    arguments = [*SMALL, f"data.prepared={world.prepared}", "output_dir=place", "work_dir=place"]
+    assert_one_sentence(enter("train", *arguments), "work_dir", "output_dir")
+    assert not list(world.folder.glob("place/seed=0/*"))
+
+
+def test_a_finished_run_is_no_work_folder(enter, world):
+    before = snapshot(world.folder)
+    arguments = [*SMALL, f"data.prepared={world.prepared}", "output_dir=place", "work_dir=runs", "overwrite=true"]
+    entered = enter("train", *arguments)
+    assert_one_sentence(entered, "finished run", "work_dir")
+    check_kept(world, before, entered, owned=())
+
+
+# ---- commands that write at fixed places of a project ---------------------------------------------------------------
+
+PLAN = ("study=thundernet", "seeds=0")
+WRITTEN: dict[str, tuple[str, list[str], list[str]]] = {
+    # What is called, with which arguments, and what is its own.
+    "plan": ("plan", [*PLAN], ["params.yaml"]),
+    "resolve": ("resolve", [], []),
+    "report": ("report", [], []),
+    "track": ("track", ["runs", "uri=sqlite:///mlflow.db"], []),
+}
+USERS = ["plan/notes.md", "reports/notes.md", "reports/studies/notes.md", "runs/notes.md", "runs/.finished/notes.md"]
+USERS += ["runs/seed=0/figures/notes.md", "mlartifacts/notes.md", ".plan.partial/notes.md", "data/notes.md"]
+
+
+@pytest.mark.parametrize("command", WRITTEN)
+def test_a_projects_other_files_stay(enter, world, command):
+    name, arguments, owned = WRITTEN[command]
+    assert enter("plan", *PLAN).status == 0
+    if command == "report":
+        assert enter("resolve").status == 0
+    for file in USERS:
+        made(world, ".", file)
+    before = snapshot(world.folder)
+    entered = enter(name, *arguments)
+    check_kept(world, before, entered, owned)
+    if command == "resolve":
+        assert_one_sentence(entered, "plan", "notes.md")
+        (world.folder / "plan/notes.md").unlink()
+        assert enter(name).status == 0
+        assert enter(name).status == 0, "its own plan is replaced"
+
+
+@pytest.mark.parametrize("name", ["plan", "reports", "mlflow.db", "params.yaml"])
+@pytest.mark.parametrize("command", WRITTEN)
+def test_a_file_or_a_folder_in_the_place_of_the_other_stays(enter, world, command, name):
+    assert enter("plan", *PLAN).status == 0
+    path = world.folder / name
+    if path.suffix:
+        path.unlink(missing_ok=True)
+        made(world, name, "notes.md")
+    else:
+        path.write_text(FOREIGN)
+    before = snapshot(world.folder)
+    called, arguments, owned = WRITTEN[command]
+    check_kept(world, before, enter(called, *arguments), owned)
+
+
+def test_seeds_that_are_outdated_go_and_files_of_the_users_among_them_stay(world):
+    from convatlas.train import remove_outdated
+
+    folders = [world.run.with_name(f"seed={seed}") for seed in (1, 2, 3)]
+    for folder in folders:
+        shutil.copytree(world.run, folder)
+        identity = yaml.safe_load((folder / "identity.json").read_text())
+        (folder / "identity.json").write_text(yaml.safe_dump({**identity, "code": "another"}))
+    (folders[0] / "notes.txt").write_text(FOREIGN)
+    (folders[1] / "identity.json").write_text((world.run / "identity.json").read_text())
+    remove_outdated(world.run.parent, [world.run])
+    assert [folder.name for folder in folders if folder.exists()] == ["seed=1", "seed=2"]
+    assert (folders[0] / "best.ckpt").exists()
