@@ -71,7 +71,7 @@ def digest(state: State) -> str:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the processor, executing nothing in it.
+    """Read a checkpoint onto the CPU, executing nothing in it.
 
     Raises:
         UserError: it is missing, truncated, or not a checkpoint of this project.

@@ -16,7 +16,7 @@ class FixedSizeTransform(GeneralizedRCNNTransform):
     In training other sizes are taken as well, for training at several scales; a batch has one.
 
     torchvision's own transform rescales any image to the size the net was made for. Resizing belongs to the data here,
-    where a person sees it, so another size or another number of channels is an error.
+    where the user sees it, so another size or another number of channels is an error.
 
     Args:
         image_size: side of the images.

@@ -342,7 +342,7 @@ def _current_autocast(device_type: str) -> Callable[[], AbstractContextManager[A
 
 
 def _random_state(device: torch.device) -> list[Tensor]:
-    """Return the state of the processor's generator, and of the device's if that is another."""
+    """Return the state of the CPU's generator, and of the device's if that is another."""
     states = [torch.get_rng_state()]
     if device.type not in {"cpu", "meta"}:
         states.append(torch.get_device_module(device).get_rng_state(*_generator_of(device)))
@@ -378,7 +378,7 @@ def _copied_buffers(block: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _own_gradients(block: nn.Module) -> Iterator[dict[int, Tensor]]:
-    """Let `block` compute with stand-ins of its parameters, on which a person's hooks do not hang.
+    """Let `block` compute with copies of its parameters that share their memory and have no hooks.
 
     Yields:
         the stand-ins by the identity of the parameters, whose memory they share.
