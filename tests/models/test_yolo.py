@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hydra import compose
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.detection import MeanAveragePrecision
 
@@ -449,3 +450,14 @@ def test_a_small_detector_learns_eight_images_by_heart(name: str, changes: dict[
     with torch.no_grad():
         metric.update(net.eval()(images), targets)
     assert metric.compute()["map_50"] >= 0.95
+
+
+def test_the_loss_of_a_place_is_computed_under_autocast_on_a_gpu():
+    before = torch.is_autocast_enabled("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        with FakeTensorMode():
+            values = torch.zeros(2, 2, device="cuda")
+            assert divergence(values, values).dtype == torch.float32
+    finally:
+        torch.set_autocast_enabled("cuda", before)

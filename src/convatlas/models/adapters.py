@@ -15,7 +15,6 @@ def timm_model(model_name: str, num_classes: int = 1000, in_channels: int = 3, *
     Args:
         model_name: a name of `timm.list_models()`.
         num_classes: classes of the new classifier.
-        in_channels: channels of the images.
         options: passed on to the net, for example `drop_path_rate`.
 
     Raises:

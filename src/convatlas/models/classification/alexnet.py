@@ -32,7 +32,6 @@ class Tower(nn.Module):
     """One GPU's half of the net; `forward` is in `AlexNet`, since the towers exchange what they computed.
 
     Args:
-        in_channels: channels of the images.
         channels: maps of the five convolutions of this half.
         hidden: units of fc6 and fc7 of this half.
         stem: kernel, stride and padding of the first convolution.
@@ -80,12 +79,10 @@ class AlexNet(nn.Module):
         stem: first convolution, `imagenet` (11x11, stride 4), or `small` (5x5, stride 1) for small images.
         width: factor on the maps of all convolutions and on the 4096 hidden units.
         dropout: probability after each hidden layer.
-        initialisation: `paper` (deviation 0.01, biases 1 where `STARTS_AT_ONE`), or `he` for nets much narrower than
+        initialisation: `paper` (std 0.01, biases 1 where `STARTS_AT_ONE`), or `he` for nets much narrower than
             the paper's, through which signals of that size do not pass.
         devices: two devices, one a tower, for example `[cuda:0, cuda:1]`; the logits are on the first. The net then
             stays there when it is moved as a whole. None leaves it in one place.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: an unknown stem or initialisation, a width or dropout out of range, an image size that is too small,

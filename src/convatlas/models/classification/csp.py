@@ -148,8 +148,6 @@ def csp_darknet53(
             first stage the paths have all and the blocks half.
         stem_channels: filters of the first convolution, which has stride 1.
         activation: `leaky`, or `mish` (csdarknet53-omega.cfg; the backbone of YOLOv4).
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: an unknown activation, or numbers that make no net.
@@ -196,8 +194,6 @@ def csp_densenet(
         compression: share of the channels, counted as in the DenseNet without a bypass, that a stage puts out.
         stem: `large` (7x7 and pooling, stride 4) or `small` (3x3, stride 2).
         stem_channels: filters of the stem.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: an unknown stem or fusion, `gamma` or `compression` out of range, or numbers that make no net; in a

@@ -262,8 +262,6 @@ def darknet53(
         channels: channels that each stage puts out; its blocks have half of them inside.
         stem_channels: filters of the first convolution, which has stride 1.
         activation: `leaky` or `mish`.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: an unknown activation, or numbers that make no net.

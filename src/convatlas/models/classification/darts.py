@@ -275,8 +275,6 @@ class DartsNet(nn.Module):
             the training's progress, see `begin_step`; the paper's is 0.2 for CIFAR.
         auxiliary: add a classifier behind the second reduction, with loss weight 0.4; training then returns a
             `DartsOutput`.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: an unknown or ill-formed genotype, an unknown stem, or a number out of its range.

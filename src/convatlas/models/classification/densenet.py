@@ -24,8 +24,6 @@ def densenet(depth: int = 121, dropout: float = 0.0, num_classes: int = 1000, in
     Args:
         depth: layers with weights.
         dropout: probability of dropping an activation behind each dense layer.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: the paper has no such depth, or `dropout` is no probability; in a call, the images are too small.

@@ -125,8 +125,6 @@ class DenseNetCifar(nn.Module):
             augmentation).
         memory_saving: compute concatenations, their normalisations and the convolutions on them again for the backward
             pass instead of storing them; gradients and statistics are the same bits.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: `depth` does not fit the kind of layer, `growth_rate` is less than 1, `compression` is not in

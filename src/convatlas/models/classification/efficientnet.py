@@ -98,11 +98,6 @@ def efficientnet(
         repeats: blocks of the seven stages before `depth` scales them.
         divisor: scaled channels are multiples of it.
         bn_momentum: weight of a new batch in the running statistics; 0.01 is TensorFlow's 0.99.
-        num_classes: classes.
-        in_channels: channels of the images.
-
-    Raises:
-        ValueError: an argument is outside its range.
     """
     from timm.models._efficientnet_builder import decode_arch_def
     from timm.models.efficientnet import EfficientNet

@@ -135,8 +135,6 @@ class BlockNet(nn.Module):
         always_expand: keep the first 1x1 convolution of blocks with expansion 1.
         conv_bias: give the convolutions biases; batch norm takes their effect away.
         dropout: probability of setting a feature before the classifier to zero.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: lists of different lengths, an unknown block, or a skipped layer that must change the shape.
@@ -210,11 +208,6 @@ class FBNet(BlockNet):
             released nets leave it out.
         conv_bias: give the convolutions biases, as in the released nets; batch norm takes their effect away.
         dropout: probability of setting a feature before the classifier to zero.
-        num_classes: classes.
-        in_channels: channels of the images.
-
-    Raises:
-        ValueError: an argument is outside its range.
     """
 
     def __init__(

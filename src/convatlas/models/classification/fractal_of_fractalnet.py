@@ -144,8 +144,6 @@ class FractalOfFractalNet(nn.Module):
         dropout: probability of dropping a value in the blocks of a (two), b, c (two), d and e: seven in this order.
         freeze_schedule, freeze_proportions, freeze_cycle: see `FreezeSchedule`; used by `freeze_drop_path` alone.
         image_size: side of the images in pixels, at least 16; it decides the size of the linear layer.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: a number out of its range, another number of dropout rates than seven, or an unknown name.
@@ -210,11 +208,11 @@ class FractalOfFractalNet(nn.Module):
         if image_size < 2**HALVINGS:
             raise ValueError(f"model.image_size={image_size} must be at least {2**HALVINGS}: it is halved four times.")
 
-    # ---- what the training asks and sets -------------------------------------------------------------------------
+    # ---- what the training asks for ---------------------------------------------------------------------------------
 
     @property
     def leaves_gradients_out(self) -> bool:
-        """Whether a training step may leave parameters without a gradient, which DDP must know."""
+        """Whether a training step may leave parameters without a gradient, which DDP has to know."""
         return self.freezes or self.drop_path_rate > 0
 
     def begin_step(self, step: int, steps: int, seed: int) -> None:

@@ -57,8 +57,6 @@ class FractalNet(nn.Module):
             have it. The authors' definition is the reverse.
         stem: `none`; or `imagenet`, the first layers of ResNet-34, which leave a quarter of the height and width, and
             no pooling after the last block, whose maps the classifier averages.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: a number out of its range, no width, an unknown name, or separate statistics with `affine`.
@@ -130,7 +128,7 @@ class FractalNet(nn.Module):
 
     @property
     def leaves_gradients_out(self) -> bool:
-        """Whether a training step may leave parameters without a gradient, which DDP must know."""
+        """Whether a training step may leave parameters without a gradient, which DDP has to know."""
         drops = self.drop_path in {"global", "mixed"} or (self.drop_path == "local" and self.drop_path_rate > 0)
         return drops and self.columns > 1
 

@@ -128,7 +128,6 @@ class AuxiliaryClassifier(nn.Module):
         in_channels: maps it looks at: 512 after 4a, 528 after 4d.
         side: pixels a side of these maps, 14 for images of 224 pixels.
         width: factor on its 128 maps and 1024 units.
-        num_classes: classes.
     """
 
     def __init__(self, in_channels: int, side: int, width: float, num_classes: int) -> None:
@@ -165,8 +164,6 @@ class GoogLeNet(nn.Module):
         width: factor on the maps of all convolutions and on the hidden units of the auxiliary classifiers.
         dropout: probability in front of the last layer.
         initialisation: `xavier` with biases of 0.2 as in Caffe's replica (the paper does not say), or `he`.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: an unknown stem or initialisation, a width or dropout out of range, or images too small for the

@@ -26,8 +26,6 @@ class HyperConvNet(nn.Module):
     Args:
         generated: the second kernel is generated; otherwise it is a weight of the same shape.
         embedding_size: N_z, length of the embedding, and the generator's hidden size d.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: `embedding_size` is below 1, or images have fewer than 4 pixels a side.

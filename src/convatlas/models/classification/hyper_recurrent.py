@@ -220,8 +220,6 @@ class SequenceReader(nn.Module):
         reading: `rows`: a step is one row of all channels; `pixels`: one pixel of all channels, row by row.
         image_size: side of the images in pixels.
         permutation_seed: put the pixels of every image in one random order first; null leaves them as they are.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: there is no such reading, or `image_size` is below 1.

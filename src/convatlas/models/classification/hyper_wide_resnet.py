@@ -66,8 +66,6 @@ class HyperWideResNet(nn.Module):
         kernel_decay: weight of the sum of squares of all convolution kernels, the generated ones among them, in the
             loss, see `loss_terms`. The paper prints "0.0005%".
         stem_stride: stride of the first convolution: 1, the paper's, or more for a cheaper net.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: `depth` is not 6n+4, a number is below 1 (`kernel_decay`: below 0), `basic_channels` does not divide

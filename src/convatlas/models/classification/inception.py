@@ -42,8 +42,6 @@ class InceptionV3(nn.Module):
         stem: `imagenet`, or `small`: stride 1 instead of 2 and no first pooling, so that 32 pixels become 12 and not 1.
         width: factor on the channels of every layer.
         dropout: probability in front of the last layer.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: an unknown stem, `small` with an auxiliary classifier (its 5x5 kernels need larger maps), or a width
@@ -107,8 +105,6 @@ class InceptionResNetV2(nn.Module):
         stem: `imagenet`, or `small`: stride 1 instead of 2 and no first pooling, so that 32 pixels become 12 and not 1.
         width: factor on the channels of every layer.
         dropout: probability in front of the last layer; the paper keeps 0.8.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: an unknown stem, more blocks than released, or a width that leaves broken numbers of channels; when
@@ -160,8 +156,6 @@ class Xception(nn.Module):
         stem: `imagenet`, or `small`: stride 1 instead of 2 in the first convolution.
         width: factor on the channels of every layer.
         dropout: probability in front of the last layer; the paper has 0.5 for ImageNet.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: an unknown stem, or a width that leaves broken numbers of channels; when called: images that are

@@ -89,8 +89,6 @@ class IRevNet(nn.Module):
         dropout: probability of dropping an activation in each branch, in the CIFAR script 0.1.
         memory_saving: store the last features alone and compute the other activations again; the gradients are those
             of plain autograd up to rounding, and the parameters have the same names.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: the lists do not belong together, or channels and strides do not.

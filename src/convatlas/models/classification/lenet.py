@@ -233,7 +233,6 @@ class LeNet5Modern(nn.Module):
     """The simplification that most tutorials call LeNet-5: full C3, ReLU, max pooling, a linear output layer.
 
     Args:
-        num_classes: classes.
         in_channels: channels of the images, which are 32x32 pixels.
 
     Raises:

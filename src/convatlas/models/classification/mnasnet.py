@@ -51,11 +51,6 @@ def mnasnet_a1(
         head_channels: channels of the last 1x1 convolution.
         dropout: probability of setting a feature before the classifier to zero.
         bn_momentum: weight of a new batch in the running statistics; 0.01 is the paper's 0.99.
-        num_classes: classes.
-        in_channels: channels of the images.
-
-    Raises:
-        ValueError: an argument is outside its range.
     """
     from timm.models._efficientnet_builder import decode_arch_def, round_channels
     from timm.models.efficientnet import EfficientNet

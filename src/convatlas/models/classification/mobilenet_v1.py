@@ -52,11 +52,6 @@ class MobileNetV1(nn.Module):
         middle_layers: layers of 512 channels that keep the resolution; 0 is the paper's shallow MobileNet (table 5).
         activation: `relu` as the paper says, or `relu6` as the released code has it.
         dropout: probability of setting a feature before the classifier to zero.
-        num_classes: classes.
-        in_channels: channels of the images.
-
-    Raises:
-        ValueError: an argument is outside its range.
     """
 
     def __init__(

@@ -49,11 +49,6 @@ def mobilenet_v2(
         repeats: blocks of the seven stages.
         head_channels: channels of the last 1x1 convolution at width 1.
         dropout: probability of setting a feature before the classifier to zero.
-        num_classes: classes.
-        in_channels: channels of the images.
-
-    Raises:
-        ValueError: an argument is outside its range.
     """
     from timm.models._efficientnet_builder import decode_arch_def, round_channels
     from timm.models.efficientnet import EfficientNet

@@ -65,9 +65,6 @@ def mobilenet_v3_large(
         head_channels: units of the linear layer between pooling and classifier.
         options: `dropout`, the probability of setting one of them to zero (0.2); `bn_momentum`, the weight of a new
             batch in the running statistics (0.01, the paper's 0.99); `num_classes` (1000); `in_channels` (3).
-
-    Raises:
-        ValueError: an argument is outside its range.
     """
     return _build(LARGE_STAGES, width, strides, head_channels, **options)
 

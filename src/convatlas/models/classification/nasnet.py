@@ -496,8 +496,6 @@ class NASNet(nn.Module):
         dropout: probability of dropping a feature before the classifier.
         auxiliary: add a classifier before the second reduction, with loss weight 0.4; training then returns a
             `NASNetOutput`.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: unknown cells or stem, a number out of its range, or a reduction input to skip where there is none.

@@ -46,8 +46,6 @@ class NetworkInNetwork(nn.Module):
         batch_norm: normalise each batch after every convolution, which the paper does not. Narrow nets do not train
             without it: nine layers of few maps, and a ReLU on the logits.
         dropout: probability after the first two mlpconv layers, and in front of the layer that has it in its name.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: an unknown head, or a width or dropout out of range; when called: images below 4 pixels, or, with a

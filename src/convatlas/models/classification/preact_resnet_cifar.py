@@ -94,8 +94,6 @@ class PreactResNetCifar(GatedNet):
         depth: layers with weights: 6n+2, with bottlenecks 9n+2.
         bottleneck: use 1x1-3x3-1x1 blocks, whose outputs are four times as wide.
         width: filters of the first stage; the next two have twice and four times as many.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: `depth` does not fit the kind of block, or `width` is less than 1.

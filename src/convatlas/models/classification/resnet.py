@@ -28,8 +28,6 @@ def resnet_basic(
     Args:
         depth: layers with weights.
         shortcut: where the shape changes, `projection` (a 1x1 convolution, option B) or `identity` (zero channels, A).
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: there is no such depth or shortcut.
@@ -55,8 +53,6 @@ def resnet_bottleneck(
         depth: layers with weights.
         stride_in_1x1: stages begin with a strided 1x1 convolution, as in the authors' net; false strides the 3x3 one.
         shortcut: where the shape changes, `projection` (a 1x1 convolution, option B) or `identity` (zero channels, A).
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: there is no such depth or shortcut.

@@ -70,8 +70,6 @@ class ResNetCifar(nn.Module):
         shortcut: `identity` (option A, the paper's for CIFAR), `projection` (option B), or `none`: the plain net.
         batch_norm: normalise after each convolution, as the paper does.
         initialisation: `he`, the paper's, or `xavier` (Glorot and Bengio 2010), which does not allow for ReLU.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: `depth` is not 6n+2, `width` is less than 1, or there is no such shortcut or initialisation.

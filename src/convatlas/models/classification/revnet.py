@@ -171,8 +171,6 @@ class RevNet(nn.Module):
         stem: `small` (3x3) or `imagenet` (7x7 with stride 2 and 3x3 max pooling).
         memory_saving: store one input a stage and compute the other activations again; the gradients are those of plain
             autograd up to rounding, and the parameters have the same names.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: the lists do not belong together, or the filters cannot be halved or padded.
@@ -317,8 +315,6 @@ def revnet_cifar(
         filters: channels behind the stem and of the three stages; None takes the paper's of this depth, and at others
             32, 32, 64 and 128.
         memory_saving: see `RevNet`.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: `depth` does not fit the kind of unit, or `filters` cannot be halved or padded.

@@ -6,7 +6,7 @@ An architecture file says which family of this project the net belongs to and wi
     found: {search: fbnet_dnas}   # how it was found; not read
     net: {blocks: [[k3_e3], [k5_e6, skip]], ...}
 
-`python -m convatlas.search` writes such files; they may be written by hand as well.
+`python -m convatlas.search` writes such files; users may write them as well.
 """
 
 from __future__ import annotations
@@ -44,8 +44,6 @@ def searched(
 
     Args:
         architecture: the file, or what stands in it.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         UserError: the file is missing or not YAML, or an argument of the net is wrong.

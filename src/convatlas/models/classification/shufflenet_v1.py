@@ -71,7 +71,7 @@ class ShuffleUnit(nn.Module):
         self.bn3 = nn.BatchNorm2d(branch_channels)
 
     def branch(self, x: Tensor) -> Tensor:
-        """Compute what is added to the input, or stands beside it."""
+        """Compute what is added to the input or concatenated with it."""
         x = self.shuffle(F.relu(self.bn1(self.reduce(x))))
         return self.bn3(self.expand(self.bn2(self.depthwise(x))))
 
@@ -94,11 +94,6 @@ class ShuffleNetV1(nn.Module):
             convolution with stride 1, no pooling).
         classifier_bias: give the linear layer a bias; null does as the released nets do (0.5 to 2.0 with 3 or 8
             groups have none) and gives one to the others.
-        num_classes: classes.
-        in_channels: channels of the images.
-
-    Raises:
-        ValueError: an argument is outside its range.
     """
 
     def __init__(

@@ -81,11 +81,6 @@ class ShuffleNetV2(nn.Module):
             convolution with stride 1, no pooling).
         stem_channels: output channels of the stem.
         classifier_bias: give the linear layer a bias.
-        num_classes: classes.
-        in_channels: channels of the images.
-
-    Raises:
-        ValueError: an argument is outside its range.
     """
 
     def __init__(
@@ -141,8 +136,6 @@ def shufflenet_v2(width: float = 1.0, num_classes: int = 1000, in_channels: int 
 
     Args:
         width: 0.5, 1.0, 1.5 or 2.0.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: the paper has no net of that width.

@@ -95,15 +95,10 @@ class SNet(nn.Module):
         stem_stride: 4 for the paper's stem, a 3x3 convolution and 3x3 max pooling, both of stride 2; 2 leaves the
             pooling out; 1 gives the convolution stride 1 as well, for small images.
         repeats: units of the three stages, the one of stride 2 included.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Attributes:
         map_channels: channels of C4 and C5.
         map_strides: their strides, in pixels.
-
-    Raises:
-        ValueError: an argument is outside its range.
     """
 
     def __init__(
@@ -174,8 +169,6 @@ def snet(variant: str | int = "49", num_classes: int = 1000, in_channels: int = 
 
     Args:
         variant: `49`, `146` or `535`.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: the paper has no such net.

@@ -358,7 +358,6 @@ def make_stem(kind: str, in_channels: int, width: int, activation: str) -> nn.Se
         kind: `imagenet`, 7x7 convolution and maximum pooling, each of stride 2; or, for small images, one 3x3
             convolution that leaves `half` or the `full` resolution. With `full` level l has 1/2^(l-2) of it, so that
             images of 32 pixels have the maps of images of 128.
-        in_channels: channels of the images.
         width: channels of the convolution.
         activation: `relu` or `swish`.
     """
@@ -415,7 +414,6 @@ class SpineNetBackbone(nn.Module):
         drop_connect_rate: probability that an image's branch is left out of the last permuted block in training; it
             rises linearly from the first. The paper takes 0.2 with swish, 0.16 for 143.
         zero_init_last: residual blocks begin as their shortcuts, see `zero_last_norms`; the authors' do not.
-        in_channels: channels of the images.
 
     Attributes:
         out_channels: channels of every map.
@@ -566,8 +564,6 @@ class SpineNet(nn.Module):
         activation: `relu` or `swish`.
         drop_connect_rate: see `SpineNetBackbone`.
         zero_init_last: see `SpineNetBackbone`.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: as `SpineNetBackbone`.

@@ -70,10 +70,8 @@ class SPPNet(nn.Module):
         stem: strides 2 and 2 of the first two convolutions (`imagenet`), or 1 and 1 for small images (`small`).
         width: factor on the maps of all convolutions and on the 4096 hidden units.
         dropout: probability after each hidden layer.
-        initialisation: `paper` (deviation 0.01, biases 0), or `he` for nets much narrower than the paper's, through
+        initialisation: `paper` (std 0.01, biases 0), or `he` for nets much narrower than the paper's, through
             which signals of that size do not pass.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: an unknown stem or initialisation, a width or dropout out of range, or levels without bins; when

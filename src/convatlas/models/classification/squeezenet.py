@@ -68,8 +68,6 @@ class SqueezeNet(nn.Module):
         dropout: probability of setting a value after fire9 to zero.
         batch_norm: normalise after each convolution but conv10; the paper has no batch norm.
         rectify_logits: apply ReLU to conv10's maps too, as the released net does. With few classes it can kill some.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: an argument is outside its range, or, when called, the images are too small.

@@ -88,8 +88,6 @@ class SqueezeNext(nn.Module):
         blocks: blocks of the four stages; null takes the version's.
         stem: `imagenet` (7x7 or 5x5 convolution with stride 2 and 3x3 max pooling with stride 2, both without padding)
             or `small`, for small images (3x3 convolution with stride 2, no pooling).
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: an argument is outside its range, or, when called, the images are too small.

@@ -76,8 +76,6 @@ class StochasticDepthResNet(GatedNet):
         schedule: `linear`, from near 1 at the first block down to `survival`, or `uniform`, see
             `survival_probabilities`.
         width: filters of the first stage; the next two have twice and four times as many.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: `depth` is not 6n+2, `survival` is not above 0 and at most 1, an unknown schedule, or `width` is
@@ -213,8 +211,6 @@ class TimmWithStochasticDepth(GatedNet):
         model_name: a name of `timm.list_models()`; a net with blocks that fit, see `last_activations`.
         survival: p_L, probability of keeping the last residual block in a training batch.
         schedule: `linear` or `uniform`, see `survival_probabilities`.
-        num_classes: classes.
-        in_channels: channels of the images.
         options: passed on to the net.
 
     Raises:

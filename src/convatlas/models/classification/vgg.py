@@ -41,8 +41,6 @@ class VGG(nn.Module):
         image_size: side of the images in pixels, 32 or more; the first fully connected layer fixes it.
         width: factor on the maps of all convolutions and on the 4096 hidden units.
         dropout: probability after each hidden layer.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: an unknown configuration, a width or dropout out of range, or an image size that is too small; when

@@ -70,8 +70,6 @@ class WideResNet(GatedNet):
         dropout: probability of dropping an activation between a block's convolutions (the paper: 0.3 on CIFAR).
         survival: probability of keeping the last block in a training batch (stochastic depth); 1 is the paper's net.
         schedule: that of the other blocks, `linear` or `uniform`, see `survival_probabilities`.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: `depth` is not 6n+4, `width` is less than 1, `dropout` is no probability, `block` holds other

@@ -38,7 +38,6 @@ class PyramidBackbone(nn.Module):
         levels: rising numbers of the levels that are taken from the backbone; the paper takes 3, 4 and 5.
         top_levels: add P6 and P7 by 3x3 convolutions of stride 2, the first on the backbone's last map.
         width: channels of all levels.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: timm has no such net, or the net has no such options or levels.
@@ -121,7 +120,6 @@ def retinanet(
             at stride 8). Each place has nine anchors: three sizes within an octave, each in three shapes.
         image_size: side of the images in pixels; they are not rescaled.
         num_classes: classes, the background counted as class 0.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: no such backbone, it lacks a level or an option, or the groups do not divide the width.

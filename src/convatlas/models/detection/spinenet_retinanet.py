@@ -43,7 +43,6 @@ class ResNetPyramid(nn.Module):
         stem: `imagenet`, `half` or `full`, see `spinenet.make_stem`.
         activation: `relu` or `swish`, of the blocks.
         zero_init_last: residual blocks begin as their shortcuts, see `spinenet.zero_last_norms`.
-        in_channels: channels of the images.
 
     Attributes:
         out_channels: channels of every map.
@@ -150,7 +149,6 @@ def spinenet_retinanet(
         size_divisible: images are padded to a multiple of this. With 128 every map of the paper's net is exactly as
             large as its stride says; with less the coarsest are rounded up.
         num_classes: classes, the background counted as class 0.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: an argument that does not fit.

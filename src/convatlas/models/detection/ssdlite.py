@@ -92,7 +92,6 @@ class SSDLiteMaps(nn.Module):
     Args:
         net: the backbone.
         nodes: names of what gives C4 (stride 16) and C5 (stride 32) in it.
-        in_channels: channels of the images.
         extra_channels: channels of the extra maps, each half as large as the one before.
         norm: makes the extra maps' normalisations.
 
@@ -174,16 +173,12 @@ def ssdlite(
         net: the backbone, for images of `in_channels`.
         nodes: names of what gives C4 and C5 in it.
         width: factor on the channels of the extra maps, which keep 16 at least.
-        in_channels: channels of the images.
         extra_channels: channels of the extra maps at width 1, each half as large as the one before.
         scales: sides of the square default boxes of the first and of the last map, as shares of the image.
         reduce_lowest: give C4 three default boxes at a place instead of six, see `LowestReducedBoxes`.
         bn_momentum: weight of a new batch in the running statistics, the backbone's too.
         image_size: side of the images in pixels, 320 in the papers; they are not rescaled.
         num_classes: classes, the background counted as class 0.
-
-    Raises:
-        ValueError: an argument is outside its range.
     """
     extra_channels = [max(LEAST_CHANNELS, int(each * width)) for each in extra_channels]
     if image_size < 32:
@@ -240,11 +235,7 @@ def mobilenet_v1_ssdlite(
         width: factor on all channels.
         strides: strides of the stem and of the first layers with 128, 256, 512 and 1024 channels.
         middle_layers: layers of 512 channels that keep the resolution.
-        in_channels: channels of the images.
         options: see `ssdlite`, for what the net takes and gives as well.
-
-    Raises:
-        ValueError: an argument is outside its range.
     """
     net = MobileNetV1(
         width,
@@ -271,11 +262,7 @@ def mobilenet_v2_ssdlite(
         width: factor on all channels, also on those of the last layer and of the extra maps.
         strides: strides of the first blocks of the seven stages; the stem always has 2.
         repeats: blocks of the seven stages.
-        in_channels: channels of the images.
         options: see `ssdlite`, for what the net takes and gives as well.
-
-    Raises:
-        ValueError: an argument is outside its range.
     """
     stages = {"strides": strides, "repeats": repeats}
     return _on_inverted_residuals(mobilenet_v2, options, width=width, in_channels=in_channels, **stages)
@@ -323,11 +310,7 @@ def mobilenet_v3_ssdlite(
         width: factor on all channels.
         strides: strides of the four blocks that halve the resolution of an image behind the stem; large: rows 2, 4, 7
             and 13 of table 1; small: rows 1, 2, 4 and 9 of table 2.
-        in_channels: channels of the images.
         options: see `ssdlite`, for what the net takes and gives as well.
-
-    Raises:
-        ValueError: an argument is outside its range.
     """
     require_choice("variant", variant, V3_STRIDED)
     require_width(width)
@@ -351,7 +334,6 @@ def ssdlite_mobilenet_v3_large(image_size: int = 320, num_classes: int = 91, in_
     Args:
         image_size: side of the images in pixels, 320 in the paper; they are not rescaled.
         num_classes: classes, the background counted as class 0.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: `image_size` below 32.

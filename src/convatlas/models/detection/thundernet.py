@@ -350,10 +350,6 @@ def thundernet(
         training_regions: how many regions of an image are trained on.
         image_size: side of the images in pixels; they are not rescaled, but padded to a multiple of C5's stride.
         num_classes: classes, the background counted as class 0.
-        in_channels: channels of the images.
-
-    Raises:
-        ValueError: an argument is outside its range.
     """
     numbers = {
         "proposal_width": proposal_width,

@@ -189,7 +189,7 @@ class Found(NamedTuple):
         places: `(P,)` row of the priors.
         boxes: `(P, 4)` the object's box.
         labels: `(P,)` its class, from 0.
-        ignored: `(B, N)` whether a place without an object sees one so well that it is not told that it is empty.
+        ignored: `(B, N)` whether a place without an object overlaps one so well that the objectness loss leaves it out.
     """
 
     images: Tensor
@@ -204,7 +204,8 @@ def divergence(logits: Tensor, wanted: Tensor) -> Tensor:
 
     Its gradient is the cross-entropy's (and darknet's), and a perfect prediction has loss 0 also for fractions.
     """
-    entropy = F.binary_cross_entropy(wanted, wanted, reduction="none")
+    with torch.autocast(wanted.device.type, enabled=False):  # CUDA's autocast refuses it; `wanted` is float32
+        entropy = F.binary_cross_entropy(wanted, wanted, reduction="none")
     return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") - entropy
 
 
@@ -250,9 +251,8 @@ class Yolo(nn.Module):
         anchors: by level.
         num_classes: classes, the background counted as class 0.
         image_size: side of the images in pixels; they are not rescaled, only padded to a multiple of the last stride.
-        in_channels: channels of the images.
         box_loss: `squared`, `giou` or `ciou`.
-        ignore_overlap: IoU from which a place without an object of its own is not told that it is empty.
+        ignore_overlap: IoU from which the objectness loss leaves out a place without an object of its own.
         score_threshold: least score (objectness times class probability) of a detection.
         nms_threshold: IoU from which the less sure of two detections of a class is dropped.
         detections_per_image: most detections of an image.
@@ -454,13 +454,12 @@ def yolo(
         neck_convolutions: convolutions where scales have met, odd; `fpn` has one of its own.
         anchors: width and height in pixels of each level's anchors, the finest level first.
         box_loss: `squared` (YOLOv3's, the paper's), `giou` or `ciou` (the authors' later files).
-        ignore_overlap: IoU from which a place without an object of its own is not told that it is empty.
+        ignore_overlap: IoU from which the objectness loss leaves out a place without an object of its own.
         score_threshold: least score of a detection.
         nms_threshold: IoU from which the less sure of two detections of a class is dropped.
         detections_per_image: most detections of an image.
         image_size: side of the images in pixels; they are not rescaled.
         num_classes: classes, the background counted as class 0.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: an unknown backbone, neck or loss, an option that the backbone lacks, or numbers that do not fit.

@@ -33,7 +33,7 @@ Kept = Mapping[int, Sequence[int]]
 
 
 def seeded_generator(seed: int | None) -> torch.Generator | None:
-    """Return a generator on the CPU, for draws that are the same on all processes; None is torch's own."""
+    """Return a CPU generator, for draws that are the same on all processes; None is torch's own."""
     return None if seed is None else torch.Generator().manual_seed(seed)
 
 
@@ -41,7 +41,7 @@ def draw_survivors(inputs: int, rate: float, generator: torch.Generator | None) 
     """Draw which of a join's inputs local drop-path lets through, in order.
 
     Each is dropped with probability `rate`; if that drops all, one of them, each as likely as the others, is revived.
-    The draw is on the CPU, so that no GPU has to be synchronised, and for the mini-batch as a whole.
+    It is drawn on the CPU, so that a GPU need not be synchronised, and once for the mini-batch.
     """
     # The device is named because nets are also built and run inside `torch.device("meta")`.
     drawn: list[float] = torch.rand(inputs, generator=generator, device="cpu").tolist()

@@ -160,7 +160,6 @@ class LevelNormRetinaNet(RetinaNet):
         image_size: side of the images in pixels.
         size_divisible: images are padded with zeros, at the right and at the bottom, to a multiple of this.
         num_classes: classes, the background counted as class 0.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: a number that does not fit.

@@ -378,7 +378,7 @@ def _copied_buffers(block: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _own_gradients(block: nn.Module) -> Iterator[dict[int, Tensor]]:
-    """Let `block` compute with stand-ins of its parameters, without the user's hooks.
+    """Let `block` compute with copies of its parameters that share their memory and have no hooks.
 
     Yields:
         the stand-ins by the identity of the parameters, whose memory they share.

@@ -77,7 +77,7 @@ class Gates:
     def draw(self) -> tuple[bool, ...]:
         """Draw the gates of one training batch, all at once; gates that can not close draw no random number."""
         if self.can_close:
-            # On the CPU whatever torch's default device: the answer is wanted in Python.
+            # On the CPU, whatever torch's default device is: the result is read in Python.
             draws = torch.rand(len(self.survival), dtype=torch.float64, device="cpu", generator=self._generator)
             self.open = tuple(u < p for u, p in zip(draws.tolist(), self.survival, strict=True))
         return self.open

@@ -51,7 +51,6 @@ class UNet(nn.Module):
         dropout: probability at the end of the contracting path, behind its two lowest levels. The paper gives neither
             the place nor the rate; both are those of the authors' Caffe files.
         num_classes: classes, the background counted.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: `depth` or `base_width` below 1.
