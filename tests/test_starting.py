@@ -16,7 +16,7 @@ import pytest
 from convatlas.core.imports import quick_imports
 from helpers import ROOT
 
-CALL = "from convatlas.core.cli import die_with_parent; die_with_parent()"
+CALL = "from convatlas.core.processes import die_with_parent; die_with_parent()"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
 
 

@@ -83,7 +83,7 @@ def test_printed_curves_are_taken_from_the_printed_figures(x, curve, points):
         ({"x": "macs", "printed": {"P": {"y": "params", "x": "by_columns.depth"}}}, "its x is a list; name one by net"),
         (
             {"x": "macs", "printed": {"P": {"y": "test_error.cifar10", "x": "params", "nets": ["wide"]}}},
-            "do not both have wide; name others in nets",
+            "do not both have wide; name other nets",
         ),
     ],
 )

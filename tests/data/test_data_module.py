@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from small_sets import augmentation, data_config, raw_classification, raw_detection, raw_segmentation
 
-from convatlas.core.config import SGD, Loss, Recipe, Schedule
+from convatlas.core.config import Recipe
 from convatlas.core.errors import UserError
 from convatlas.data.module import DataModule, batches_done
 from convatlas.data.prepared import PreparedData
@@ -23,15 +23,15 @@ EPOCHS, STEPS = 3, 4
 
 
 def recipe(**parts: Any) -> Recipe:
-    schedule = Schedule(name="constant", warmup_epochs=0, milestones=(), gamma=0.1, power=1, final_fraction=0)
+    schedule = {"_target_": "convatlas.tasks.optimisation.constant"}
     return Recipe(
         epochs=EPOCHS,
         batch_size=8,
         evaluation_batch_size=5,
-        optimizer=SGD(name="sgd", lr=0.01, momentum=0, nesterov=False, weight_decay=0),
+        optimizer={"_target_": "torch.optim.SGD", "lr": 0.01},
         decay_norms_and_biases=True,
         schedule=schedule,
-        loss=Loss(label_smoothing=0, auxiliary={}),
+        loss={"_target_": "convatlas.tasks.losses.CrossEntropy"},
         augmentation=augmentation(**parts),
         ema_decay=None,
         gradient_clip_norm=None,

@@ -35,7 +35,7 @@ def gradient_norms(**options) -> list[float]:
     images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
     callback = GradientNorms(net)
     nn.functional.cross_entropy(net(images), labels).backward()
-    callback.on_after_backward(None, type("Module", (), {"device": torch.device("cpu")}))
+    callback.on_before_optimizer_step(None, type("Module", (), {"device": torch.device("cpu")}), None)
     means = callback.close()
     assert list(means) == [f"{n:03d}" for n in range(1, options["depth"] + 1)]
     return list(means.values())
@@ -52,7 +52,7 @@ def test_a_layer_without_a_gradient_counts_as_zero():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(4, 2))
     callback = GradientNorms(net)
     net[1](torch.ones(1, 4)).sum().backward()
-    callback.on_after_backward(None, type("Module", (), {"device": torch.device("cpu")}))
+    callback.on_before_optimizer_step(None, type("Module", (), {"device": torch.device("cpu")}), None)
     assert callback.close() == {"001": 0.0, "002": pytest.approx(8**0.5)}
 
 

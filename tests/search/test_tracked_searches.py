@@ -10,6 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from convatlas.core.files import write_json
+from convatlas.core.record import Metrics
 from convatlas.reporting.statistics import spread
 from convatlas.search import driver
 from convatlas.search.driver import run_search
@@ -101,7 +102,19 @@ def test_a_search_that_does_not_beat_random_is_said_so(ours, other, words):
 
 def test_a_net_of_which_a_seed_diverged_has_no_mean_and_is_not_compared(tmp_path):
     folders = [tmp_path / f"seed={seed}" for seed in (0, 1)]
-    write_json(folders[0] / "metrics.json", {"test": {"accuracy": 0.9}, "costs": {"parameters": 10, "macs": 20}})
+    metrics = Metrics(
+        seed=0,
+        task="classification",
+        data="digits",
+        monitor="val/accuracy",
+        epochs=1,
+        best_epoch=1,
+        best={},
+        last={},
+        test={"accuracy": 0.9},
+        costs={"parameters": 10, "macs": 20},
+    )
+    write_json(folders[0] / "metrics.json", metrics.model_dump(mode="json"))
     write_json(folders[1] / "failure.json", {"error": "the loss is not finite"})
     net = _net(folders)
     assert (net["accuracy"], net["diverged"], net["parameters"]) == (None, 1, 10)

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -22,10 +23,10 @@ class Net(nn.Module):
         return self.answer(images)
 
 
-def predicted(answer: Any, image: torch.Tensor, card: Any, *overrides: str) -> dict[str, Any]:
+def predicted(answer: Any, pixels: np.ndarray, card: Any, *overrides: str) -> dict[str, Any]:
     with hydra_ready():
         config = compose_run(["tracking=none", *overrides], {"variant": "test", "output_dir": "nowhere"})
-    row, _ = new_task(Net(answer), config, list(card.classes), seed=0).predict(image, card)
+    row, _ = new_task(Net(answer), config, list(card.classes), seed=0).predict(pixels, card)
     return row
 
 
@@ -33,21 +34,21 @@ def boxes_of(card: dict[str, Any]) -> list[list[float]]:
     """Return what is listed for an image of 100 x 200 pixels when a net finds the lower half of the 50 x 50 it sees."""
     shown = []
 
-    def net(images: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-        shown.append(images.shape)
+    def net(images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        shown.extend(image.shape for image in images)
         box = torch.tensor([[0.0, 25.0, 50.0, 50.0]])
         return [{"boxes": box, "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}]
 
-    fields = {"classes": ("background", "cell"), "fitted": None, "source": {}} | card
+    fields = {"classes": ("background", "cell"), "fitted": None, "storage": "arrays", "image_shape": (3, 50, 50)} | card
     row = predicted(
         net,
-        torch.rand(3, 100, 200),
+        np.zeros((3, 100, 200), dtype=np.uint8),
         SimpleNamespace(**fields),
         "data=digit_scenes",
         "data.image_size=50",
         "model=retinanet_small",
     )
-    assert shown == [(1, 3, 50, 50)]
+    assert shown == [(3, 50, 50)]
     return [each["box"] for each in row["objects"]]
 
 
@@ -55,8 +56,8 @@ def boxes_of(card: dict[str, Any]) -> list[list[float]]:
     ("card", "box"),
     [
         ({}, [0.0, 50.0, 200.0, 100.0]),
-        # 50 rows of black above and below: the lower half of the square begins at row 50 of the image, and ends with it
-        ({"source": {"fit": "letterbox"}}, [0.0, 50.0, 200.0, 100.0]),
+        # 12 of the 50 rows are black above, 13 below: the lower half of the square begins at row (25 - 12) * 4 of the image
+        ({"fitted": "letterbox"}, [0.0, 52.0, 200.0, 100.0]),
         ({"fitted": "stretch"}, [0.0, 50.0, 200.0, 100.0]),
     ],
     ids=["one size", "letterbox", "stretch"],
@@ -65,9 +66,9 @@ def test_boxes_are_in_pixels_of_the_image_as_given(card, box):
     assert boxes_of(card) == [box]
 
 
-def test_a_class_is_told_of_the_centre_where_the_training_saw_centres():
-    image = torch.zeros(1, 4, 8)
-    image[:, :, 2:6] = 1
+def test_the_class_is_that_of_the_centre_where_the_training_saw_centres():
+    pixels = np.zeros((1, 4, 8), dtype=np.uint8)
+    pixels[:, :, 2:6] = 255
     seen = []
 
     def net(images: torch.Tensor) -> torch.Tensor:
@@ -75,8 +76,13 @@ def test_a_class_is_told_of_the_centre_where_the_training_saw_centres():
         return torch.tensor([[0.0, 1.0]])
 
     card: Any = SimpleNamespace(
-        classes=("a", "b"), fitted="centre", source={}, mean=(0.0,), std=(1.0,), has_canny=lambda _: False
+        classes=("a", "b"),
+        fitted="centre",
+        storage="arrays",
+        image_shape=(1, 4, 4),
+        normalisation=lambda _: ((0.0,), (1.0,)),
+        has_canny=lambda _: False,
     )
-    row = predicted(net, image, card, "data=digits", "data.image_size=4")
+    row = predicted(net, pixels, card, "data=digits", "data.image_size=4")
     assert row["prediction"] == "b"
     assert torch.equal(seen[0], torch.ones(1, 1, 4, 4))
