@@ -52,12 +52,22 @@ def main(config: DictConfig) -> None:
 def profile(
     model: dict[str, Any], input_size: list[int], batch_size: int, *, latency: bool, part: str | None = None
 ) -> dict[str, Any]:
-    """Return the costs of a net, or of a part of it, as plain values; see `convatlas.models.costs` for conventions."""
+    """Return the costs of a net, or of a part of it, as plain values; see `convatlas.models.costs` for conventions.
+
+    Raises:
+        UserError: the net does not take such images.
+    """
     with quick_imports():
         from convatlas.models.build import build_model, part_of
         from convatlas.models.costs import costs_of, measure_latency
 
-    costs = costs_of(lambda: part_of(build_model(model), part), input_size, batch_size)
+    try:
+        costs = costs_of(lambda: part_of(build_model(model), part), input_size, batch_size)
+    except (ValueError, RuntimeError) as error:
+        line = str(error).splitlines()[0]
+        raise UserError(
+            f"input_size={input_size}: the net takes no such images ({line.rstrip('.')}); {SIZE}."
+        ) from error
     figures = {"input_size": input_size, **asdict(costs)}
     if latency:
         seconds = measure_latency(part_of(build_model(model), part), input_size, batch_size)

@@ -56,7 +56,7 @@ def boxes_of(card: dict[str, Any]) -> list[list[float]]:
     ("card", "box"),
     [
         ({}, [0.0, 50.0, 200.0, 100.0]),
-        # 12 of the 50 rows are black above, 13 below: the lower half of the square begins at row (25 - 12) * 4 of the image
+        # 12 of 50 rows are black above, 13 below: the lower half of the square begins at row (25 - 12) * 4 of the image
         ({"fitted": "letterbox"}, [0.0, 52.0, 200.0, 100.0]),
         ({"fitted": "stretch"}, [0.0, 50.0, 200.0, 100.0]),
     ],
