@@ -245,4 +245,5 @@ def test_a_broken_image_stops_a_prediction_before_anything_is_written(compose, e
     assert_one_sentence(enter("predict", *arguments), "broken.png", "skip_broken=true")
     assert not output.exists()
     assert enter("predict", *arguments, "skip_broken=true").status == 0
-    assert {p.name for p in Path(output).iterdir()} == {"predictions.csv", "predictions.json", "00000_good.png"}
+    written = {"predictions.csv", "predictions.json", "00000_good.png", ".convatlas.json"}
+    assert {p.name for p in Path(output).iterdir()} == written

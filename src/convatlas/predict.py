@@ -99,9 +99,9 @@ def predict(options: Options, files: list[Path]) -> list[dict[str, Any]]:
     task, card = trained.task(), trained.card
     rows: list[dict[str, Any]] = []
     with written_folder(options.output_dir, "predict", "output_dir") as partial:
-        for number, file in enumerate(files):
+        for file in files:
             stem = printable(file.stem).encode()[:200].decode(errors="ignore")  # names end at 255 bytes
-            picture = partial / f"{number:05d}_{stem}.png" if options.pictures else None
+            picture = partial / f"{len(rows):05d}_{stem}.png" if options.pictures else None
             row = _answer(task, card, file, picture, skip_broken=options.skip_broken)
             if row is not None:
                 rows.append({"file": printable(file), **row})
