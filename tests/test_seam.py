@@ -237,7 +237,18 @@ SHOWN = (ROOT / "CONTRIBUTING.md").read_text()
 EXAMPLES = re.findall(r"```yaml\n(# mine/\S+\n.*?)```\n\n((?:    python [^\n]*\n)+)", SHOWN, re.DOTALL)
 
 
-@pytest.mark.parametrize(("text", "commands"), EXAMPLES, ids=[text.split()[1] for text, _ in EXAMPLES])
+ONLY_HERE = ("mine/task/margin.yaml", "mine/data/stripes.yaml")
+"""Examples whose like no other test above trains; the others belong to the slow tests."""
+
+
+@pytest.mark.parametrize(
+    ("text", "commands"),
+    [
+        pytest.param(*example, id=name, marks=[] if name in ONLY_HERE else [pytest.mark.slow])
+        for example in EXAMPLES
+        for name in [example[0].split()[1]]
+    ],
+)
 def test_every_addition_of_the_guide(enter, prepared_digits, tmp_path, monkeypatch, text, commands):  # noqa: PLR0917
     assert len((text + commands).splitlines()) <= 10
     (tmp_path / "conf").symlink_to(ROOT / "conf")
