@@ -66,12 +66,14 @@ class Experiment:
 
         try:
             run = Run(self, record.read_text(encoding="utf-8").strip())
-            if run.found.info.experiment_id != self.id:
-                return None
-            self.client.update_run(run.id, status="RUNNING")
-            run.set_tags(_process_tags())
+            return self.take_over(run) if run.found.info.experiment_id == self.id else None
         except (FileNotFoundError, MlflowException):
             return None
+
+    def take_over(self, run: Run) -> Run:
+        """Let a run be one of this process."""
+        self.client.update_run(run.id, status="RUNNING")
+        run.set_tags(_process_tags())
         return run
 
 

@@ -198,6 +198,12 @@ class MlflowVariantTracker(VariantTracker):
         tags = {"convatlas.role": "seed", PARENT: self.run.id, IDENTITY: identity, **self._tags(code)}
         return self.experiment.start(f"{self.config.variant} seed {seed}", tags)
 
+    def left_behind(self, identity: str) -> Run | None:
+        """Go on with the run of a seed whose process was killed before it could note the run's id."""
+        query = f"tags.`{PARENT}` = '{self.run.id}' and tags.`{IDENTITY}` = '{identity}' and status = 'KILLED'"
+        empty = [found.info.run_id for found in self.experiment.search(query) if not found.data.metrics]
+        return self.experiment.take_over(Run(self.experiment, empty[0])) if empty else None
+
     def describe(self, run: Run, seed: int) -> None:
         """Log how a seed is trained, and on what, unless that is there."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -404,7 +410,8 @@ class MlflowSeedTracker(SeedTracker):
         if resumed is None:
             identity = work / "identity.json"
             known = read_json(identity, "start the training again.") if identity.exists() else None
-            self.run = variant.new_seed(seed, digest(known), variant.code)
+            identity_digest = digest(known)
+            self.run = variant.left_behind(identity_digest) or variant.new_seed(seed, identity_digest, variant.code)
             self.run.remember(work / "mlflow_run_id")
             self._logged: set[int] = set()
         else:
