@@ -72,8 +72,9 @@ def build(name: str, pretrained: bool = False, features_only: bool = False, **ar
     if isinstance(net, FollowsTraining):
         net.register_forward_pre_hook(_Steps())
     if features_only:
-        net.feature_info = stages(create, size)  # type: ignore[assignment]
-        return FeatureHookNet(net, out_indices=indices or tuple(range(len(net.feature_info))), no_rewrite=True)
+        found = stages(create, size)
+        net.feature_info = found  # type: ignore[assignment]
+        return FeatureHookNet(net, out_indices=indices or tuple(range(len(found))), no_rewrite=True)
     _give_timms_attributes(net, create, name, size, own.get("num_classes", read["model"]["num_classes"]))
     if without_head:
         reset_classifier(net, create, 0)
