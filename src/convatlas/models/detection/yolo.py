@@ -27,7 +27,7 @@ from torchvision.ops import (
 )
 
 from convatlas.models.checks import require_choice
-from convatlas.models.classification import csp
+from convatlas.models.classification import csp, darknet
 from convatlas.models.classification.darknet import StagedNet
 from convatlas.models.layers.conv_norm import conv_norm, initialise_convolutions
 from convatlas.models.layers.detector_transform import FixedSizeTransform
@@ -52,9 +52,9 @@ BACKBONES: dict[str, Callable[..., StagedNet]] = {
     "csp_resnext50": csp.csp_resnext50,
     "csp_darknet53": csp.csp_darknet53,
     "csp_densenet": csp.csp_densenet,
-    "darknet_resnet50": csp.darknet_resnet50,
-    "darknet_resnext50": csp.darknet_resnext50,
-    "darknet53": csp.darknet53,
+    "darknet_resnet50": darknet.darknet_resnet50,
+    "darknet_resnext50": darknet.darknet_resnext50,
+    "darknet53": darknet.darknet53,
 }
 BOX_LOSSES = ("squared", "giou", "ciou")
 
