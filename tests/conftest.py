@@ -68,14 +68,15 @@ def enter(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
     def enter(name: str, *arguments: str) -> Entered:
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-        before = signal.getsignal(signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         GlobalHydra.instance().clear()
         capsys.readouterr()
         try:
             with pytest.raises(SystemExit) as ended:
                 runpy.run_module(f"convatlas.{name}", run_name="__main__", alter_sys=True)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         captured = capsys.readouterr()
         return Entered(int(ended.value.code or 0), captured.out, captured.err)
 

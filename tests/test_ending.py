@@ -112,3 +112,22 @@ def test_ctrl_c_ends_a_multirun(monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as ended:
         run_hydra(main, "train")
     assert (ran, ended.value.code) == ([0], 130)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_a_library_makes_an_error_of_ends_the_command(capsys, number, status):
+    def library():
+        try:
+            signal.raise_signal(number)
+        except BaseException as error:
+            raise ValueError("cannot serialise") from error
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run(library)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert ended.value.code == status
+    assert "bug" not in capsys.readouterr().err

@@ -224,4 +224,5 @@ def test_a_training_that_is_killed_ends_as_if_nothing_had_been(forks, undisturbe
 
 @pytest.mark.slow
 def test_a_hundred_kills(forks, undisturbed, tmp_path):
-    try_chains(100, int(os.environ.get("KILLS_SEED", "1")), forks, undisturbed, tmp_path)
+    kills, seed = (int(os.environ.get(name, default)) for name, default in (("KILLS", "100"), ("KILLS_SEED", "1")))
+    try_chains(kills, seed, forks, undisturbed, tmp_path)

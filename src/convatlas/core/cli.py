@@ -6,6 +6,7 @@ import atexit
 import errno
 import io
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -21,6 +22,7 @@ from convatlas.core.composing import as_hydra_reads, conf_dir, current_overrides
 from convatlas.core.config import Section, describe
 from convatlas.core.errors import UserError, near_matches
 from convatlas.core.passwords import hide_passwords, without_password
+from convatlas.core.processes import end_on_signals, ending_signal
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -44,6 +46,8 @@ def run_hydra(main: Callable[[DictConfig], None], config_name: str, *, interrupt
         try:
             main(config)
         except Exception as error:
+            if ending_signal() is not None:
+                raise
             if job is not None:
                 failed.append(job)
                 _explain(error, config_name)
@@ -88,6 +92,7 @@ def run(main: Callable[[], None], config_name: str = "train", *, interrupted: st
         config_name: the file of `conf/` whose options a message proposes.
         interrupted: what follows "Interrupted." when the user pressed Ctrl-C.
     """
+    end_on_signals()
     sys.argv[1:] = hide_passwords(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that a terminal cannot show costs no run
@@ -121,7 +126,10 @@ def _run(main: Callable[[], None], config_name: str, interrupted: str) -> NoRetu
             raise
         leave(f"Interrupted. {interrupted}".strip(), 130)
     except Exception as error:
-        sys.exit(_explain(error, config_name))
+        received = ending_signal()  # a library may have made an error of its own of it
+        if received == signal.SIGINT:
+            leave(f"Interrupted. {interrupted}".strip(), 130)
+        sys.exit(_explain(error, config_name) if received is None else 128 + received)
     sys.exit(0)
 
 

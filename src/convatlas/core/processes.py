@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -132,3 +133,37 @@ def is_alive(process: int) -> bool:
     except (PermissionError, OverflowError):
         pass
     return True
+
+
+# ---- the end that a signal asks for ---------------------------------------------------------------------------------
+
+_received: list[int] = []
+
+
+def end_on_signals() -> None:
+    """Let Ctrl-C and SIGTERM end this process in an orderly way, and be remembered.
+
+    They raise KeyboardInterrupt and SystemExit, which libraries may catch and turn into errors of their own.
+    """
+    _received.clear()
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in a script's background
+        signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, stop)
+
+
+def ending_signal() -> int | None:
+    """Return the signal that asked this process to end; None if there was none."""
+    return _received[0] if _received else None
+
+
+def _interrupt(signum: int, _frame: Any) -> None:
+    _received.append(signum)
+    raise KeyboardInterrupt
+
+
+def stop(signum: int, _frame: Any) -> None:
+    """End in an orderly way when asked to: the run is marked KILLED and can be resumed."""
+    _received.append(signum)
+    raise SystemExit(128 + signum)

@@ -18,7 +18,7 @@ from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_json
 from convatlas.core.folders import check_replaceable
-from convatlas.core.processes import rank, rank_zero_first
+from convatlas.core.processes import rank, rank_zero_first, stop
 from convatlas.core.record import RunRecord
 from convatlas.core.source_code import run_code
 from convatlas.data.lightning_module import ModuleData, open_data
@@ -304,8 +304,3 @@ def quieten_libraries() -> None:
         r".*recommended to use `self\.log\(.*sync_dist=True\)`",  # torchmetrics has put the processes together already
     ):
         warnings.filterwarnings("ignore", message=message)
-
-
-def stop(signum: int, _frame: Any) -> None:
-    """End in an orderly way when asked to: the run is marked KILLED and can be resumed."""
-    raise SystemExit(128 + signum)

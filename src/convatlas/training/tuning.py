@@ -34,6 +34,7 @@ from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_json, write_json, write_text, write_yaml
 from convatlas.core.folders import claim_files
+from convatlas.core.processes import stop
 from convatlas.core.seeds import mixed_seed
 from convatlas.data.prepared import PreparedData
 from convatlas.models.build import build_model
@@ -42,7 +43,7 @@ from convatlas.tasks.base import DivergedError
 from convatlas.tracking.runs import end_status, warn
 from convatlas.tracking.tracker import MlflowVariantTracker, VariantTracker, open_tracker
 from convatlas.training.dry_run import dry_run
-from convatlas.training.run import fit, quieten_libraries, run_identity, stop
+from convatlas.training.run import fit, quieten_libraries, run_identity
 from convatlas.training.work_folder import WorkFolder, acquire_lock, release_lock
 
 Range: TypeAlias = CategoricalDistribution | FloatDistribution | IntDistribution
