@@ -336,6 +336,7 @@ def fit_image(pixels: NDArray[np.uint8], card: Card, image_size: int) -> tuple[T
     """
     import torch
 
+    pixels = pixels.copy()  # decoders give arrays that must not be written to, of which torch warns
     size = height, width = pixels.shape[1], pixels.shape[2]
     if card.storage == "shards":
         how = card.fitted or "centre"

@@ -42,7 +42,7 @@ def normalised(images: Tensor, data: DataConfig, card: Card) -> Tensor:
 def canvas_of(pixels: NDArray[np.uint8]) -> tuple[Tensor, int]:
     """Return an image `(C, H, W)` in three channels and 256 pixels at least, and the factor on its size."""
     factor = max(1, -(-256 // max(pixels.shape[1:])))
-    canvas = torch.from_numpy(pixels).expand(3, -1, -1)
+    canvas = torch.from_numpy(pixels.copy()).expand(3, -1, -1)
     return canvas.repeat_interleave(factor, 1).repeat_interleave(factor, 2), factor
 
 
