@@ -116,7 +116,7 @@ def composed(options: argparse.Namespace, folder: Path, seed: int) -> RunConfig:
         ),
         *("~model.model_name", f"+model.whitening={folder / 'whitening.pt'}"),
         *("recipe=cifar", f"recipe.epochs={options.epochs}", f"recipe.batch_size={options.batch}"),
-        *("recipe/schedule=cosine", "recipe.schedule.name=polynomial"),
+        *("recipe/schedule=cosine", "recipe/schedule=polynomial"),
         *("recipe.schedule.power=1", f"recipe.schedule.warmup_epochs={0.23 * options.epochs}"),
         *("recipe.schedule.final_fraction=0.07", f"recipe.optimizer.lr={MEAN_RATE}", "recipe.optimizer.momentum=0.85"),
         *("recipe.optimizer.nesterov=true", f"recipe.optimizer.weight_decay={MEAN_DECAY}"),

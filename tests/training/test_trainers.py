@@ -79,12 +79,12 @@ def test_resuming_between_pieces_goes_on_after_the_last_whole_step(compose, monk
 
 def test_the_rate_is_scaled_with_the_batch_only_on_request(compose):
     options = ("recipe.batch_size=256", "recipe.optimizer.lr=0.02")
-    assert with_scaled_rate(compose(*options)).recipe.optimizer.lr == 0.02
-    assert with_scaled_rate(compose(*options, "trainer.scale_lr_from=64")).recipe.optimizer.lr == pytest.approx(0.08)
+    assert with_scaled_rate(compose(*options)).recipe.optimizer["lr"] == 0.02
+    assert with_scaled_rate(compose(*options, "trainer.scale_lr_from=64")).recipe.optimizer["lr"] == pytest.approx(0.08)
 
 
 def test_a_run_trains_with_the_scaled_rate_and_records_the_stated_one(compose):
-    options = ("recipe.schedule.name=constant", "recipe.optimizer.lr=0.02", "trainer.scale_lr_from=32")
+    options = ("recipe/schedule=constant", "recipe.optimizer.lr=0.02", "trainer.scale_lr_from=32")
     (folder,) = train(compose(*QUICK, *options), strict=True)
     assert pd.read_csv(folder / "history.csv")["lr"].tolist() == [pytest.approx(0.04)]
     assert "lr: 0.02" in (folder / "config.yaml").read_text()

@@ -54,7 +54,7 @@ def test_the_best_trial_is_that_of_the_highest_validation_score_and_the_test_spl
 
     monkeypatch.setattr(Task, "test_step", forbidden)
     monkeypatch.setattr("convatlas.data.module.DataModule.test_dataloader", forbidden)
-    options = asked(RATE, "recipe.schedule.name=choice(constant,cosine)", "tune.trials=3")
+    options = asked(RATE, "recipe/schedule=choice(constant,cosine)", "tune.trials=3")
     command = search(read_search(options))
     table = trials(tmp_path / "search")
     finished = [row for row in table if row["state"] == "complete"]
@@ -64,7 +64,7 @@ def test_the_best_trial_is_that_of_the_highest_validation_score_and_the_test_spl
     written = yaml.safe_load((tmp_path / "search" / "best.yaml").read_text())
     assert written["trial"] == int(best["trial"])
     assert f"recipe.optimizer.lr={best['recipe.optimizer.lr']}" in command
-    assert f"recipe.schedule.name={best['recipe.schedule.name']}" in command
+    assert f"recipe/schedule={best['recipe.schedule.name']}" in command
     assert "tune." not in command
     assert sorted(path.name for path in (tmp_path / "search").iterdir()) == ["best.yaml", "trials.csv", "tune.db"]
 
@@ -106,7 +106,7 @@ def test_a_trial_below_the_median_is_pruned(asked, tmp_path, monkeypatch):
         return fitted
 
     monkeypatch.setattr(tuning, "fit", counted)
-    options = asked("recipe.optimizer.lr=choice(1e-9,0.1)", "tune.trials=8", "recipe.schedule.name=constant")
+    options = asked("recipe.optimizer.lr=choice(1e-9,0.1)", "tune.trials=8", "recipe/schedule=constant")
     search(read_search(options))
     pruned = [row for row in trials(tmp_path / "search") if row["state"] == "pruned"]
     assert pruned
@@ -176,7 +176,7 @@ def test_a_damaged_storage_is_one_sentence_and_is_kept(asked, tmp_path):
     damaged = tmp_path / "search" / "tune.db"
     damaged.parent.mkdir()
     damaged.write_text("not a database " * 100)
-    with pytest.raises(UserError, match=r"tune\.db cannot be read\. Choose another output_dir, or pass overwrite=true"):
+    with pytest.raises(UserError, match=r"tune\.db, which tune did not write"):
         search(read_search(asked(RATE, "tune.trials=1")))
     assert damaged.read_text() == "not a database " * 100
 
