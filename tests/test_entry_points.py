@@ -236,7 +236,7 @@ def test_the_configuration_is_printed(enter):
     entered = enter("train", "--cfg", "job", "model=resnet_cifar", "model.depth=32")
     printed = yaml.safe_load(entered.out)
     assert printed["model"]["depth"] == 32
-    assert printed["recipe"]["optimizer"]["name"] == "sgd"
+    assert printed["recipe"]["optimizer"]["_target_"] == "torch.optim.SGD"
 
 
 def test_a_shell_completes_the_names_of_nets():

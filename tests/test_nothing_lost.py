@@ -6,6 +6,7 @@ one sentence and status 2, and all that it does not own is as before.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -304,8 +305,8 @@ def test_seeds_that_are_outdated_go_and_files_of_the_users_among_them_stay(world
     folders = [world.run.with_name(f"seed={seed}") for seed in (1, 2, 3)]
     for folder in folders:
         shutil.copytree(world.run, folder)
-        identity = yaml.safe_load((folder / "identity.json").read_text())
-        (folder / "identity.json").write_text(yaml.safe_dump({**identity, "code": "another"}))
+        identity = json.loads((folder / "identity.json").read_text())
+        (folder / "identity.json").write_text(json.dumps({**identity, "code": "another"}))
     (folders[0] / "notes.txt").write_text(FOREIGN)
     (folders[1] / "identity.json").write_text((world.run / "identity.json").read_text())
     remove_outdated(world.run.parent, [world.run])

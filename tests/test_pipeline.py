@@ -109,6 +109,7 @@ def test_every_stage_has_its_file_in_the_plan(resolved):
     files = set(files_below(plan))
     runs = {f"{key}.yaml" for key in params["runs"]}
     assert files == runs | {f"tracking/{run}" for run in runs} | {
+        ".convatlas.json",
         "googlenet_auxiliary.yaml",
         "code/report.yaml",
         "data/digits.yaml",
