@@ -14,7 +14,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-import yaml
 from PIL import Image
 
 from helpers import ROOT, Entered, assert_one_sentence
