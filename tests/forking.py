@@ -18,10 +18,10 @@ from types import TracebackType
 from typing import Any
 
 IMPORTS = (
-    "convatlas.training.run",
-    "convatlas.tracking.tracker",
-    "mlflow.tracking",
-    "mlflow.store.tracking.sqlalchemy_store",
+    *("alembic.command", "matplotlib.backends.backend_agg", "opentelemetry.sdk.metrics", "pyarrow.parquet"),
+    *("sqlalchemy.dialects.sqlite", "mlflow.tracking", "mlflow.store.tracking.sqlalchemy_workspace_store"),
+    *("convatlas.core.cli", "convatlas.training.run", "convatlas.tracking.tracker", "convatlas.tasks.classification"),
+    "convatlas.models.classification.lenet",
 )
 
 
@@ -85,6 +85,8 @@ def run(command: dict[str, Any]) -> None:
         status = 0
     except SystemExit as end:
         status = end.code
+    except KeyboardInterrupt:  # while the entry point itself is imported
+        status = 130
     except BaseException:
         traceback.print_exc()
     finally:

@@ -6,12 +6,14 @@ import json
 import os
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+from convatlas.data.decoding import decode_labels, stretched
 from convatlas.tasks.views import Flip, MultiScale, TenCrop
 from convatlas.training.run import train
 from helpers import TASKS_DATA, assert_one_sentence, source_options
@@ -97,8 +99,34 @@ def test_predicting_pictures_of_another_size(trained, enter, tmp_path, task):
         assert all(sum(row["pixels"].values()) == 50 * 40 for row in rows)
     else:
         assert all(row["count"] == len(row["objects"]) for row in rows)
-    assert len(list(output.glob("*.png"))) == 2
+    masks = sorted(output.glob("*_mask.png"))
+    assert len(list(output.glob("*.png"))) - len(masks) == 2
+    assert len(masks) == (2 if task == "segmentation" else 0)
+    for row, mask in zip(rows, masks, strict=False):
+        classes = decode_labels(mask.read_bytes())
+        assert classes.shape == (50, 40)
+        names = json.loads((trained(task) / "data_card.json").read_text())["classes"]
+        assert [row["pixels"][name] for name in names] == np.bincount(classes.ravel(), minlength=len(names)).tolist()
     assert (output / "predictions.csv").read_text().startswith("file,")
+
+
+def test_a_volume_gets_a_mask_that_lies_where_it_does(trained, enter, tmp_path):
+    voxels = np.random.default_rng(0).integers(0, 3000, (40, 50, 3)).astype(np.int16)
+    affine = np.array([[-1.5, 0, 0, 7], [0, 2, 0, -3], [0, 0, 10, 1], [0, 0, 0, 1]])
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / "heart.nii.gz")
+    for number in range(3):
+        Image.fromarray(stretched(voxels[:, :, number].T)).save(tmp_path / f"slice{number}.png")
+    entered = enter("predict", f"run={trained('segmentation')}", str(tmp_path), f"output_dir={tmp_path / 'out'}")
+    assert entered.status == 0, entered.err
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [row.get("slice") for row in rows] == [0, 1, 2, None, None, None]
+    (file,) = (tmp_path / "out").glob("*_mask.nii.gz")
+    mask = nibabel.load(file)
+    np.testing.assert_allclose(mask.affine, affine)
+    assert mask.get_data_dtype() == np.uint8
+    alone = [decode_labels(path.read_bytes()) for path in sorted((tmp_path / "out").glob("*_slice*_mask.png"))]
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), np.stack([each.T for each in alone], axis=2))
+    assert len(np.unique(alone)) > 1, "otherwise nothing is seen of how it lies"
 
 
 def test_test_time_augmentation_stands_beside_the_single_view_with_its_cost(trained, enter):

@@ -1,7 +1,8 @@
 """`python -m convatlas.predict run=runs/overview/lenet5/seed=0 images/`: what a trained net says of new images.
 
 Writes `predictions.csv`, `predictions.json` and a picture of each image with its prediction to `output_dir`, which is
-whole or not there. Images are read as the preparation read those of the training.
+whole or not there; in segmentation also a mask, PNG with class numbers in a palette, of a NIfTI volume as such. Images,
+DICOM files and NIfTI volumes are read as the preparation read those of the training; each slice of a volume is a row.
 """
 
 from __future__ import annotations
@@ -57,8 +58,10 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     Raises:
         UserError: a path does not exist, or there is no image.
     """
+    from convatlas.data import medical
     from convatlas.data.image_files import SUFFIXES, is_clutter
 
+    known = (*sorted(SUFFIXES), *medical.SUFFIXES)
     files: list[Path] = []
     others: list[Path] = []
     for path in paths:
@@ -68,12 +71,10 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
             files.append(path)
             continue
         inside = [p for p in sorted(path.rglob("*")) if p.is_file() and not is_clutter(p.name)]
-        files += [p for p in inside if p.suffix.lower() in SUFFIXES]
-        others += [p for p in inside if p.suffix.lower() not in SUFFIXES]
+        files += [p for p in inside if p.name.lower().endswith(known)]
+        others += [p for p in inside if not p.name.lower().endswith(known)]
     if not files:
-        raise UserError(
-            f"There are no images in {', '.join(map(str, paths))}; known are {', '.join(sorted(SUFFIXES))}."
-        )
+        raise UserError(f"There are no images in {', '.join(map(str, paths))}; known are {', '.join(known)}.")
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         print(f"Left out, by their endings: {', '.join(map(str, others[:3]))}{more}.", file=sys.stderr)
@@ -81,12 +82,13 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def predict(options: Options, files: list[Path]) -> list[dict[str, Any]]:
-    """Run the net over the files, one after the other, and write its answers; returns a row for each image.
+    """Run the net over the files, one after the other, and write its answers; returns a row for each image or slice.
 
     Raises:
         UserError: a file cannot be read as an image, and is not to be left out.
     """
     from convatlas.data.archives import printable
+    from convatlas.data.decoding import BadImageError
 
     with quick_imports():
         from convatlas.training.trained import load_run
@@ -100,11 +102,12 @@ def predict(options: Options, files: list[Path]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with written_folder(options.output_dir, "predict", "output_dir") as partial:
         for file in files:
-            stem = printable(file.stem).encode()[:200].decode(errors="ignore")  # names end at 255 bytes
-            picture = partial / f"{len(rows):05d}_{stem}.png" if options.pictures else None
-            row = _answer(task, card, file, picture, skip_broken=options.skip_broken)
-            if row is not None:
-                rows.append({"file": printable(file), **row})
+            try:
+                rows += _answers(task, card, file, partial, len(rows), pictures=options.pictures)
+            except BadImageError as error:
+                if not options.skip_broken:
+                    raise UserError(f"{printable(file)}: {error}. Remove it, or pass skip_broken=true.") from error
+                print(f"{printable(file)} is left out: {error}.", file=sys.stderr)
         if not rows:
             raise UserError("None of the files can be read as an image; name others.")
         write_json(partial / "predictions.json", rows)
@@ -112,24 +115,34 @@ def predict(options: Options, files: list[Path]) -> list[dict[str, Any]]:
     return rows
 
 
-def _answer(task: Task, card: Card, file: Path, picture: Path | None, *, skip_broken: bool) -> dict[str, Any] | None:
-    """Return the net's answer for one file, drawn to `picture`; None for a broken one that may be left out."""
+def _answers(
+    task: Task, card: Card, file: Path, folder: Path, first: int, *, pictures: bool
+) -> list[dict[str, Any]]:
+    """Return the net's answers for the images in one file, after writing what they look like; `first` numbers them."""
     import torch
 
-    from convatlas.data.decoding import BadImageError, decode_image
+    from convatlas.data.archives import printable
+    from convatlas.data.medical import decode_images, is_volume, write_masks
+    from convatlas.tasks.predicting import in_palette
 
-    try:
-        pixels = decode_image(file, card).pixels
+    rows, masks = [], []
+    stem = printable(file.name.partition(".nii")[0] if is_volume(file) else file.stem)
+    name = stem.encode()[:200].decode(errors="ignore")  # names end at 255 bytes
+    images = decode_images(file, card)
+    for number, image in enumerate(images):
         with torch.inference_mode():
-            row, answer = task.predict(pixels, card)
-    except BadImageError as error:
-        if skip_broken:
-            print(f"{file} is left out: {error}.", file=sys.stderr)
-            return None
-        raise UserError(f"{file}: {error}. Remove it, or pass skip_broken=true.") from error
-    if picture is not None:
-        task.draw(pixels, answer, row).save(picture)
-    return row
+            row, answer = task.predict(image.pixels, card, image.spacing)
+        rows.append({"file": printable(file), **({"slice": number} if is_volume(file) else {}), **row})
+        if pictures:
+            task.draw(image.pixels, answer, row).save(folder / f"{first + number:05d}_{name}.png")
+        mask = task.mask(answer)
+        if mask is not None and not is_volume(file):
+            in_palette(mask).save(folder / f"{first + number:05d}_{name}_mask.png")
+        elif mask is not None:
+            masks.append(mask)
+    if masks:
+        write_masks(folder / f"{first:05d}_{name}_mask.nii.gz", masks, file)
+    return rows
 
 
 def _as_csv(rows: list[dict[str, Any]]) -> str:

@@ -9,10 +9,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from convatlas.core.config import SplitConfig
 from convatlas.core.errors import UserError
+from convatlas.data.card import Card
+from convatlas.data.decoding import fit_image
+from convatlas.data.medical import decode_images
 from convatlas.data.sources.nifti import load_acdc, load_decathlon
 from convatlas.data.splits import split_items
 
@@ -229,3 +233,28 @@ def test_the_folder_of_the_test_is_the_test(acdc: Path) -> None:
 def test_a_volume_without_mask_is_listed(acdc: Path) -> None:
     volume(acdc, gt="_gt").unlink()
     assert load_acdc(acdc, image_size=32).left_out == [("patient002_frame01.nii.gz", "it has no mask")]
+
+
+def test_a_new_volume_gets_the_pixels_that_training_saw(acdc: Path) -> None:
+    raw = load_acdc(acdc, image_size=26, pixel_mm=1.25)
+    card = Card.model_construct(
+        name="acdc", storage="arrays", image_shape=(1, 26, 26), fitted="millimetres", source={"pixel_mm": 1.25}
+    )
+    for number, image in enumerate(decode_images(volume(acdc, 1, 12), card)):
+        assert image.spacing == (2.0, 1.5)
+        found, _ = fit_image(image.pixels, card, 26, image.spacing)
+        np.testing.assert_allclose(found.numpy() * 255, raw.images[3 + number], atol=1e-3)
+
+
+def test_the_geometry_of_millimetres_leads_back() -> None:
+    card = Card.model_construct(
+        name="acdc", storage="arrays", image_shape=(1, 50, 50), fitted="millimetres", source={"pixel_mm": 1.0}
+    )
+    pixels, box = np.zeros((1, 30, 41), np.uint8), np.array([[18.0, 10, 25, 21]])
+    pixels[:, 10:21, 18:25] = 255
+    image, geometry = fit_image(pixels, card, 100, (2.0, 1.5))
+    rows, columns = torch.nonzero(image[0] > 0.5, as_tuple=True)
+    found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    np.testing.assert_allclose(geometry.forward(box)[0], found, atol=2)
+    back = geometry.maps_back(image, (30, 41))[0] > 0.5
+    assert (back == torch.from_numpy(pixels[0] > 0)).float().mean() > 0.98

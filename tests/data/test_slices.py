@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from convatlas.core.errors import UserError
 from convatlas.data.decoding import stretched
 from convatlas.data.raw import RawDataset
-from convatlas.data.sources.slices import SliceCollector, sampled
+from convatlas.data.decoding import sampled
+from convatlas.data.sources.slices import SliceCollector
 
 CLASSES = ["background", "cavity"]
 TEXTS = {"title": "made", "origin": "a test", "licence": "none", "notes": []}

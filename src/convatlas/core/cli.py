@@ -37,8 +37,6 @@ def run_hydra(main: Callable[[DictConfig], None], config_name: str, *, interrupt
     Hydra's own flags work: `--cfg job` prints the configuration, `--multirun` runs several, `--help` lists the groups.
     The jobs of a `--multirun` after one that fails still run; the end lists those that failed.
     """
-    import hydra
-
     failed: list[str] = []
 
     def checked_main(config: DictConfig) -> None:
@@ -57,6 +55,8 @@ def run_hydra(main: Callable[[DictConfig], None], config_name: str, *, interrupt
                 raise
 
     def compose_and_run() -> None:
+        import hydra  # here, where Ctrl-C is answered: it takes a while
+
         user_dir(sys.argv[1:])  # where it is not there, Hydra's own error has no remedy
         sys.argv[1:] = current_overrides([*map(as_hydra_reads, sys.argv[1:])])
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, not printed by Hydra

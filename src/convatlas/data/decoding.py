@@ -41,10 +41,14 @@ __all__ = [
     "fit_geometry",
     "fit_image",
     "one_colour",
+    "positions",
     "read_crop",
+    "resampled",
     "resize",
+    "sampled",
     "shrink",
     "size_in_shards",
+    "steps",
     "stretched",
     "window_in",
 ]
@@ -54,6 +58,7 @@ Fit: TypeAlias = Literal["centre", "stretch", "letterbox", "millimetres"]
 borders are added to the shorter one; or, in medical images, a square of so many millimetres is cut from the middle."""
 Square: TypeAlias = tuple[int, int, int, int]
 """Top, left, height, width in pixels."""
+Spacing: TypeAlias = tuple[float, float]
 
 MAX_PIXELS = 100_000_000
 """More pixels than any camera's; a file that claims more is taken for a decompression bomb and not decoded."""
@@ -81,12 +86,14 @@ class Decoded:
             it is, and `read_crop` reads it to the same pixels.
         lossy: whether the file is a JPEG.
         changed: what was converted on the way, for example "16 bits a channel".
+        spacing: millimetres from row to row and from column to column, where the file tells them.
     """
 
     pixels: NDArray[np.uint8]
     plain: bool
     lossy: bool
     changed: tuple[str, ...]
+    spacing: Spacing | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -319,13 +326,16 @@ def fit(pixels: NDArray[np.uint8], side: int, how: Fit, *, nearest: bool = False
     return square
 
 
-def fit_image(pixels: NDArray[np.uint8], card: Card, image_size: int) -> tuple[Tensor, Geometry]:
+def fit_image(
+    pixels: NDArray[np.uint8], card: Card, image_size: int, spacing: Spacing | None = None
+) -> tuple[Tensor, Geometry]:
     """Bring a new image to what nets get, as the preparation and the reader of batches brought those of a data set.
 
     Args:
         pixels: `(C, H, W)` uint8, from `decode_image`.
         card: of the data set that the net was trained on.
         image_size: side of the images that the net gets.
+        spacing: millimetres from row to row and from column to column, where the file tells them.
 
     Returns:
         `(C, image_size, image_size)` in [0, 1], not normalised, and where the image's pixels went.
@@ -335,6 +345,14 @@ def fit_image(pixels: NDArray[np.uint8], card: Card, image_size: int) -> tuple[T
             tell, and this one has another size.
     """
     import torch
+
+    if card.fitted == "millimetres" and spacing is not None:
+        side, step = card.image_shape[1] or image_size, steps(card.source.get("pixel_mm"), spacing)
+        square = torch.from_numpy(resampled(pixels, side, step))[None].float().div_(255)
+        first = [positions(length, side, each)[0] for length, each in zip(pixels.shape[1:], step, strict=True)]
+        shift_y, shift_x = (0.5 - (at + 0.5) / each for at, each in zip(first, step, strict=True))
+        geometry = Geometry((1 / step[1], 1 / step[0]), (shift_x, shift_y))
+        return resize(square, image_size)[0], geometry.scaled(image_size / side)
 
     pixels = pixels.copy()  # decoders give arrays that must not be written to, of which torch warns
     size = height, width = pixels.shape[1], pixels.shape[2]
@@ -357,6 +375,55 @@ def fit_image(pixels: NDArray[np.uint8], card: Card, image_size: int) -> tuple[T
     assert card.fitted is not None
     square = torch.from_numpy(fit(pixels, side, card.fitted))[None].float().div_(255)
     return resize(square, image_size)[0], fit_geometry(height, width, side, card.fitted).scaled(image_size / side)
+
+
+# ---- squares of so many millimetres ---------------------------------------------------------------------------------
+
+
+def steps(pixel_mm: float | None, spacing: Sequence[float] | None) -> tuple[float, float]:
+    """Return how many pixels of a slice make one of `pixel_mm`, from row to row and from column to column."""
+    if pixel_mm is None or spacing is None:
+        return 1.0, 1.0
+    return pixel_mm / spacing[0], pixel_mm / spacing[1]
+
+
+def resampled(pixels: NDArray[np.uint8], side: int, step: tuple[float, float]) -> NDArray[np.uint8]:
+    """Cut a square `(C, side, side)` from the middle of a slice `(C, H, W)`, its pixels `step` old ones apart."""
+    from scipy import ndimage
+
+    # what lies between the new pixels has to be averaged, or it would alias
+    blur = [max(0.0, (each - 1) / 2) for each in step]
+    planes = [sampled(ndimage.gaussian_filter(plane.astype(np.float64), blur), side, step, order=1) for plane in pixels]
+    return np.clip(np.rint(np.stack(planes)), 0, 255).astype(np.uint8)
+
+
+def sampled(plane: NDArray[Any], side: int, step: tuple[float, float], order: int) -> NDArray[Any]:
+    """Sample a square around the middle of an image; zeros come in from outside.
+
+    Args:
+        plane: `(H, W)`.
+        side: of the square, in new pixels.
+        step: old pixels from one new pixel to the next, along both axes.
+        order: 0 takes the nearest old pixel, 1 interpolates between four.
+    """
+    from scipy import ndimage
+
+    rows, columns = (positions(length, side, s) for length, s in zip(plane.shape, step, strict=True))
+    grid = np.meshgrid(rows, columns, indexing="ij")
+    found: NDArray[Any] = ndimage.map_coordinates(plane, grid, order=order, mode="constant", prefilter=False)
+    return found
+
+
+def positions(length: int, side: int, step: float) -> NDArray[np.float64]:
+    """Return where the middles of `side` new pixels lie among `length` old ones; both middles coincide.
+
+    Along an axis of odd and one of even length the middle would lie between pixels; where the pixels keep their size it
+    is moved by half a pixel, so that they are copied and not interpolated.
+    """
+    middle = (length - 1) / 2
+    if step == 1 and (length - side) % 2:
+        middle += 0.5
+    return (np.arange(side, dtype=np.float64) - (side - 1) / 2) * step + middle
 
 
 def resize(images: Tensor, side: int) -> Tensor:

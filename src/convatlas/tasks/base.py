@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from convatlas.data.card import Card
+    from convatlas.data.decoding import Spacing
 
 Batch = dict[str, Any]
 
@@ -124,12 +125,15 @@ class Task(pl.LightningModule, ABC):
         """Return what a batch of one image of `size` pixels has beside `images` and `indices`."""
 
     @abstractmethod
-    def predict(self, pixels: NDArray[np.uint8], card: Card) -> tuple[dict[str, Any], Any]:
+    def predict(
+        self, pixels: NDArray[np.uint8], card: Card, spacing: Spacing | None = None
+    ) -> tuple[dict[str, Any], Any]:
         """Answer for one image.
 
         Args:
             pixels: `(C, H, W)`, of any size; the image is fitted to the net as the training's images were.
             card: the data card of the net's run.
+            spacing: millimetres from row to row and from column to column, where the file tells them.
 
         Returns:
             A row of plain values, boxes in pixels of the image as given; and what `draw` needs.
@@ -141,6 +145,10 @@ class Task(pl.LightningModule, ABC):
     @abstractmethod
     def draw(self, pixels: NDArray[np.uint8], answer: Any, row: Mapping[str, Any]) -> Image:
         """Draw what `predict` answered over its image, enlarged to 256 pixels at least."""
+
+    def mask(self, answer: Any) -> NDArray[np.uint8] | None:
+        """Return the classes `(H, W)` of an image's pixels in what `predict` answered; None where the task has none."""
+        return None
 
     # ---- before a training ------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from convatlas.data.card import Card
+    from convatlas.data.decoding import Spacing
 
 LISTED_CLASSES = 5
 """Classes that a prediction lists with their probabilities."""
@@ -147,9 +148,11 @@ class ClassificationTask(Task):
         """Raise UserError unless there is one logit for each class."""
         check_logits(self.net(images), 2, self.classes)
 
-    def predict(self, pixels: NDArray[np.uint8], card: Card) -> tuple[dict[str, Any], Any]:
+    def predict(
+        self, pixels: NDArray[np.uint8], card: Card, spacing: Spacing | None = None
+    ) -> tuple[dict[str, Any], Any]:
         """Return the most probable classes of one image."""
-        fitted, _ = fitted_image(pixels, self.config.data, card)
+        fitted, _ = fitted_image(pixels, self.config.data, card, spacing)
         probabilities = self.net(normalised(fitted, self.config.data, card)).softmax(dim=1)[0]
         confidence, numbers = probabilities.topk(min(LISTED_CLASSES, len(self.classes)))
         names = [self.classes[number] for number in numbers.tolist()]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from convatlas.data.card import Card
+    from convatlas.data.decoding import Spacing
 
 Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Precision and recall, `(n,)` each."""
@@ -129,9 +130,11 @@ class DetectionTask(Task):
         with torch.no_grad():
             self.net.train()([torch.zeros(channels, size, size)] * 2, targets)
 
-    def predict(self, pixels: NDArray[np.uint8], card: Card) -> tuple[dict[str, Any], Any]:
+    def predict(
+        self, pixels: NDArray[np.uint8], card: Card, spacing: Spacing | None = None
+    ) -> tuple[dict[str, Any], Any]:
         """Return the objects in one image."""
-        fitted, geometry = fitted_image(pixels, self.config.data, card)
+        fitted, geometry = fitted_image(pixels, self.config.data, card, spacing)
         found = self.net(list(fitted))[0]
         kept = found["scores"] >= LISTED_SCORE
         boxes = clip_boxes_to_image(geometry.back(found["boxes"][kept]), (pixels.shape[1], pixels.shape[2]))

@@ -10,21 +10,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convatlas.core.config import DataConfig
-from convatlas.data.decoding import Geometry, fit_image
+from convatlas.data.decoding import Geometry, Spacing, fit_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from convatlas.data.card import Card
 
-__all__ = ["PALETTE", "canvas_of", "fitted_image", "normalised", "picture_of"]
+__all__ = ["PALETTE", "canvas_of", "fitted_image", "in_palette", "normalised", "picture_of"]
 
 PALETTE = ["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#999999"]
 
 
-def fitted_image(pixels: NDArray[np.uint8], data: DataConfig, card: Card) -> tuple[Tensor, Geometry]:
+def fitted_image(
+    pixels: NDArray[np.uint8], data: DataConfig, card: Card, spacing: Spacing | None = None
+) -> tuple[Tensor, Geometry]:
     """Bring an image `(C, H, W)` to what the net gets, `(1, C, S, S)` in [0, 1], and say where its pixels went."""
-    fitted, geometry = fit_image(pixels, card, data.image_size)
+    fitted, geometry = fit_image(pixels, card, data.image_size, spacing)
     return fitted[None], geometry
 
 
@@ -51,3 +53,13 @@ def picture_of(canvas: Tensor) -> Image:
     from PIL import Image
 
     return Image.fromarray(canvas.permute(1, 2, 0).numpy())
+
+
+def in_palette(mask: NDArray[np.uint8]) -> Image:
+    """Return class numbers `(H, W)` as a picture of Pillow's that holds them, and shows each in its colour."""
+    from PIL import Image, ImageColor
+
+    picture = Image.frombytes("P", mask.shape[::-1], mask.tobytes())
+    shown = ["#000000", *(PALETTE[number % len(PALETTE)] for number in range(255))]
+    picture.putpalette([value for colour in shown for value in ImageColor.getrgb(colour)])
+    return picture

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from convatlas.data.card import Card
+    from convatlas.data.decoding import Spacing
 
 
 OWN_METRICS = ("loss", "pixels", "edges", "distances")
@@ -192,15 +193,22 @@ class SegmentationTask(Task):
         check_logits(logits, 4, self.classes)
         check_terms(self.term_weights, ["cross_entropy", "dice", *([] if edges is None else ["edge"])])
 
-    def predict(self, pixels: NDArray[np.uint8], card: Card) -> tuple[dict[str, Any], Any]:
+    def predict(
+        self, pixels: NDArray[np.uint8], card: Card, spacing: Spacing | None = None
+    ) -> tuple[dict[str, Any], Any]:
         """Return the pixels of each class in one image, and the classes `(H, W)`; what the net does not see is 0."""
-        fitted, geometry = fitted_image(pixels, self.config.data, card)
+        fitted, geometry = fitted_image(pixels, self.config.data, card, spacing)
         probabilities = self.net(normalised(fitted, self.config.data, card)).softmax(dim=1)[0]
         margin = (self.config.data.image_size - probabilities.shape[-1]) // 2  # an unpadded U-Net leaves the border out
         size = (pixels.shape[1], pixels.shape[2])
         numbers = geometry.maps_back(F.pad(probabilities, (margin,) * 4), size).argmax(dim=0)
         counts = torch.bincount(numbers.flatten(), minlength=len(self.classes)).tolist()
         return {"pixels": dict(zip(self.classes, counts, strict=True))}, numbers
+
+    def mask(self, answer: Any) -> NDArray[np.uint8]:
+        """Return the classes `(H, W)`."""
+        classes: NDArray[np.uint8] = answer.numpy().astype(np.uint8)
+        return classes
 
     def draw(self, pixels: NDArray[np.uint8], answer: Any, row: Mapping[str, Any]) -> Image:
         """Draw the classes over the image, each in its colour."""

@@ -15,7 +15,6 @@ Slices lie across the third axis of a volume.
 from __future__ import annotations
 
 import json
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from itertools import product
@@ -29,6 +28,7 @@ from convatlas.core.errors import UserError
 from convatlas.data.archives import read_text
 from convatlas.data.decoding import BadImageError
 from convatlas.data.image_files import split_of_folder
+from convatlas.data.medical import read_volume, slices_of
 from convatlas.data.raw import RawDataset
 from convatlas.data.sources.boxes import leaves_folder
 from convatlas.data.sources.slices import STRETCHED, SliceCollector, require_folder
@@ -132,9 +132,9 @@ def _mixed_axes(axes: Counter[str]) -> list[str]:
 def _add_volume(collector: SliceCollector, image: Path, mask: Path, patient: str) -> str:
     """Add all slices of a volume, or none of them where the files do not belong together; return its third axis."""
     try:
-        (volume, pixels), (drawn, labels) = _read(image), _read(mask)
-        along_row, along_column = _written_spacing(volume)
-        if along_row > 0 and along_column > 0:  # otherwise each slice is left out
+        (volume, pixels), (drawn, labels) = read_volume(image), read_volume(mask)
+        slices = slices_of(volume, pixels)
+        if all(mm > 0 for mm in slices[0][1]):  # otherwise each slice is left out
             labels = _as_the_image_lies(volume, drawn, labels)
         if labels.shape != pixels.shape[:3]:
             sizes = [" x ".join(map(str, shape)) for shape in (labels.shape, pixels.shape[:3])]
@@ -142,12 +142,8 @@ def _add_volume(collector: SliceCollector, image: Path, mask: Path, patient: str
     except BadImageError as error:
         collector.leave_out(image.name, str(error))
         return ""
-    planes = pixels[..., None] if pixels.ndim == 3 else pixels
-    for number in range(planes.shape[2]):
-        # the first axis of NIfTI points along a row, the second down a column
-        channels = planes[:, :, number].transpose(2, 1, 0)
-        name = f"{image.name}, slice {number}"
-        collector.add(name, patient, channels, labels[:, :, number].T, (along_column, along_row))
+    for number, (channels, spacing) in enumerate(slices):
+        collector.add(f"{image.name}, slice {number}", patient, channels, labels[:, :, number].T, spacing)
     import nibabel
 
     ends = {"L": "right", "R": "left", "P": "front", "A": "back", "I": "top", "S": "bottom"}
@@ -183,31 +179,3 @@ def _is_placed(volume: Any) -> bool:
     """Say whether a file tells where its voxels lie; otherwise nibabel makes a place up."""
     header = volume.header
     return "sform_code" not in header or bool(header["sform_code"] or header["qform_code"])
-
-
-def _read(path: Path) -> tuple[Any, NDArray[Any]]:
-    """Return the volume and its voxels.
-
-    Raises:
-        BadImageError: it cannot be used.
-    """
-    import nibabel
-
-    try:
-        volume: Any = nibabel.load(path)
-        voxels = np.asarray(volume.dataobj)
-    except FileNotFoundError as error:
-        raise BadImageError(f"{path.name} is missing") from error
-    except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
-        raise BadImageError(f"{path.name} is cut short or damaged") from error
-    if voxels.ndim not in {3, 4}:
-        raise BadImageError(f"{path.name} has {voxels.ndim} axes, not 3 or 4")
-    return volume, voxels
-
-
-def _written_spacing(volume: Any) -> tuple[float, float]:
-    """Return the first two distances as they stand in the file: on loading, nibabel makes 1 of a missing one."""
-    holder = volume.file_map.get("header", volume.file_map["image"])
-    with holder.get_prepare_fileobj("rb") as file:
-        header = type(volume.header).from_fileobj(file, check=False)
-    return float(header["pixdim"][1]), float(header["pixdim"][2])

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from convatlas.core.errors import UserError
-from convatlas.data.decoding import fit, stretched
+from convatlas.data.decoding import fit, positions, resampled, sampled, steps, stretched
 from convatlas.data.raw import RawDataset
 from convatlas.data.spool import Spool
 
-__all__ = ["STRETCHED", "SliceCollector", "require_folder", "sampled"]
+__all__ = ["STRETCHED", "SliceCollector", "require_folder"]
 
 STRETCHED = "Grey levels are stretched in each slice; its 0.5th percentile is black, its 99.5th white."
 
@@ -87,7 +86,7 @@ class SliceCollector:
         self._channels = self._channels or len(planes)
         if self.with_spacing:
             step = self._step(spacing)
-            self._images.append(np.stack([self._pixels(plane, step) for plane in planes]))
+            self._images.append(resampled(np.stack([stretched(plane) for plane in planes]), self.side, step))
             self._masks.append(sampled(mask, self.side, step, order=0).astype(np.uint8))
         else:
             step = (max(mask.shape) / self.side,) * 2
@@ -165,43 +164,7 @@ class SliceCollector:
         return reason
 
     def _step(self, spacing: Sequence[float] | None) -> tuple[float, float]:
-        """Return how many pixels of the slice make one of the data set, along rows' and columns' directions."""
-        if self.pixel_mm is None or spacing is None:
-            return 1.0, 1.0
-        return self.pixel_mm / spacing[0], self.pixel_mm / spacing[1]
-
-    def _pixels(self, plane: NDArray[Any], step: tuple[float, float]) -> NDArray[np.uint8]:
-        values = stretched(plane).astype(np.float64)
-        # what lies between the new pixels has to be averaged, or it would alias
-        blurred = ndimage.gaussian_filter(values, [max(0.0, (s - 1) / 2) for s in step])
-        return np.clip(np.rint(sampled(blurred, self.side, step, order=1)), 0, 255).astype(np.uint8)
-
-
-def sampled(plane: NDArray[Any], side: int, step: tuple[float, float], order: int) -> NDArray[Any]:
-    """Sample a square around the middle of an image; zeros come in from outside.
-
-    Args:
-        plane: `(H, W)`.
-        side: of the square, in new pixels.
-        step: old pixels from one new pixel to the next, along both axes.
-        order: 0 takes the nearest old pixel, 1 interpolates between four.
-    """
-    rows, columns = (positions(length, side, s) for length, s in zip(plane.shape, step, strict=True))
-    grid = np.meshgrid(rows, columns, indexing="ij")
-    found: NDArray[Any] = ndimage.map_coordinates(plane, grid, order=order, mode="constant", prefilter=False)
-    return found
-
-
-def positions(length: int, side: int, step: float) -> NDArray[np.float64]:
-    """Return where the middles of `side` new pixels lie among `length` old ones; both middles coincide.
-
-    Along an axis of odd and one of even length the middle would lie between pixels; where the pixels keep their size it
-    is moved by half a pixel, so that they are copied and not interpolated.
-    """
-    middle = (length - 1) / 2
-    if step == 1 and (length - side) % 2:
-        middle += 0.5
-    return (np.arange(side, dtype=np.float64) - (side - 1) / 2) * step + middle
+        return steps(self.pixel_mm, spacing)
 
 
 def reaches_in(mask: NDArray[Any], side: int, step: tuple[float, float]) -> bool:

@@ -28,6 +28,7 @@ from convatlas.core.errors import UserError
 from convatlas.data.archives import read_text
 from convatlas.data.decoding import BadImageError
 from convatlas.data.image_files import folders_in
+from convatlas.data.medical import read_dicom
 from convatlas.data.raw import RawDataset
 from convatlas.data.sources.boxes import leaves_folder
 from convatlas.data.sources.slices import STRETCHED, SliceCollector, require_folder
@@ -121,7 +122,10 @@ def _add(collector: SliceCollector, dicom: Path, patient: str, contours: list[Pa
     try:
         if len(contours) > wanted:
             raise BadImageError(f"there are two outlines of one kind among {', '.join(c.name for c in contours)}")
-        image, spacing = _read_dicom(dicom)
+        try:
+            image, spacing = read_dicom(dicom)
+        except FileNotFoundError as error:
+            raise BadImageError("there is an outline, but no DICOM file of that number") from error
         mask = np.zeros(image.shape, dtype=np.uint8)
         for number, path in zip((2, 1) if len(contours) == 2 else (1,), contours, strict=True):
             area = outline_mask(read_contour(path), image.shape)
@@ -130,30 +134,6 @@ def _add(collector: SliceCollector, dicom: Path, patient: str, contours: list[Pa
         collector.leave_out(name, str(error))
         return
     collector.add(name, patient, image, mask, spacing)
-
-
-def _read_dicom(path: Path) -> tuple[NDArray[Any], Sequence[float] | None]:
-    """Return the pixels, and the millimetres from row to row and from column to column, if they are given."""
-    import pydicom
-
-    try:
-        dicom = pydicom.dcmread(path)
-        pixels = dicom.pixel_array
-        negative = float(getattr(dicom, "RescaleSlope", None) or 1) < 0
-        colours = getattr(dicom, "PhotometricInterpretation", "MONOCHROME2")
-    except FileNotFoundError as error:
-        raise BadImageError("there is an outline, but no DICOM file of that number") from error
-    except Exception as error:  # pydicom and its decoders raise nearly every kind for a damaged file
-        raise BadImageError(f"it cannot be read as DICOM ({type(error).__name__})") from error
-    if colours not in {"MONOCHROME1", "MONOCHROME2"}:
-        raise BadImageError(f"its pixels are of the kind {colours}, not grey levels")
-    if pixels.ndim != 2:
-        raise BadImageError(f"it has the shape {pixels.shape}, not that of one slice")
-    spacing = getattr(dicom, "PixelSpacing", None)
-    # Grey levels are stretched later, which undoes any rescaling but its sign; MONOCHROME1 shows the lowest as white.
-    if negative != (colours == "MONOCHROME1"):
-        pixels = -pixels.astype(np.float64)
-    return pixels, None if not spacing else [float(mm) for mm in spacing]
 
 
 def read_contour(path: Path) -> NDArray[np.float64]:
