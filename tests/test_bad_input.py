@@ -44,6 +44,9 @@ from helpers import assert_one_sentence
         (["model.num_classes=7"], ["7 classes", "model.num_classes=10"]),
         (["model.num_classes=12"], ["12 classes", "model.num_classes=10"]),
         (["model.in_channels=3"], ["model.in_channels"]),
+        (["--bogus"], ["--bogus", "key=value"]),
+        (["--config-dir"], ["--config-dir", "expected one argument"]),
+        (["-5"], ["-5", "key=value"]),
     ],
 )
 def test_a_wrong_override_of_train(enter, prepared_digits, tmp_path, arguments, words):
@@ -196,6 +199,30 @@ def test_no_space_left_leaves_the_checkpoint_before_and_nothing_half_written(
     monkeypatch.setattr("convatlas.core.files.os.fsync", fsync)
     assert enter("train", *arguments).status == 0
     assert (tmp_path / "run" / "seed=0" / "metrics.json").exists()
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+WRITERS = {
+    # What raises, what it raises, and what the sentence names.
+    "torch": ("torch.save", RuntimeError("unexpected pos 64 vs 0; No space left on device"), "best.ckpt"),
+    "pyarrow": ("pandas.DataFrame.to_parquet", FULL, "run/seed=0"),
+    "matplotlib": ("matplotlib.figure.Figure.savefig", FULL, "run/seed=0"),
+    "shutil": ("shutil.copy2", OSError(errno.ENOSPC, FULL.strerror, "best.ckpt", None, "to.ckpt"), "run/seed=0"),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_named_whoever_finds_it(enter, monkeypatch, prepared_digits, tmp_path, writer):
+    target, error, named = WRITERS[writer]
+
+    def full(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr(target, full)
+    small = ["model=lenet5_modern", "recipe.epochs=1", "trainer.limit_batches=1", "trainer.threads=1", "tracking=none"]
+    entered = enter("train", *small, f"data.prepared={prepared_digits}", f"output_dir={tmp_path / 'run'}")
+    assert_one_sentence(entered, "No space is left on the disk while writing", named)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".work"], "nothing is left half written"
 
 
 def test_a_loss_that_is_no_number(enter, prepared_digits, tmp_path):

@@ -369,6 +369,12 @@ def test_a_classification_metric_for_detection(enter, prepared, theirs, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_a_config_dir_may_stand_among_the_overrides(enter, theirs):
+    entered = enter("train", "tracking=none", "--config-dir", str(theirs), "recipe.epochs=7", "--cfg", "job")
+    assert entered.status == 0, entered.err
+    assert yaml.safe_load(entered.out)["recipe"]["epochs"] == 7
+
+
 def test_a_config_dir_that_is_not_there(enter, tmp_path):
     entered = enter("train", "--config-dir", str(tmp_path / "nowhere"), "tracking=none")
     assert_one_sentence(entered, "--config-dir", str(tmp_path / "nowhere"), "does not exist")

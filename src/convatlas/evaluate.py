@@ -114,7 +114,7 @@ def tested(trained: TrainedRun, net: nn.Module, split: str) -> tuple[dict[str, f
     loader = data.test_dataloader() if split == "test" else data.val_dataloader()
     trainer.test(task, loader, verbose=False)
     metrics = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
-    return metrics, pd.DataFrame(task.test_rows)
+    return metrics, prepared.with_files(pd.DataFrame(task.test_rows), split)
 
 
 def costs_of_views(net: nn.Module, augmented: nn.Module, shape: tuple[int, int, int]) -> dict[str, float]:

@@ -41,14 +41,18 @@ def main() -> None:
     if not options.run:
         raise UserError("Name the folder of a run, for example `python -m convatlas.track runs/overview/lenet5`.")
     with quick_imports():
+        from convatlas.tracking.store import ANOTHER_STORE
         from convatlas.tracking.tracker import settings_of
 
     variants: dict[tuple[Path, str], dict[Path, RunRecord]] = {}
     for folder in finished_seeds(options.run):
         record = RunRecord.read(folder)
         variants.setdefault((folder.parent, digest(settings_of(record))), {})[folder] = record
-    for records in variants.values():
-        send(records, options.uri)
+    try:
+        for records in variants.values():
+            send(records, options.uri)
+    except UserError as error:
+        raise UserError(str(error).replace(ANOTHER_STORE, "name another one by uri=...")) from error
 
 
 def finished_seeds(folders: Iterable[Path]) -> list[Path]:

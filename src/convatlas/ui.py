@@ -14,7 +14,7 @@ from convatlas.core.cli import read_options, run
 from convatlas.core.config import Section
 from convatlas.core.errors import UserError
 from convatlas.core.passwords import split_address
-from convatlas.tracking.store import connect, tracking_uri
+from convatlas.tracking.store import ANOTHER_STORE, connect, tracking_uri
 
 LOCAL = {"127.0.0.1", "::1", "localhost"}
 EVERYWHERE = {"0.0.0.0", "::"}  # noqa: S104 - what is compared with
@@ -37,7 +37,10 @@ def main() -> None:
     on_server = uri.startswith("http")
     if not on_server:
         check_port(options)
-    client = connect(uri, read_only=True)
+    try:
+        client = connect(uri, read_only=True)
+    except UserError as error:
+        raise UserError(str(error).replace(ANOTHER_STORE, "name another one by MLFLOW_TRACKING_URI")) from error
     name = socket.gethostname() if options.host in EVERYWHERE else options.host
     base = split_address(uri).shown.rstrip("/") if on_server else f"http://{_bracketed(name)}:{options.port}"
     for experiment in client.search_experiments():

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from convatlas.core.composing import as_hydra_reads, conf_dir, current_overrides, explain_hydra, user_dir
+from convatlas.core.composing import as_hydra_reads, conf_dir, current_overrides, explain_hydra, flags_first, user_dir
 from convatlas.core.config import Section, describe
 from convatlas.core.errors import UserError, near_matches
+from convatlas.core.files import full_disk
 from convatlas.core.passwords import hide_passwords, without_password
 from convatlas.core.processes import end_on_signals, ending_signal
 
@@ -49,8 +50,8 @@ def run_hydra(main: Callable[[DictConfig], None], config_name: str, *, interrupt
             if job is not None:
                 failed.append(job)
                 _explain(error, config_name)
-            elif isinstance(error, UserError) and not _is_multirun():  # at once, before Hydra adds lines of its own
-                leave(str(error), 2)
+            elif isinstance(error, (UserError, OSError)) and not _is_multirun():  # before Hydra adds lines of its own
+                sys.exit(_explain(error, config_name))
             else:
                 raise
 
@@ -58,7 +59,7 @@ def run_hydra(main: Callable[[DictConfig], None], config_name: str, *, interrupt
         import hydra  # here, where Ctrl-C is answered: it takes a while
 
         user_dir(sys.argv[1:])  # where it is not there, Hydra's own error has no remedy
-        sys.argv[1:] = current_overrides([*map(as_hydra_reads, sys.argv[1:])])
+        sys.argv[1:] = current_overrides([*map(as_hydra_reads, flags_first(sys.argv[1:]))])
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, not printed by Hydra
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name=config_name)(checked_main)()
         if failed:
@@ -143,8 +144,9 @@ def _explain(error: Exception, config_name: str) -> int:
     sentence: str | None = str(error)
     if not isinstance(error, UserError):
         sentence = explain_hydra(error, config_name)  # before the others: Hydra's missing file is an OSError, too
-        if sentence is None and isinstance(error, OSError):
-            sentence = explain_os_error(error)
+        system = full_disk(error) or error
+        if sentence is None and isinstance(system, OSError):
+            sentence = explain_os_error(system)
     if sentence is not None:
         print_message(sentence)
         return 2
@@ -228,7 +230,7 @@ def leave(sentence: str, status: int) -> NoReturn:
 
 def explain_os_error(error: OSError) -> str | None:
     """Return what to do about a full disk, a missing or a protected file."""
-    name = error.filename or "a file"
+    name = error.filename2 or error.filename or "a file"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"No space is left on the disk while writing {name}. Free some and start the same command again."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

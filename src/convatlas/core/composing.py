@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from convatlas.core.config import RunConfig, read_config
 from convatlas.core.digests import digest, flat
@@ -20,6 +20,33 @@ if TYPE_CHECKING:
 
 LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
 """The extra of pyproject.toml that brings each of Hydra's launchers."""
+
+
+WRITTEN = "Options are written as key=value; --help lists them."
+
+
+def flags_first(words: Sequence[str]) -> list[str]:
+    """Return a command line with Hydra's flags before the overrides, since it takes none between them.
+
+    Raises:
+        UserError: there is no such flag, or its value is missing.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+
+    def refuse(problem: str) -> NoReturn:
+        raise UserError(f"{problem}. {WRITTEN}")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    overrides = parser.parse_intermixed_args(words).overrides or []
+    flags, left = [], list(overrides)
+    for word in words:
+        if left and word == left[0]:
+            left.pop(0)
+        else:
+            flags.append(word)
+    return [*flags, *overrides]
 
 
 OTHER_NAMES = {"study": "experiment"}
@@ -223,7 +250,9 @@ def _explain_message(message: str, config_name: str) -> str:
 
 def _quoted(override: str) -> str:
     """Say how a value is written that Hydra's grammar would take apart; the last sentence of a message."""
-    key, _, value = override.partition("=")
+    key, equals, value = override.partition("=")
+    if not equals:
+        return WRITTEN
     quoted = value.strip("'\"").replace('"', r"\"")
     text = shlex.quote(f'{key}="{quoted}"')
     return f"Text with commas, brackets, quotes, equals signs or accents is quoted twice, for the shell too: {text}"

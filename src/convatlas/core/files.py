@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +38,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
                 file.flush()
                 os.fsync(file.fileno())
             except Exception as error:
-                failed = raw.failed or (error if isinstance(error, OSError) else None)
+                failed = raw.failed or (error if isinstance(error, OSError) else full_disk(error))
                 if failed is None or failed.filename not in (None, str(temporary)):
                     raise
                 raise OSError(failed.errno, failed.strerror, str(path)) from error
@@ -56,6 +58,17 @@ class _RememberingFile(io.FileIO):
         except OSError as error:
             self.failed = error
             raise
+
+
+def full_disk(error: BaseException | None) -> OSError | None:
+    """Return the error of a full disk among an error and those behind it: libraries hide it behind their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        if re.search(r"disk is full|No space left on device", str(error)):  # SQLite's, and others' words
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def write_text(path: Path, text: str) -> None:

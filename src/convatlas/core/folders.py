@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from convatlas.core.errors import UserError
-from convatlas.core.files import write_json
+from convatlas.core.files import full_disk, write_json
 from convatlas.core.processes import is_alive
 
 __all__ = ["MARK", "check_replaceable", "claim_files", "put_in_place", "written_folder"]
@@ -91,6 +91,10 @@ def written_folder(folder: Path, command: str, option: str) -> Iterator[Path]:
     try:
         yield partial
         put_in_place(partial, folder, command, option)
+    except OSError as error:
+        if (full := full_disk(error)) is None:
+            raise
+        raise OSError(full.errno, full.strerror, str(folder)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

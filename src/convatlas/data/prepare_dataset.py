@@ -45,7 +45,7 @@ def prepare(config: DataConfig) -> Card:
         return prepare_raw(config, read_source(config))
 
 
-_OWN = re.compile(rf"{re.escape(CARD_FILE)}|identity\.json|({'|'.join(SPLITS)})_\w+\.(npy|arrow)")
+_OWN = re.compile(rf"{re.escape(CARD_FILE)}|names\.json|identity\.json|({'|'.join(SPLITS)})_\w+\.(npy|arrow)")
 """The files of a prepared data set."""
 
 

@@ -16,16 +16,17 @@ A folder `data/prepared/<name>/` holds for each split S of train, validation and
 | S_spacing.npy | where it is known | `(N, 2)` float32: millimetres from row to row and from column to column |
 | S_groups.npy | all, where there are groups | `(N,)` int64 |
 
-and `dataset.json`, see `convatlas.data.card`. Imports here stay few: every training process waits for them.
+and `dataset.json`, see `convatlas.data.card`, and `names.json`. Imports here stay few: every training process waits for them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +36,13 @@ from convatlas.core.errors import UserError
 from convatlas.data.card import CARD_FILE, Card, fingerprint, remedy
 from convatlas.data.shards import ShardedImages, shard_file
 
-__all__ = ["ARRAYS", "PreparedData", "Split", "array_file", "hash_file"]
+if TYPE_CHECKING:
+    import pandas as pd
 
+__all__ = ["ARRAYS", "NAMES_FILE", "PreparedData", "Split", "array_file", "hash_file"]
+
+NAMES_FILE = "names.json"
+"""The names of the images of validation and test in the source; they decide nothing of a result."""
 ARRAYS: dict[str, tuple[type[np.generic], str]] = {
     "images": (np.uint8, "N C H W"),
     "labels": (np.int64, "N"),
@@ -129,6 +135,16 @@ class PreparedData:
         prepared = cls.open(config.prepared)
         prepared.card.check(config)
         return prepared
+
+    def with_files(self, rows: pd.DataFrame, split: str) -> pd.DataFrame:
+        """Return rows with the names of their images in the source, by the column `index`, where it has names."""
+        try:
+            names = json.loads((self.folder / NAMES_FILE).read_text(encoding="utf-8"))[split]
+            if len(names) == len(self.splits[split]):
+                return rows.assign(file=[str(names[index]) for index in rows["index"]])
+        except (OSError, ValueError, LookupError, TypeError):  # names that are not there cost no run
+            pass
+        return rows
 
     def split(self, name: str) -> Split:
         """Return the split "train", "validation" or "test"."""

@@ -17,12 +17,13 @@ from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
+from convatlas.core.files import write_json
 from convatlas.data.card import CARD_FILE, Card, fingerprint
 from convatlas.data.decoding import BadImageError, Decoded, decode, encode, shrink, size_in_shards
 from convatlas.data.edges import canny_edges, edge_targets
 from convatlas.data.examination import in_parallel
 from convatlas.data.image_files import ImageFiles
-from convatlas.data.prepared import array_file, hash_file
+from convatlas.data.prepared import NAMES_FILE, array_file, hash_file
 from convatlas.data.raw import RawDataset
 from convatlas.data.shards import write_shards
 from convatlas.data.spool import Items, chunks
@@ -158,6 +159,9 @@ def _write_folder(folder: Path, raw: RawDataset, parts: dict[str, Items], card: 
             files.append(path)
     hashes = {path.name: hash_file(path) for path in sorted(files)}
     card = card.model_copy(update={"files": hashes, "fingerprint": fingerprint(hashes)})
+    if raw.names is not None:
+        names = {split: [raw.names[i] for i in items] for split, items in parts.items() if split != "train"}
+        write_json(folder / NAMES_FILE, names)
     (folder / CARD_FILE).write_text(card.to_json(), encoding="utf-8")
     return card
 

@@ -70,7 +70,7 @@ def require_exact_size(images: Tensor, image_size: int) -> None:
     if height != image_size or width != image_size:
         raise ValueError(
             f"model.image_size={image_size} does not fit images of {height}x{width} pixels: the fully connected layers "
-            f"take {image_size}x{image_size} only. Resize the images, or set model.image_size to theirs."
+            f"take {image_size}x{image_size} only. Set data.image_size={image_size}, or model.image_size={height}."
         )
 
 
@@ -79,7 +79,8 @@ def require_image_size(images: Tensor, minimum: int, net: str) -> None:
     height, width = images.shape[-2:]
     if min(height, width) < minimum:
         raise ValueError(
-            f"data.image_size: {net} takes images from {minimum}x{minimum} pixels; these have {height}x{width}."
+            f"data.image_size: {net} takes images from {minimum}x{minimum} pixels; these have {height}x{width}. "
+            f"Set data.image_size={minimum} or more: prepared images are resized."
         )
 
 

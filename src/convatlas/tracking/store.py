@@ -22,13 +22,14 @@ from urllib.parse import quote, unquote, urlsplit
 from filelock import FileLock, Timeout
 
 from convatlas.core.errors import UserError
+from convatlas.core.files import full_disk
 from convatlas.core.imports import quick_imports
 from convatlas.core.passwords import PASSWORD, USERNAME, split_address, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["connect", "experiment_id", "store_lock", "tracking_uri"]
+__all__ = ["ANOTHER_STORE", "connect", "experiment_id", "store_lock", "tracking_uri"]
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens on runs and charts, not on traces
 ANOTHER_STORE = "name another store by tracking.uri or MLFLOW_TRACKING_URI, or pass tracking=none"
@@ -135,6 +136,8 @@ def explained(uri: str, problem: str = "does not answer") -> Iterator[None]:
             remedy = f"Keep a copy of it, run `mlflow db upgrade {shown}`, or {ANOTHER_STORE}."
         elif re.search(r"\b40[13]\b", reason):
             remedy = f"Set {USERNAME} and {PASSWORD}, or {ANOTHER_STORE}."
+        elif full_disk(error) is not None:
+            remedy = f"Free some space, {ANOTHER_STORE}."
         elif database_file(uri) is not None:
             remedy = f"Mend the file or its folder, {ANOTHER_STORE}."
         else:

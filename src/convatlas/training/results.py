@@ -16,7 +16,7 @@ from convatlas.core import record
 from convatlas.core.config import RunConfig
 from convatlas.core.environment import environment
 from convatlas.core.errors import UserError
-from convatlas.core.files import write_text, write_yaml
+from convatlas.core.files import full_disk, write_text, write_yaml
 from convatlas.core.folders import written_folder
 from convatlas.core.metrics import Direction
 from convatlas.core.record import REMEDY, Environment, Metrics, RunRecord, Timing
@@ -88,7 +88,7 @@ def collect_results(
             figures = task.figures(data.sample_batch(predictions["index"].tolist()), predictions)
     except Exception as error:  # a picture never costs a run
         print(f"No figures can be drawn ({error}); the run is complete without them.", file=sys.stderr)
-    return Results(run, predictions, figures)
+    return Results(run, data.prepared.with_files(predictions, "test"), figures)
 
 
 def plain_text() -> AbstractContextManager[None]:
@@ -178,6 +178,8 @@ def write_results(results: Results, config: RunConfig, card: Card, work: WorkFol
                 with plain_text():
                     figure.savefig(partial / "figures" / f"{name}.png", dpi=110)
             except Exception as error:  # as above
+                if full_disk(error) is not None:
+                    raise
                 print(f"The figure {name} cannot be drawn ({error}); the run is complete without it.", file=sys.stderr)
         for checkpoint in (work.best, work.last):
             shutil.copy2(checkpoint, partial / checkpoint.name)

@@ -32,10 +32,11 @@ from convatlas.core.composing import hydra_ready, run_config
 from convatlas.core.config import Positive, RunConfig, Section, describe
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
-from convatlas.core.files import read_json, write_json, write_text, write_yaml
+from convatlas.core.files import full_disk, read_json, write_json, write_text, write_yaml
 from convatlas.core.folders import claim_files
 from convatlas.core.processes import stop
 from convatlas.core.seeds import mixed_seed
+from convatlas.data.lightning_module import open_data
 from convatlas.data.prepared import PreparedData
 from convatlas.models.build import build_model
 from convatlas.tasks import new_task
@@ -170,7 +171,7 @@ def search(asked: Search) -> str:
     signal.signal(signal.SIGTERM, stop)
     quieten_libraries()
     torch.set_num_threads(asked.base.trainer.threads)
-    prepared = PreparedData.open_for(asked.base.data)
+    prepared = open_data(asked.base.data)
     folder = asked.base.output_dir
     busy = f"Another process searches in {folder}. Wait for it, or choose another output_dir."
     lock = acquire_lock(folder / ".tune.lock", busy)
@@ -216,6 +217,8 @@ class _Trials:
                 load_if_exists=True,
             )
         except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+            if (full := full_disk(error)) is not None:
+                raise OSError(full.errno, full.strerror, str(database)) from error
             raise UserError(f"{database} cannot be read. {remedy}") from error
         before = self.study.user_attrs.get("search", searched)
         changed = ", ".join(key for key in searched if before[key] != searched[key])

@@ -85,7 +85,7 @@ def check_image_size(images: Tensor) -> None:
     """Raise ValueError unless `images` are 32 pixels high and wide."""
     height, width = images.shape[-2:]
     if height != IMAGE_SIDE or width != IMAGE_SIDE:
-        raise ValueError(f"data.image_size={height}x{width} does not fit LeNet-5; it takes 32x32 (pad 28x28 by 2).")
+        raise ValueError(f"data.image_size={height}x{width} does not fit LeNet-5; set data.image_size=32.")
 
 
 class ScaledTanh(nn.Module):
