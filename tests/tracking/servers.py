@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
+import http.server
 import os
 import pwd
 import shutil
@@ -10,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -115,3 +119,45 @@ def wait_until(ready: Any, server: subprocess.Popen[bytes], seconds: float = 180
         assert server.poll() is None, f"{server.args} ended with {server.returncode}"
         assert time.monotonic() < end, f"{server.args} does not answer"
         time.sleep(0.2)
+
+
+@contextmanager
+def with_password(address: str, user: str, password: str) -> Iterator[tuple[str, list[bool]]]:
+    """Put a door before a server that asks for a password; yields its address and, by request, whether it was right."""
+    port, wanted = free_port(), "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+    asked: list[bool] = []
+
+    class Door(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            asked.append(self.headers.get("Authorization") == wanted)
+            if not asked[-1]:
+                self.answer(401, {"WWW-Authenticate": "Basic"}, b"")
+                return
+            inner = http.client.HTTPConnection(address.removeprefix("http://"))
+            left_out = ("authorization", "host", "connection")
+            headers = {k: v for k, v in self.headers.items() if k.lower() not in left_out}
+            inner.request(self.command, self.path, body, headers)
+            answer = inner.getresponse()
+            self.answer(answer.status, {"Content-Type": answer.headers["Content-Type"]}, answer.read())
+
+        do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
+
+        def answer(self, status: int, headers: dict[str, Any], body: bytes) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, str(value))
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Print nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Door)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{port}", asked
+    finally:
+        server.shutdown()
+        server.server_close()

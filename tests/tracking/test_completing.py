@@ -436,6 +436,42 @@ def test_a_password_in_the_configuration_is_in_none_of_the_files(compose, uri, t
     assert written["tracking"]["uri"] == "http://127.0.0.1:9"
 
 
+@pytest.mark.slow
+def test_a_server_that_asks_for_a_password_gets_it_and_nobody_else(enter, monkeypatch, tmp_path, prepared_digits):
+    from helpers import ROOT
+    from servers import mlflow_server, with_password
+
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "conf").symlink_to(ROOT / "conf")
+    monkeypatch.chdir(project)
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+    with (
+        mlflow_server(f"sqlite:///{tmp_path / 'server.db'}", tmp_path / "server") as (inner, _),
+        with_password(inner, "me", SECRET) as (address, asked),
+    ):
+        named = address.replace("://", f"://me:{SECRET}@")
+        data = f"data.prepared={prepared_digits}"
+        sent = enter("train", *QUICK, "tracking=mlflow", data, f"tracking.uri={named}", "output_dir=runs/v")
+        assert sent.status == 0, sent.err
+        assert asked
+        assert all(asked)
+        own = enter("train", *QUICK, "tracking=none", data, "output_dir=runs/w", "variant=w")
+        again = enter("track", "runs/w", f"uri={named}")
+        plan = enter("plan", "study=thundernet", "seeds=0", f"overrides=tracking.uri={named}")
+        resolve = enter("resolve")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+        refused = enter("train", *QUICK, "tracking=mlflow", data, f"tracking.uri={address}", "output_dir=runs/x")
+        assert_one_sentence(refused, "MLFLOW_TRACKING_PASSWORD")
+        for each in (own, again, plan, resolve):
+            assert each.status == 0, each.err
+        runs = MlflowClient(inner).search_runs([e.experiment_id for e in MlflowClient(inner).search_experiments()])
+        finished = [run for run in runs if run.info.status == "FINISHED" and "test/accuracy" in run.data.metrics]
+        assert len({run.info.run_name for run in finished}) >= 2
+    assert_nowhere(tmp_path, *(text for each in (sent, own, again, plan, resolve) for text in (each.out, each.err)))
+
+
 # ---- terminals ------------------------------------------------------------------------------------------------------
 
 
