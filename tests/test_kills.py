@@ -47,7 +47,7 @@ class Project:
         folder: where it lies now.
         options: of the training.
         forks: what starts processes.
-        store: an empty database of MLflow to begin with; None lets the first training make one, which takes seconds.
+        store: an empty database of MLflow to begin with; None lets the training make one, which takes seconds.
         seconds: that its processes have taken, all together.
     """
 
@@ -217,7 +217,7 @@ def try_chains(kills: int, seed: int, forks: Forks, undisturbed: Project, folder
         chain += 1
         place = folder / f"chain {chain}"
         place.mkdir()
-        project = Project(place / "project", undisturbed.options, forks, undisturbed.store if chain % 3 != 1 else None)
+        project = Project(place / "project", undisturbed.options, forks, undisturbed.store if chain % 3 else None)
         done += train_with_kills(project, draw, min(KILLS_OF_A_CHAIN, kills - done))
         try:
             assert_same(project, undisturbed)

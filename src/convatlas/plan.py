@@ -82,6 +82,8 @@ def make_plan(
 def main() -> None:
     """Write params.yaml for the studies and the scale that the command line names."""
     options = read_options(Options, sys.argv[1:])
+    if not options.study and not options.search:
+        raise UserError("study= names no study; leave it out, or name one.")
     studies = study_names() if options.study == ["all"] else options.study
     plan = make_plan(studies, options.scale, options.seeds, options.overrides, options.search)
     try:

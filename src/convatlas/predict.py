@@ -68,6 +68,8 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
         if not path.exists():
             raise UserError(f"{path} does not exist; name image files or folders.")
         if not path.is_dir():
+            if not (path.is_file() or path.is_fifo()):
+                raise UserError(f"{path} is no file of an image; name image files or folders.")
             files.append(path)
             continue
         inside = [p for p in sorted(path.rglob("*")) if p.is_file() and not is_clutter(p.name)]
@@ -115,9 +117,7 @@ def predict(options: Options, files: list[Path]) -> list[dict[str, Any]]:
     return rows
 
 
-def _answers(
-    task: Task, card: Card, file: Path, folder: Path, first: int, *, pictures: bool
-) -> list[dict[str, Any]]:
+def _answers(task: Task, card: Card, file: Path, folder: Path, first: int, *, pictures: bool) -> list[dict[str, Any]]:
     """Return the net's answers for the images in one file, after writing what they look like; `first` numbers them."""
     import torch
 

@@ -7,13 +7,14 @@ exactly what it changes.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from convatlas.core.cli import run
+from convatlas.core.cli import read_options, run
 from convatlas.core.composing import hydra_ready
-from convatlas.core.config import DataConfig
+from convatlas.core.config import DataConfig, Section
 from convatlas.core.errors import UserError
 from convatlas.core.files import write_yaml
 from convatlas.core.folders import written_folder
@@ -38,6 +39,7 @@ PLAN = Path("plan")
 
 def main() -> None:
     """Write plan/."""
+    read_options(Section, sys.argv[1:])
     plan = read_plan(FILE)
     with written_folder(PLAN, "resolve", "folder") as partial:
         _check_listed(plan, _write(plan, partial))

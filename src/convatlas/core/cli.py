@@ -6,6 +6,7 @@ import atexit
 import errno
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -144,6 +145,7 @@ def _explain(error: Exception, config_name: str) -> int:
     sentence: str | None = str(error)
     if not isinstance(error, UserError):
         sentence = explain_hydra(error, config_name)  # before the others: Hydra's missing file is an OSError, too
+        sentence = sentence or explain_memory(error)
         system = full_disk(error) or error
         if sentence is None and isinstance(system, OSError):
             sentence = explain_os_error(system)
@@ -162,12 +164,16 @@ def read_options(shape: type[OptionsT], arguments: Sequence[str], positional: st
     """Read `key=value` arguments into a typed section; words without `=` go to the list named `positional`.
 
     Raises:
-        UserError: an option is unknown, missing or of a wrong type.
+        UserError: an option is unknown, missing, given twice or of a wrong type.
     """
     values: dict[str, Any] = {}
     known = shape.model_fields
     for argument in arguments:
         key, equals, value = argument.partition("=")
+        if not argument:
+            raise UserError("One of the arguments is empty; leave it out, or name what it stands for.")
+        if key in values and key != positional:
+            raise UserError(f"{key} is given twice; give one value.")
         if positional is not None and (not equals or key not in known):
             values.setdefault(positional, []).append(argument)
         elif key not in known:
@@ -226,6 +232,17 @@ def leave(sentence: str, status: int) -> NoReturn:
     """Print one sentence on standard error and exit."""
     print_message(sentence)
     sys.exit(status)
+
+
+def explain_memory(error: Exception) -> str | None:
+    """Return what to do where the memory of the machine or of a GPU does not suffice."""
+    text = str(error).splitlines()[0] if str(error) else ""
+    if not isinstance(error, MemoryError) and not re.search(r"(?i)out of memory|can't allocate memory", text):
+        return None
+    return (
+        f"The memory does not suffice ({text or 'MemoryError'}). Choose a smaller data.image_size, recipe.batch_size or "
+        "net, or another machine."
+    )
 
 
 def explain_os_error(error: OSError) -> str | None:

@@ -6,6 +6,7 @@ What is checked here is what the rest of the code relies on; the values themselv
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from convatlas.core.digests import flat
 from convatlas.core.errors import UserError
 from convatlas.core.older import upgraded
 from convatlas.core.passwords import split_address
@@ -203,8 +205,8 @@ class TrainerConfig(Section):
     scale_lr_from: Positive | None = None
     """The batch size that `recipe.optimizer.lr` is stated for: the rate used is `lr * batch_size / scale_lr_from`
     (Goyal et al. 2017, section 2.1). null takes the rate as it is."""
-    threads: Positive
-    workers: Annotated[int, Field(ge=0)]
+    threads: Annotated[int, Field(ge=1, le=1024)]
+    workers: Annotated[int, Field(ge=0, le=1024)]
     resident: Literal["auto", True, False] = "auto"
     """Keep the pixels of the data set in the memory of the device that trains, and make batches there, without workers.
     `auto` does so on a GPU, for prepared arrays of up to 2 GiB."""
@@ -327,8 +329,11 @@ def read_config(values: dict[str, Any], where: str = "the configuration") -> Run
     """Check plain values, of older versions as well, and return the typed configuration.
 
     Raises:
-        UserError: a key is unknown or missing, or a value has a wrong type or lies outside its range.
+        UserError: a key is unknown or missing, or a value has a wrong type, is not finite or lies outside its range.
     """
+    for key, value in flat(values).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{where}: {key}={value} is no finite number; give one.")
     try:
         return RunConfig.model_validate(upgraded(values))
     except ValidationError as error:

@@ -200,6 +200,8 @@ def _open_array(path: Path, dtype: type[np.generic], card: Card) -> NDArray[Any]
         array = np.asarray(_map(path))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing. {remedy(card.name)}") from error
+    except PermissionError:
+        raise
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is cut short or damaged ({error}). {remedy(card.name)}") from error
     if array.dtype != dtype:
