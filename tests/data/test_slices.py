@@ -7,9 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
-from convatlas.data.decoding import stretched
+from convatlas.data.decoding import sampled, stretched
 from convatlas.data.raw import RawDataset
-from convatlas.data.decoding import sampled
 from convatlas.data.sources.slices import SliceCollector
 
 CLASSES = ["background", "cavity"]

@@ -438,8 +438,9 @@ def test_a_password_in_the_configuration_is_in_none_of_the_files(compose, uri, t
 
 @pytest.mark.slow
 def test_a_server_that_asks_for_a_password_gets_it_and_nobody_else(enter, monkeypatch, tmp_path, prepared_digits):
-    from helpers import ROOT
     from servers import mlflow_server, with_password
+
+    from helpers import ROOT
 
     project = tmp_path / "project"
     project.mkdir()

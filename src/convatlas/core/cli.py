@@ -239,10 +239,7 @@ def explain_memory(error: Exception) -> str | None:
     text = str(error).splitlines()[0] if str(error) else ""
     if not isinstance(error, MemoryError) and not re.search(r"(?i)out of memory|can't allocate memory", text):
         return None
-    return (
-        f"The memory does not suffice ({text or 'MemoryError'}). Choose a smaller data.image_size, recipe.batch_size or "
-        "net, or another machine."
-    )
+    return f"The memory does not suffice ({text or 'MemoryError'}). Choose smaller images, batches or a smaller net."
 
 
 def explain_os_error(error: OSError) -> str | None:

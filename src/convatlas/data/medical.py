@@ -28,7 +28,7 @@ def is_volume(path: Path) -> bool:
 
 
 def decode_images(path: Path, card: Card) -> list[Decoded]:
-    """Decode a new picture or DICOM file, or all slices of a NIfTI volume, as the preparation decoded those of a data set.
+    """Decode a new picture or DICOM file, or all slices of a NIfTI volume, as the preparation did those of a data set.
 
     Grey levels are stretched in each slice. One of a single channel is repeated where the data set has three.
 
