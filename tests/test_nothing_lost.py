@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -56,6 +57,12 @@ def finished_run(prepared_digits: Path, tmp_path_factory: pytest.TempPathFactory
         named = {"variant": "v", "seeds": [0], "output_dir": str(output_dir)}
         (folder,) = train(compose_run([*SMALL, f"data.prepared={prepared_digits}"], named), strict=True)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no figures: a file of each is enough here."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **_options: Path(path).write_bytes(b"png"))
 
 
 @pytest.fixture
@@ -207,8 +214,27 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
-@pytest.mark.parametrize("command", COMMANDS)
+LONG = ("train", "train work_dir", "tune", "search", "search work_dir", "prepare page")
+"""The commands that take seconds where they are not refused."""
+
+
+def long_ones_slow(commands: Iterable[str], places: Iterable[Any], fast: Sequence[Any]) -> list[Any]:
+    """Pair commands and places; a long command is tried among the fast tests in a few of the places alone."""
+    return [
+        pytest.param(
+            command,
+            place,
+            id=f"{command}-{getattr(place, '__name__', place)}",
+            marks=[pytest.mark.slow] if command in LONG and place not in fast else [],
+        )
+        for command in commands
+        for place in places
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "place"), long_ones_slow(COMMANDS, PLACES, (of_the_same_name, the_folder_of_the_run))
+)
 def test_files_of_the_users_stay(enter, world, command, place):
     name, arguments = COMMANDS[command]
     to = place(world, command)
@@ -216,7 +242,12 @@ def test_files_of_the_users_stay(enter, world, command, place):
     check_kept(world, before, enter(name, *arguments(world, to)), owned=())
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def slow_but(fast: Sequence[str], commands: Iterable[str]) -> list[Any]:
+    """Return commands, all but those of `fast` among the slow tests."""
+    return [pytest.param(name, marks=[] if name in fast else [pytest.mark.slow]) for name in commands]
+
+
+@pytest.mark.parametrize("command", slow_but(("predict", "evaluate", "train", "prepare"), COMMANDS))
 def test_files_of_the_users_among_earlier_results_stay(enter, world, command):
     name, arguments = COMMANDS[command]
     first = enter(name, *arguments(world, "place"))
@@ -228,7 +259,10 @@ def test_files_of_the_users_among_earlier_results_stay(enter, world, command):
     check_kept(world, before, enter(name, *arguments(world, "place")), owned)
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("train", "evaluate")])
+REPLACING = [command for command in COMMANDS if command not in ("train", "evaluate")]
+
+
+@pytest.mark.parametrize("command", slow_but(("predict", "prepare"), REPLACING))
 def test_earlier_results_are_replaced(enter, world, command):
     name, arguments = COMMANDS[command]
     for _ in range(2):
@@ -265,10 +299,27 @@ USERS = ["plan/notes.md", "reports/notes.md", "reports/studies/notes.md", "runs/
 USERS += ["runs/seed=0/figures/notes.md", "mlartifacts/notes.md", ".plan.partial/notes.md", "data/notes.md"]
 
 
+@pytest.fixture(scope="module")
+def plans() -> dict[str, str]:
+    """Keep what `plan` writes, which takes a second."""
+    return {}
+
+
+@pytest.fixture
+def planned(world: World, enter: Callable[..., Entered], plans: dict[str, str]) -> Path:
+    """Return params.yaml as `plan` writes it."""
+    params = world.folder / "params.yaml"
+    if not plans:
+        assert enter("plan", *PLAN).status == 0
+        plans["params"] = params.read_text()
+    params.write_text(plans["params"])
+    return params
+
+
+@pytest.mark.usefixtures("planned")
 @pytest.mark.parametrize("command", WRITTEN)
 def test_a_projects_other_files_stay(enter, world, command):
     name, arguments, owned = WRITTEN[command]
-    assert enter("plan", *PLAN).status == 0
     if command == "report":
         assert enter("resolve").status == 0
     for file in USERS:
@@ -283,11 +334,17 @@ def test_a_projects_other_files_stay(enter, world, command):
         assert enter(name).status == 0, "its own plan is replaced"
 
 
-@pytest.mark.parametrize("name", ["plan", "reports", "mlflow.db", "params.yaml"])
-@pytest.mark.parametrize("command", WRITTEN)
-def test_a_file_or_a_folder_in_the_place_of_the_other_stays(enter, world, command, name):
-    assert enter("plan", *PLAN).status == 0
-    path = world.folder / name
+LONG_PLACES = {("resolve", "reports"), ("resolve", "mlflow.db")}  # it takes seconds, and writes neither
+IN_THE_PLACE = [
+    pytest.param(command, name, marks=[pytest.mark.slow] if (command, name) in LONG_PLACES else [])
+    for command in WRITTEN
+    for name in ("plan", "reports", "mlflow.db", "params.yaml")
+]
+
+
+@pytest.mark.parametrize(("command", "name"), IN_THE_PLACE)
+def test_a_file_or_a_folder_in_the_place_of_the_other_stays(enter, world, planned, command, name):
+    path = planned.with_name(name)
     if path.suffix:
         path.unlink(missing_ok=True)
         made(world, name, "notes.md")

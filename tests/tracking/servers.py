@@ -141,7 +141,7 @@ def with_password(address: str, user: str, password: str) -> Iterator[tuple[str,
             answer = inner.getresponse()
             self.answer(answer.status, {"Content-Type": answer.headers["Content-Type"]}, answer.read())
 
-        do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
+        do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815 - the names are http.server's
 
         def answer(self, status: int, headers: dict[str, Any], body: bytes) -> None:
             self.send_response(status)

@@ -103,7 +103,7 @@ class SplitConfig(Section):
     validation: Rate
     test: Rate
     """Fraction held out as test where the source has no official test split; 0 where it has one."""
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
     train_per_class: Positive | None = None
     """Images of each class that the training split keeps, drawn by the seed, others are not used; null keeps all."""
 

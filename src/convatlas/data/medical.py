@@ -113,10 +113,10 @@ def read_volume(path: Path) -> tuple[Any, NDArray[Any]]:
         raise BadImageError(f"{path.name} is missing") from error
     except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
         raise BadImageError(f"{path.name} is cut short or damaged") from error
-    if voxels.ndim not in {3, 4} or not voxels.size:
-        raise BadImageError(
-            f"{path.name} has {voxels.ndim} axes, not 3 or 4" if voxels.size else f"{path.name} is empty"
-        )
+    if voxels.ndim not in {3, 4}:
+        raise BadImageError(f"{path.name} has {voxels.ndim} axes, not 3 or 4")
+    if not voxels.size:
+        raise BadImageError(f"{path.name} is empty")
     if voxels.dtype.kind not in "buif":
         raise BadImageError(f"{path.name} holds {voxels.dtype}, no grey levels")
     return volume, voxels

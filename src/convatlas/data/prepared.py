@@ -16,7 +16,8 @@ A folder `data/prepared/<name>/` holds for each split S of train, validation and
 | S_spacing.npy | where it is known | `(N, 2)` float32: millimetres from row to row and from column to column |
 | S_groups.npy | all, where there are groups | `(N,)` int64 |
 
-and `dataset.json`, see `convatlas.data.card`, and `names.json`. Imports here stay few: every training process waits for them.
+and `dataset.json`, see `convatlas.data.card`, and `names.json`. Imports here stay few: every training process waits for
+them.
 """
 
 from __future__ import annotations
