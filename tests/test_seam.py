@@ -375,6 +375,16 @@ def test_a_config_dir_may_stand_among_the_overrides(enter, theirs):
     assert yaml.safe_load(entered.out)["recipe"]["epochs"] == 7
 
 
+@pytest.mark.slow
+def test_a_search_over_the_batches_of_another_package(enter, theirs, tmp_path):
+    space = ("recipe.optimizer.lr=choice(0.1,0.01)", "tune.trials=2", f"output_dir={tmp_path / 'tune'}")
+    entered = enter("tune", *QUICK, "data=lit", *space, "--config-dir", str(theirs))
+    assert entered.status == 0, entered.err
+    trials = pd.read_csv(tmp_path / "tune" / "trials.csv")
+    assert trials["state"].tolist() == ["complete"] * 2
+    assert "data=lit" in yaml.safe_load((tmp_path / "tune" / "best.yaml").read_text())["overrides"]
+
+
 def test_a_config_dir_that_is_not_there(enter, tmp_path):
     entered = enter("train", "--config-dir", str(tmp_path / "nowhere"), "tracking=none")
     assert_one_sentence(entered, "--config-dir", str(tmp_path / "nowhere"), "does not exist")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 
 from convatlas.core.cli import GOES_ON, run
-from convatlas.core.composing import current_overrides
+from convatlas.core.composing import current_overrides, without_flags
 from convatlas.core.imports import quick_imports
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     with quick_imports():
         from convatlas.training.tuning import read_search, search
 
-    best = search(read_search(current_overrides(sys.argv[1:])))
+    best = search(read_search(current_overrides(without_flags(sys.argv[1:]))))
     print(f"python -m convatlas.train {best}")
 
 

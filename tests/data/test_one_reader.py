@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from picture_files import encoded, files_config, photograph, raw_files
@@ -228,6 +229,24 @@ def test_slices_cut_by_millimetres_are_not_guessed() -> None:
     assert geometry == Geometry((1.0, 1.0), (0.0, 0.0))
     with pytest.raises(BadImageError, match="does not tell how many millimetres"):
         fit_image(np.zeros((1, 30, 24), np.uint8), card, 24)
+
+
+# ---- the names ------------------------------------------------------------------------------------------------------
+
+
+def test_rows_get_the_names_of_their_files(tmp_path: Path) -> None:
+    config = prepared_folders(tmp_path, storage="arrays", stored_side=24)
+    prepare(config)
+    prepared = PreparedData.open_for(config)
+    for split in ("validation", "test"):
+        labels = prepared.split(split).labels
+        rows = pd.DataFrame({"index": np.arange(len(labels))[::-1]})
+        files = prepared.with_files(rows, split)["file"]
+        assert [int(name.partition("/")[0].removeprefix("c")) for name in files] == labels[::-1].tolist()
+        assert len(set(files)) == len(labels)
+    for damaged in ("[]", "{", '{"test": ["one"]}', '{"test": 5}'):
+        (config.prepared / "names.json").write_text(damaged)
+        assert "file" not in prepared.with_files(rows, "test"), "names that are damaged cost no run"
 
 
 # ---- the normalisation ----------------------------------------------------------------------------------------------

@@ -373,6 +373,12 @@ def test_a_registration_that_failed_is_repeated_by_track(config, uri, logged, mo
     assert logged == ["seed=1"]
 
 
+def test_what_track_advises_is_an_option_of_its_own(enter, config, tmp_path):
+    entered = enter("track", str(config.output_dir), f"uri=sqlite:///{tmp_path / 'nowhere' / 'x.db'}")
+    assert_one_sentence(entered, "nowhere", "uri=")
+    assert "tracking=" not in entered.err
+
+
 # ---- passwords ------------------------------------------------------------------------------------------------------
 
 SECRET = "s3cr3t"

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from convatlas.core.composing import as_hydra_reads, conf_dir, current_overrides, explain_hydra, flags_first, user_dir
+from convatlas.core.composing import (
+    as_hydra_reads,
+    conf_dir,
+    current_overrides,
+    explain_hydra,
+    flags_and_overrides,
+    user_dir,
+)
 from convatlas.core.config import Section, describe
 from convatlas.core.errors import UserError, near_matches
 from convatlas.core.files import full_disk
@@ -60,7 +67,7 @@ def run_hydra(main: Callable[[DictConfig], None], config_name: str, *, interrupt
         import hydra  # here, where Ctrl-C is answered: it takes a while
 
         user_dir(sys.argv[1:])  # where it is not there, Hydra's own error has no remedy
-        sys.argv[1:] = current_overrides([*map(as_hydra_reads, flags_first(sys.argv[1:]))])
+        sys.argv[1:] = current_overrides([*map(as_hydra_reads, sum(flags_and_overrides(sys.argv[1:]), []))])
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, not printed by Hydra
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name=config_name)(checked_main)()
         if failed:

@@ -25,8 +25,8 @@ LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_loca
 WRITTEN = "Options are written as key=value; --help lists them."
 
 
-def flags_first(words: Sequence[str]) -> list[str]:
-    """Return a command line with Hydra's flags before the overrides, since it takes none between them.
+def flags_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return Hydra's flags of a command line with their values, and the overrides: it takes no flags between them.
 
     Raises:
         UserError: there is no such flag, or its value is missing.
@@ -46,7 +46,21 @@ def flags_first(words: Sequence[str]) -> list[str]:
             left.pop(0)
         else:
             flags.append(word)
-    return [*flags, *overrides]
+    return flags, overrides
+
+
+def without_flags(words: Sequence[str]) -> list[str]:
+    """Return a command line as Hydra's compose API takes it, which has no flags: with a search path for `--config-dir`.
+
+    Raises:
+        UserError: there are other flags.
+    """
+    flags, overrides = flags_and_overrides(words)
+    folder = user_dir(flags)
+    for flag in flags:
+        if flag.startswith("-") and not re.match(r"--config-dir|-cd", flag):
+            raise UserError(f"{flag}: this command takes no such flag; leave it out.")
+    return [*([] if folder is None else [f"hydra.searchpath=['{folder.resolve()}']"]), *overrides]
 
 
 OTHER_NAMES = {"study": "experiment"}
