@@ -327,6 +327,13 @@ def test_a_projects_other_files_stay(enter, world, command):
     before = snapshot(world.folder)
     entered = enter(name, *arguments)
     check_kept(world, before, entered, owned)
+    if command == "report":
+        for page in ("reports/index.html", "reports/studies/thundernet/index.html"):
+            earlier = (world.folder / page).read_text()
+            (world.folder / page).write_text(FOREIGN)
+            assert_one_sentence(enter(name), page, "move it")
+            assert (world.folder / page).read_text() == FOREIGN
+            (world.folder / page).write_text(earlier)
     if command == "resolve":
         assert_one_sentence(entered, "plan", "notes.md")
         (world.folder / "plan/notes.md").unlink()

@@ -28,9 +28,12 @@ def main() -> None:
         if word not in known:
             raise UserError(f"{word}: the plan has no such study. {near_matches(word, known)}")
     with quick_imports():
+        from convatlas.reporting.rendering import check_generated
         from convatlas.reporting.report import write_index, write_report, write_summary
 
     folders = {study: REPORTS / "studies" / study for study in words or known}
+    for folder in (*folders.values(), *([] if words else [REPORTS])):
+        check_generated(folder / "index.html", "move it")
     for study, folder in folders.items():
         write_report(PLAN / f"{study}.yaml", RUNS, folder)
         print(folder / "index.html")

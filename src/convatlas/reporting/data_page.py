@@ -22,7 +22,7 @@ from convatlas.data.card import Card, NearPair, Rejected
 from convatlas.data.duplicates import SIMILARITY
 from convatlas.data.prepared import PreparedData, Split
 from convatlas.reporting.images import EmbeddedImage, as_rgb, embedded, pixels_of, scaled
-from convatlas.reporting.rendering import render
+from convatlas.reporting.rendering import check_generated, render
 from convatlas.reporting.wording import count
 
 __all__ = ["check_page", "render_data_page", "write_data_page"]
@@ -81,8 +81,7 @@ def check_page(page: Path) -> None:
     """
     if page.is_dir():
         raise UserError(f"page={page} is a folder; name a file.")
-    if page.exists() and b'name="generator" content="convatlas"' not in page.read_bytes():
-        raise UserError(f"page={page} is there already, and no page of a data set; name another file, or move it.")
+    check_generated(page, "name another file, or move it")
 
 
 def write_data_page(folder: Path, page: Path) -> None:

@@ -7,15 +7,17 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from convatlas.core.errors import UserError
 from convatlas.core.metrics import as_words
 from convatlas.reporting.wording import count
 
-__all__ = ["data_block", "render", "template_source", "templates"]
+__all__ = ["check_generated", "data_block", "render", "template_source", "templates"]
 
 
 def render(template: str, scripts: Sequence[str] = (), **values: Any) -> str:
@@ -27,6 +29,16 @@ def render(template: str, scripts: Sequence[str] = (), **values: Any) -> str:
     style = Markup(template_source("style.css"))  # noqa: S704 - our own file
     own = [Markup(script) for script in scripts]  # noqa: S704 - our own file and Vega's
     return templates().get_template(template).render(policy=policy, style=style, scripts=own, **values)
+
+
+def check_generated(page: Path, remedy: str) -> None:
+    """Check that a file which a page would replace is one of ours.
+
+    Raises:
+        UserError: it is not; `remedy` ends the sentence.
+    """
+    if page.is_file() and b'name="generator" content="convatlas"' not in page.read_bytes():
+        raise UserError(f"{page} is there already, and no page of convatlas; {remedy}.")
 
 
 @cache
