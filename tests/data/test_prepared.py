@@ -213,7 +213,10 @@ def test_a_preparation_killed_between_its_renames_loses_nothing(
         ({"task": "segmentation"}, "data.task=segmentation, but the source of pixels has task=classification"),
         ({"num_classes": 4}, "data.num_classes=4, but the source of pixels has num_classes=3"),
         ({"in_channels": 3}, "data.in_channels=3, but the source of pixels has in_channels=1"),
-        ({"source": {"_target_": f"{__name__}.load", "size": 1}}, "data.source: .*size.* takes: count"),
+        (
+            {"source": {"_target_": f"{__name__}.load", "size": 1}},
+            r"data\.source\.size: there is no such option.* count",
+        ),
         ({"source": {"_target_": f"{__name__}.gone"}}, "has no member gone"),
     ],
 )

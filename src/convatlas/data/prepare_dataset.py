@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from convatlas.core.config import DataConfig
 from convatlas.core.errors import UserError
-from convatlas.core.targets import locate
+from convatlas.core.targets import checked_arguments, locate
 from convatlas.data.card import CARD_FILE, Card, ImageSizes, NearPair, Rejected, SplitCounts, plain_source
 from convatlas.data.decoding import MODES, Fit, fit, size_in_shards
 from convatlas.data.duplicates import near_copies
@@ -98,18 +98,13 @@ def read_source(config: DataConfig) -> RawDataset:
     """Call the source with `data.root` and its options.
 
     Raises:
-        UserError: there is no such source, or it does not take one of the options.
+        UserError: there is no such source, or an option does not exist or has a wrong type.
     """
     load = locate(config.source["_target_"])
     options = {key: value for key, value in config.source.items() if key != "_target_"}
-    try:
-        inspect.signature(load).bind(config.root, **options)
-    except TypeError as error:
-        known = [name for name in inspect.signature(load).parameters if name != "root"]
-        raise UserError(
-            f"data.source: {error}. {config.source['_target_']} takes: {', '.join(known) or 'no options'}."
-        ) from error
-    raw: RawDataset = load(config.root, **options)
+    root = next(iter(inspect.signature(load).parameters))  # whatever a source of the user's calls it
+    options = checked_arguments(load, {**options, root: config.root}, "data.source")
+    raw: RawDataset = load(options.pop(root), **options)
     return raw
 
 
