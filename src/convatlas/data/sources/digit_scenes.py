@@ -27,6 +27,7 @@ from convatlas.data.raw import RawDataset
 __all__ = ["LEVELS", "Level", "Scene", "deal_into_pools", "draw_scene", "enlarge", "load"]
 
 POOLS = 25
+MOST_SCENES = 1_000_000
 TEST_POOLS = 5
 PLACES_TRIED = 40
 VISIBLE_INK = 0.35
@@ -107,6 +108,8 @@ def load(
     """
     if scenes < POOLS:
         raise UserError(f"data.source.scenes={scenes} leaves pools of digits empty; use {POOLS} or more.")
+    if scenes > MOST_SCENES or seed < 0:
+        raise UserError(f"data.source: use at most {MOST_SCENES:,} scenes ({scenes}), and a seed from 0 ({seed}).")
     if level not in LEVELS:
         raise UserError(f"data.source.level={level} is not known; use one of {', '.join(LEVELS)}.")
     if image_size < LEVELS[level].smallest:

@@ -28,6 +28,7 @@ __all__ = ["BACKGROUND", "CAVITY", "MUSCLE", "RIGHT_VENTRICLE", "Patient", "draw
 CLASSES = ("background", "right_ventricle", "muscle", "cavity")
 BACKGROUND, RIGHT_VENTRICLE, MUSCLE, CAVITY = range(4)
 
+MOST_SLICES = 1_000_000
 SUPERSAMPLING = 3
 """Points a pixel and axis: at edges a pixel gets the mean grey of the tissues that share it. Odd, to have a middle."""
 RIGHT_WALL = 0.016
@@ -107,6 +108,10 @@ def load(
     """
     if patients < 1 or slices < 1:
         raise UserError(f"data.source.patients={patients} and data.source.slices={slices} must be 1 or more.")
+    if patients * slices > MOST_SLICES or seed < 0:
+        raise UserError(
+            f"data.source: use at most {MOST_SLICES:,} slices ({patients * slices}), and a seed from 0 ({seed})."
+        )
     if image_size < 48:
         raise UserError(
             f"data.source.image_size={image_size} leaves the heart's wall thinner than two pixels; use 48 or more."
