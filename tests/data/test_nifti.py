@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from convatlas.core.config import SplitConfig
 from convatlas.core.errors import UserError
 from convatlas.data.card import Card
-from convatlas.data.decoding import fit_image
+from convatlas.data.decoding import BadImageError, fit_image
 from convatlas.data.medical import decode_images
 from convatlas.data.sources.nifti import load_acdc, load_decathlon
 from convatlas.data.splits import split_items
@@ -244,6 +244,17 @@ def test_a_new_volume_gets_the_pixels_that_training_saw(acdc: Path) -> None:
         assert image.spacing == (2.0, 1.5)
         found, _ = fit_image(image.pixels, card, 26, image.spacing)
         np.testing.assert_allclose(found.numpy() * 255, raw.images[3 + number], atol=1e-3)
+
+
+def test_a_volume_with_pixels_that_no_scanner_has_is_left_out(acdc: Path) -> None:
+    write(volume(acdc), voxels_of(1), (1e-30, 2.0, 10.0))
+    write(volume(acdc, gt="_gt"), labels_of(), (1e-30, 2.0, 10.0))
+    raw = load_acdc(acdc, image_size=26, pixel_mm=1.25)
+    assert ["leave nothing of it" in reason for _, reason in raw.left_out] == [True] * 3
+    card = Card.model_construct(image_shape=(1, 26, 26), fitted="millimetres", source={"pixel_mm": 1.25})
+    (image, *_) = decode_images(volume(acdc), card)
+    with pytest.raises(BadImageError, match="leave nothing of it"):
+        fit_image(image.pixels, card, 26, image.spacing)
 
 
 def test_the_geometry_of_millimetres_leads_back() -> None:

@@ -50,6 +50,7 @@ __all__ = [
     "size_in_shards",
     "steps",
     "stretched",
+    "vanishes",
     "window_in",
 ]
 
@@ -348,6 +349,8 @@ def fit_image(
 
     if card.fitted == "millimetres" and spacing is not None:
         side, step = card.image_shape[1] or image_size, steps(card.source.get("pixel_mm"), spacing)
+        if vanishes(pixels.shape[1:], step):
+            raise BadImageError(f"its pixels of {spacing[1]:g} x {spacing[0]:g} mm leave nothing of it")
         square = torch.from_numpy(resampled(pixels, side, step))[None].float().div_(255)
         first = [positions(length, side, each)[0] for length, each in zip(pixels.shape[1:], step, strict=True)]
         shift_y, shift_x = (0.5 - (at + 0.5) / each for at, each in zip(first, step, strict=True))
@@ -385,6 +388,11 @@ def steps(pixel_mm: float | None, spacing: Sequence[float] | None) -> tuple[floa
     if pixel_mm is None or spacing is None:
         return 1.0, 1.0
     return pixel_mm / spacing[0], pixel_mm / spacing[1]
+
+
+def vanishes(size: tuple[int, ...], step: tuple[float, float]) -> bool:
+    """Say whether less than a pixel would be left of a slice: its file states pixels that no scanner has."""
+    return any(each > length for each, length in zip(step, size, strict=True))
 
 
 def resampled(pixels: NDArray[np.uint8], side: int, step: tuple[float, float]) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
-from convatlas.data.decoding import fit, positions, resampled, sampled, steps, stretched
+from convatlas.data.decoding import fit, positions, resampled, sampled, steps, stretched, vanishes
 from convatlas.data.raw import RawDataset
 from convatlas.data.spool import Spool
 
@@ -157,6 +157,8 @@ class SliceCollector:
             return None
         elif spacing is None or not all(np.isfinite(mm) and mm > 0 for mm in spacing):
             reason = "the size of a pixel is not given"
+        elif vanishes(mask.shape, self._step(spacing)):
+            reason = f"its pixels of {spacing[1]:g} x {spacing[0]:g} mm leave nothing of it"
         elif not reaches_in(mask, self.side, self._step(spacing)):
             reason = f"the mask reaches out of the {self.side} x {self.side} pixels that are kept"
         else:
