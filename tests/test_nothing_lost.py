@@ -341,7 +341,8 @@ def test_a_projects_other_files_stay(enter, world, command):
         assert enter(name).status == 0, "its own plan is replaced"
 
 
-LONG_PLACES = {("resolve", "reports"), ("resolve", "mlflow.db")}  # it takes seconds, and writes neither
+LONG_PLACES = {(command, name) for command in ("resolve", "track") for name in ("reports", "mlflow.db", "params.yaml")}
+LONG_PLACES -= {("resolve", "params.yaml"), ("track", "mlflow.db")}  # the others take seconds, and are not written
 IN_THE_PLACE = [
     pytest.param(command, name, marks=[pytest.mark.slow] if (command, name) in LONG_PLACES else [])
     for command in WRITTEN

@@ -35,8 +35,8 @@ def flags_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
     parser = get_args_parser()
 
-    def refuse(problem: str) -> NoReturn:
-        raise UserError(f"{problem}. {WRITTEN}")
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}. {WRITTEN}")
 
     parser.error = refuse  # type: ignore[method-assign]
     overrides = parser.parse_intermixed_args(words).overrides or []
