@@ -90,7 +90,11 @@ def test_the_test_images_are_a_sample_too(tmp_path):
 def test_what_is_counted_is_a_kind_of_its_own(verdict):
     made = MadeVariant(test=accuracies(0.9, 0.9), costs={"parameters": 4})
     entry = verdict("parameters[a] < 5", a=made)
-    assert (entry.kind, entry.verdict, entry.checked[0].interval) == ("counted", "confirmed", "left side 4; claimed < 5")
+    assert (entry.kind, entry.verdict, entry.checked[0].interval) == (
+        "counted",
+        "confirmed",
+        "left side 4; claimed < 5",
+    )
 
 
 def test_a_printed_number_is_the_border(verdict):
