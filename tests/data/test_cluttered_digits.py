@@ -15,6 +15,12 @@ from convatlas.data.sources.cluttered_digits import LEVELS, POOLS, draw, load, r
 from convatlas.data.splits import split_items
 
 NOWHERE = Path("nowhere")
+DIGESTS = {
+    "easy": "5f5c1256a79133d1",
+    "medium": "4535c9db4e248868",
+    "hard": "9dc831dcb4815819",
+}
+"""Of two images of each pool, by level."""
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -23,8 +23,8 @@ STAGED = [name for name in OWN if not name.startswith(WITHOUT_STAGES)]
 
 
 FAST = {
-    "alexnet_small", "csp_darknet53_small", "densenet121_small", "fractalnet_small", "hyper_convnet", "inception_v3_small",
-    "lenet5", "mobilenet_v2_small", "resnet_cifar", "revnet_small", "shufflenet_v2_small",
+    "alexnet_small", "csp_darknet53_small", "densenet121_small", "fractalnet_small", "hyper_convnet",
+    "inception_v3_small", "lenet5", "mobilenet_v2_small", "resnet_cifar", "revnet_small", "shufflenet_v2_small",
 }  # fmt: skip
 
 
