@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
+from convatlas.core.config import SplitConfig
 from convatlas.core.errors import UserError
 from convatlas.data.sources import cluttered_digits
-from convatlas.data.sources.cluttered_digits import LEVELS, POOLS, draw, load, read_digits
+from convatlas.data.sources.cluttered_digits import POOLS, load, read_digits
 from convatlas.data.splits import split_items
+from helpers import ROOT
 
 NOWHERE = Path("nowhere")
 DIGESTS = {
@@ -68,30 +71,14 @@ def test_no_digit_is_in_images_of_two_splits(monkeypatch: pytest.MonkeyPatch) ->
         assert labels[digit] == label
         pools.setdefault(int(pool), set()).update(others)
     assert sum(map(len, pools.values())) == len(set.union(*pools.values())) == 5000
-    assert {round(len(pool) / 10) for pool in pools.values()} == {29}
+    assert {len(pool) for pool in pools.values()} <= {294, 295}
 
 
 def test_splits_have_the_sizes_that_the_card_promises() -> None:
-    from convatlas.core.composing import compose_run
-
     made = load(NOWHERE, images_per_pool=6)
-    parts = split_items(made, compose_run(["data=cluttered_digits"], {}).data.split, "cluttered_digits", {})
+    split = SplitConfig.model_validate(yaml.safe_load((ROOT / "conf/data/cluttered_digits.yaml").read_text())["split"])
+    parts = split_items(made, split, "cluttered_digits")
     assert {name: len(items) for name, items in parts.items()} == {"train": 60, "validation": 12, "test": 30}
-
-
-def test_a_harder_level_differs_more_from_image_to_image() -> None:
-    """What a net has to see past: the spread of the images of one digit about their mean."""
-    digits, _ = read_digits()
-
-    def spread(level: str) -> float:
-        images = [
-            draw(digits[0], digits[1:50], 32, LEVELS[level], np.random.default_rng(n)).astype(float) for n in range(200)
-        ]
-        centred = np.stack([image - np.median(image) for image in images])
-        ink = np.abs(centred)
-        return float(1 - np.linalg.norm(ink.mean(axis=0)) / np.linalg.norm(ink, axis=(1, 2)).mean())
-
-    assert spread("easy") < spread("medium") < spread("hard")
 
 
 @pytest.mark.parametrize(
