@@ -8,7 +8,6 @@ import subprocess
 import sys
 from functools import cache, partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +28,6 @@ from helpers import ROOT, TASKS_DATA, source_options
 
 CONF = ROOT / "conf"
 STEP = ("tracking=none", "trainer=debug", "trainer.limit_batches=1", "trainer.threads=2", "recipe.epochs=1")
-LARGE = 100  # million multiply-adds an image; a step of such a net belongs to the slow tests
 
 
 def choices(group: str) -> list[str]:
@@ -53,8 +51,8 @@ def step(enter, prepared, tmp_path):
 
 def recipes() -> list[Any]:
     """List the recipes; those for large data sets belong to the slow tests, but for one of each task."""
-    fast = {"imagenet", "detection", "detection_multi_scale"}
-    large = {name for name in choices("recipe") if name.startswith(("imagenet", "detection"))} - fast
+    fast = {"imagenet", "detection", "segmentation"}
+    large = {n for n in choices("recipe") if n.startswith(("imagenet", "detection", "segmentation"))} - fast
     return [pytest.param(name, marks=pytest.mark.slow) if name in large else name for name in choices("recipe")]
 
 
@@ -177,17 +175,12 @@ def test_a_net_takes_the_weights_of_the_first_training(scale, variant):
     assert first.data.name != config.data.name
 
 
-def models_by_size() -> tuple[list[str], list[str]]:
-    """Divide the models into those whose step takes a second and the others, by their golden costs."""
-    import json
-
-    golden = json.loads((Path(__file__).parent / "models" / "golden_costs.json").read_text())
-    names = choices("model")
-    large = [n for n in names if (golden.get(n, {}).get("macs") or 0) > LARGE * 1e6]
-    return [n for n in names if n not in large], large
-
-
-SMALL_MODELS, LARGE_MODELS = models_by_size()
+FAST_MODELS = [
+    "csp_pan_yolo_small", "fractalnet_small", "googlenet_small", "hyper_convnet", "mobilenet_v2_small",
+    "mobilenet_v3_ssdlite_small", "nasnet_small", "revnet_small", "saunet_small", "searched", "spinenet_small",
+    "thundernet_small", "timm", "torchvision",
+]  # fmt: skip
+"""One net of each kind of head, loss and mechanism; the recorded runs have others."""
 
 
 def train_one_step_of(step, name: str) -> None:
@@ -207,14 +200,10 @@ def train_one_step_of(step, name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", SMALL_MODELS)
+@pytest.mark.parametrize(
+    "name", [name if name in FAST_MODELS else pytest.param(name, marks=pytest.mark.slow) for name in choices("model")]
+)
 def test_every_model_trains_a_step(step, name):
-    train_one_step_of(step, name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LARGE_MODELS)
-def test_every_large_model_trains_a_step(step, name):
     train_one_step_of(step, name)
 
 

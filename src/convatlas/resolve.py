@@ -67,7 +67,7 @@ def _write(plan: Plan, folder: Path) -> dict[str, dict[str, Any]]:
     with hydra_ready():
         for name in plan.studies:
             study, scale = load_study(name, plan.scale)
-            planned = planned_runs(study, scale, plan.seeds, plan.overrides)
+            planned = planned_runs(study, scale, plan.seeds, plan.overrides, plan.seeds_of)
             for each in planned:
                 config = each.config.plain()
                 tracking = {section: config.pop(section) for section in TRACKING}

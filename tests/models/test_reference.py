@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from convatlas.core.composing import hydra_ready
 from convatlas.models.build import build_model
-from convatlas.models.costs import measure_costs, on_meta_device
+from convatlas.models.costs import count_parameters, multiply_adds, on_meta_device
 
 ROWS = [row for file in sorted(Path(__file__).parent.glob("reference_*.json")) for row in json.loads(file.read_text())]
 
@@ -21,7 +21,7 @@ def test_costs_are_the_references(row):
     with hydra_ready():
         composed = compose(config_name="profile", overrides=row["overrides"].split())
     model = OmegaConf.to_container(composed.model, resolve=True)
-    costs = measure_costs(on_meta_device(lambda: build_model(model)), row["input_size"])
-    assert costs.parameters == row["parameters"]
+    net = on_meta_device(lambda: build_model(model))
+    assert count_parameters(net) == row["parameters"]
     if row["macs"] is not None:
-        assert costs.macs == pytest.approx(row["macs"], rel=1e-3)
+        assert multiply_adds(net, row["input_size"])[0] == pytest.approx(row["macs"], rel=1e-3)

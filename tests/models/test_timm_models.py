@@ -22,11 +22,15 @@ WITHOUT_STAGES = ("alexnet", "lenet", "hyper_convnet", "hyper_lstm", "hyper_rnn"
 STAGED = [name for name in OWN if not name.startswith(WITHOUT_STAGES)]
 
 
-def slow_but_for_small(names: list[str]) -> list[Any]:
-    """Leave the nets with hundreds of modules to the slow tests."""
-    return [
-        name if name.endswith(("small", "cifar", "5")) else pytest.param(name, marks=pytest.mark.slow) for name in names
-    ]
+FAST = {
+    "alexnet_small", "csp_darknet53_small", "densenet121_small", "fractalnet_small", "hyper_convnet",
+    "inception_v3_small", "lenet5", "mobilenet_v2_small", "resnet_cifar", "revnet_small", "shufflenet_v2_small",
+}  # fmt: skip
+
+
+def slow_but_for_a_few(names: list[str]) -> list[Any]:
+    """Leave most nets to the slow tests."""
+    return [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def ours(name: str) -> str:
@@ -50,7 +54,7 @@ def test_all_are_registered_and_timms_own_names_are_timms():
     assert not any(is_model_in_modules(name, ["timm_models"]) for name in ("resnet18", "unet", "retinanet"))
 
 
-@pytest.mark.parametrize("name", slow_but_for_small(OWN))
+@pytest.mark.parametrize("name", slow_but_for_a_few(OWN))
 def test_a_net_as_timms_train_script_makes_and_trains_it(name):
     net = create(name, pretrained=False, num_classes=7, drop_rate=0.0, drop_path_rate=None, global_pool=None)
     output = net.train()(images(name))
@@ -72,7 +76,7 @@ def test_a_net_as_timms_train_script_makes_and_trains_it(name):
     assert net.eval()(images(name)).shape == (2, 3)
 
 
-@pytest.mark.parametrize("name", slow_but_for_small(STAGED))
+@pytest.mark.parametrize("name", slow_but_for_a_few(STAGED))
 def test_maps_of_the_stages(name):
     net = create(name, features_only=True).eval()
     maps = net(images(name))

@@ -10,11 +10,11 @@ from made_runs import MadeVariant, accuracies, make_study
 
 from convatlas.core.errors import UserError
 from convatlas.core.metrics import metric
-from convatlas.reporting.paired import compare, crossed_interval, interval_text, reference_of, signed
+from convatlas.reporting.paired import compare, interval_text, reference_of, signed
 from convatlas.reporting.reading import read_study
 from convatlas.reporting.report import write_report
 from convatlas.reporting.score_plots import interval_plots
-from convatlas.reporting.statistics import interval
+from convatlas.reporting.statistics import estimate
 
 LABELS = [0, 1, 2, 3]
 RIGHT, FIRST_WRONG, LAST_WRONG = [0, 1, 2, 3], [9, 1, 2, 3], [0, 1, 2, 9]
@@ -30,6 +30,14 @@ def made(*answers, seeds=None, **options):
 
 def group(tmp_path, variants, **options):
     return read_study(*make_study(tmp_path, variants, **options)).groups[0]
+
+
+def interval(values):
+    return estimate(values).interval()
+
+
+def crossed_interval(parts):
+    return estimate(parts.mean(axis=1).tolist(), parts.astype(float)).interval()
 
 
 # ---- the interval ----------------------------------------------------------------------------------------------------

@@ -1,9 +1,22 @@
 import math
 
+import numpy as np
 import pytest
 
 from convatlas.core.statistics import spread
-from convatlas.reporting.statistics import interval, not_significantly_worse, pareto_front, sampling_error
+from convatlas.reporting.statistics import (
+    LOOKS,
+    MOST_PRIOR_FREEDOM,
+    SHARES,
+    Prior,
+    error_rate,
+    estimate,
+    fit_prior,
+    image_variance,
+    not_significantly_worse,
+    pareto_front,
+    sampling_error,
+)
 
 
 def test_the_deviation_is_the_sample_one():
@@ -68,11 +81,57 @@ def test_the_sampling_error_is_binomial():
 
 
 def test_the_interval_is_students():
-    low, high = interval([1.0, 2.0, 4.0])
     mean, reach = 7 / 3, 4.302653 * math.sqrt(7 / 3 / 3)
-    assert (low, high) == (pytest.approx(mean - reach, rel=1e-6), pytest.approx(mean + reach, rel=1e-6))
+    assert estimate([1.0, 2.0, 4.0]).interval() == pytest.approx((mean - reach, mean + reach), rel=1e-6)
 
 
 def test_one_value_has_no_interval_and_equal_ones_have_a_point():
-    assert interval([1.0]) == (-math.inf, math.inf)
-    assert interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
+    assert estimate([1.0]).interval() == (-math.inf, math.inf)
+    assert estimate([0.5, 0.5, 0.5]).interval() == (0.5, 0.5)
+
+
+def test_the_variance_of_images_leaves_out_the_chance_of_single_answers():
+    """Two seeds, two images: by image 1 and 0, variance 0.5 / 2; the seeds answer alike, so nothing of it is chance."""
+    assert image_variance(np.array([[1.0, 0.0], [1.0, 0.0]])) == pytest.approx(0.25)
+    assert image_variance(np.array([[1.0, 0.0], [0.0, 1.0]])) == 0
+    draws = np.random.default_rng(0)
+    found = [image_variance(draws.normal(0, 2, 400) + draws.normal(0, 5, (4, 400))) for _ in range(300)]
+    assert np.mean(found) == pytest.approx(4 / 400, rel=0.15)
+
+
+def test_a_prior_is_worth_as_many_seeds_as_the_variances_are_alike():
+    draws = np.random.default_rng(0)
+    found = []
+    for freedom in (2.0, 5.0):
+        true = 0.01**2 * freedom / draws.chisquare(freedom, 3000)
+        found.append(fit_prior(true * draws.chisquare(2, 3000) / 2, [2] * 3000))
+    assert [prior.freedom for prior in found] == pytest.approx([2, 5], rel=0.2)
+    assert [prior.variance for prior in found] == pytest.approx([1e-4, 1e-4], rel=0.1)
+    alike = fit_prior([1e-4, 1.1e-4, 0.9e-4, 1e-4], [2] * 4)
+    assert alike.freedom == MOST_PRIOR_FREEDOM
+    assert fit_prior([1e-4, 1e-4, 1e-4, 0.0], [2] * 4) is None
+
+
+def test_a_prior_narrows_the_interval_of_few_seeds_and_gives_one_to_equal_scores():
+    prior = Prior(0.01**2, 4)
+    low, high = estimate([0.01, 0.03, 0.02], prior=prior).interval()
+    assert (low, high) == pytest.approx((0.02 - 2.446912 * 0.01 / math.sqrt(3), 0.02 + 2.446912 * 0.01 / math.sqrt(3)))
+    low, high = estimate([0.02, 0.02, 0.02], prior=prior).interval()
+    assert high - low == pytest.approx(2 * 2.446912 * math.sqrt(4 / 6 * 1e-4 / 3))
+
+
+def test_a_variance_that_is_not_of_the_priors_kind_stands_alone():
+    values = [0.1, 0.5, 0.9]
+    assert estimate(values, prior=Prior(0.01**2, 4)) == estimate(values)
+
+
+def test_the_looks_share_five_percent_and_each_belongs_to_the_next():
+    assert 0.04 <= sum(SHARES) <= 0.05
+    assert [error_rate(seeds) for seeds in (2, LOOKS[0], LOOKS[0] + 1, LOOKS[1], LOOKS[2], 50)] == [
+        SHARES[0],
+        SHARES[0],
+        SHARES[1],
+        SHARES[1],
+        SHARES[2],
+        SHARES[2],
+    ]

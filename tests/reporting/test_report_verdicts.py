@@ -1,4 +1,4 @@
-"""Verdicts on claims: from the same seeds of all variants, by the 95 % interval of their mean difference."""
+"""Verdicts on claims: from the same seeds and test images of all variants, by the interval of their difference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from made_runs import MadeVariant, accuracies, make_study
 
 from convatlas.reporting.reading import read_study
 from convatlas.reporting.report import write_report
-from convatlas.reporting.verdicts import judge, tally
+from convatlas.reporting.statistics import estimate
+from convatlas.reporting.verdicts import decided, judge, tally
 
 
 @pytest.fixture
@@ -37,8 +38,8 @@ def test_a_clear_difference_is_confirmed_and_its_opposite_is_not(tmp_path):
         {"says": "b", "holds": ["error[good] > error[poor]"]},
     ]
     study = read_study(*make_study(tmp_path, {"good": GOOD, "poor": POOR}, claims=claims))
-    assert [entry.verdict for entry in judge(study)] == ["confirmed", "not confirmed"]
-    assert tally(judge(study)) == "1 confirmed and 1 not confirmed"
+    assert [entry.verdict for entry in judge(study)] == ["confirmed", "refuted"]
+    assert tally(judge(study)) == "1 confirmed and 1 refuted"
 
 
 def test_seeds_are_paired(verdict):
@@ -47,14 +48,59 @@ def test_seeds_are_paired(verdict):
     assert verdict("accuracy[shifted] > accuracy[good]", good=GOOD, shifted=shifted).verdict == "confirmed"
 
 
-def test_an_interval_across_the_border_is_noise(verdict):
-    assert verdict("accuracy[noisy] > accuracy[good]", good=GOOD, noisy=NOISY).verdict == "within noise"
+def test_an_interval_across_the_border_decides_nothing(verdict):
+    assert verdict("accuracy[noisy] > accuracy[good]", good=GOOD, noisy=NOISY).verdict == "undecided"
+
+
+def test_a_difference_within_the_margin_is_none(verdict):
+    """0.2 points about nothing; the margin of scores is one point, and other figures have none unless it is stated."""
+    same = MadeVariant(test=accuracies(0.951, 0.9595, 0.9405))
+    entry = verdict("accuracy[same] > accuracy[good]", good=GOOD, same=same)
+    assert (entry.verdict, entry.kind) == ("no difference", "measured")
+    found = estimate([0.001, -0.0005, 0.0005])
+    assert decided(found, ">", 0.0001) == decided(found, ">", None) == "undecided"
+    assert decided(estimate([0.02, 0.0201, 0.0199]), ">", 0.03) == "confirmed"  # it lies within, and yet it is one
+
+
+def test_an_undecided_claim_says_how_many_seeds_would_decide(verdict):
+    entry = verdict("accuracy[noisy] > accuracy[good]", good=GOOD, noisy=NOISY)
+    needed = entry.checked[0].needed
+    assert entry.checked[0].interval.endswith(f"{needed} seeds would probably decide it")
+    found = estimate([0.04, -0.06, 0.0])
+    assert decided(found.with_seeds(needed), ">", 0.01) != "undecided"
+    assert decided(found.with_seeds(needed - 12), ">", 0.01) == "undecided"
+
+
+def test_the_test_images_are_a_sample_too(tmp_path):
+    """Both seeds of each agree; on 16 images one more right answer is no evidence, and on 1,600 a hundred more are."""
+    claims = [{"says": "b", "holds": ["error[b] < error[a]"]}]
+    for times, expected in ((1, "undecided"), (100, "confirmed")):
+        labels = [0] * 16 * times
+        said = {key: ([1] * wrong + [0] * (16 - wrong)) * times for key, wrong in (("a", 4), ("b", 3))}
+        made = {
+            key: MadeVariant(
+                test=accuracies(*[each.count(0) / len(each)] * 3), answers=dict.fromkeys(range(3), each), labels=labels
+            )
+            for key, each in said.items()
+        }
+        [entry] = judge(read_study(*make_study(tmp_path / str(times), made, claims=claims)))
+        assert entry.verdict == expected
+
+
+def test_what_is_counted_is_a_kind_of_its_own(verdict):
+    made = MadeVariant(test=accuracies(0.9, 0.9), costs={"parameters": 4})
+    entry = verdict("parameters[a] < 5", a=made)
+    assert (entry.kind, entry.verdict, entry.checked[0].interval) == (
+        "counted",
+        "confirmed",
+        "left side 4; claimed < 5",
+    )
 
 
 def test_a_printed_number_is_the_border(verdict):
     entry = verdict("accuracy[good] - accuracy[poor] <= 0.02", good=GOOD, poor=POOR)
-    assert entry.verdict == "not confirmed"
-    assert entry.checked[0].interval.startswith("left side 0.09667, 95 % interval 0.08")
+    assert entry.verdict == "refuted"
+    assert entry.checked[0].interval.startswith("left side 0.09667, 98.5 % interval 0.06")
     assert entry.checked[0].interval.endswith("(3 seeds); claimed <= 0.02")
 
 
@@ -62,8 +108,8 @@ def test_a_claim_of_two_parts_fails_with_one(tmp_path):
     holds = ["error[good] < error[poor]", "train_seconds[good] < 1"]
     claims = [{"says": "both", "holds": holds, "note": "mind"}]
     [entry] = judge(read_study(*make_study(tmp_path, {"good": GOOD, "poor": POOR}, claims=claims)))
-    assert [part.verdict for part in entry.checked] == ["confirmed", "not confirmed"]
-    assert entry.verdict == "not confirmed"
+    assert [part.verdict for part in entry.checked] == ["confirmed", "refuted"]
+    assert entry.verdict == "refuted"
 
 
 @pytest.mark.parametrize("claim", ["accuracy[b] > accuracy[a]", "accuracy[b] < accuracy[a]", "error[a] <= error[a]"])
@@ -72,7 +118,7 @@ def test_seeds_that_all_differ_by_one_image_decide_nothing(verdict, claim):
     images = [340, 345, 351]
     a, b = (MadeVariant(test=accuracies(*[(n + more) / 360 for n in images])) for more in (0, 1))
     entry = verdict(claim, a=a, b=b)
-    assert (entry.verdict, entry.checked[0].verdict) == ("within noise", "within noise")
+    assert (entry.verdict, entry.checked[0].verdict) == ("undecided", "undecided")
     assert entry.checked[0].interval.endswith("its noise is not known")
 
 
@@ -81,7 +127,7 @@ def test_seeds_that_all_differ_by_one_image_decide_nothing(verdict, claim):
     [
         ("macs_of_weights[a] <= 0", "confirmed"),
         ("parameters[a] < 5", "confirmed"),
-        ("parameters[a] > 5", "not confirmed"),
+        ("parameters[a] > 5", "refuted"),
     ],
 )
 def test_what_is_counted_needs_no_width_and_may_be_zero(verdict, claim, verdict_of_it):
@@ -121,7 +167,7 @@ def test_a_value_that_is_not_finite_confirms_nothing(verdict):
 
 def test_the_learning_curves_are_figures_too(verdict):
     history = {
-        seed: [{"epoch": 1, "train/loss": 2.0}, {"epoch": 2, "train/loss": 0.5 + seed / 10}] for seed in range(3)
+        seed: [{"epoch": 1, "train/loss": 2.0}, {"epoch": 2, "train/loss": 0.5 + seed / 100}] for seed in range(3)
     }
     curves = MadeVariant(test=accuracies(0.9, 0.9, 0.9), history=history)
     assert verdict("history('train/loss', 2)[curves] <= 1", curves=curves).verdict == "confirmed"

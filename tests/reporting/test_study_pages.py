@@ -22,8 +22,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 def folders(tmp_path):
     """Make two empty pages, and plan and runs of one of their studies, of which one run is missing."""
     made = {
-        "a": MadeVariant(test=accuracies(0.95, 0.96, 0.94), title="a | 1 of 2"),
-        "b": MadeVariant(test=accuracies(0.85, 0.87), title="b", environment=ENVIRONMENT | {"dirty": True}),
+        "a": MadeVariant(test=accuracies(0.95, 0.951, 0.94), title="a | 1 of 2"),
+        "b": MadeVariant(test=accuracies(0.85, 0.852), title="b", environment=ENVIRONMENT | {"dirty": True}),
     }
     claims = [{"says": "a is better", "holds": ["error[a] < error[b]"], "note": None}]
     study_file, runs = make_study(tmp_path, made, question="Which?", claims=claims)

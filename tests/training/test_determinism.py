@@ -37,7 +37,10 @@ def assert_same_bits(first: Path, second: Path) -> None:
     [
         (),
         ("recipe.ema_decay=0.9", "recipe.early_stopping_patience=1", "recipe.gradient_clip_norm=1.0"),
-        ("model=timm", "model.model_name=mobilenetv3_small_050", "recipe.epochs=1", "trainer.limit_batches=3"),
+        pytest.param(
+            ("model=timm", "model.model_name=mobilenetv3_small_050", "recipe.epochs=1", "trainer.limit_batches=3"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_two_runs_of_one_configuration_are_equal_to_the_bit(compose, options):
@@ -57,6 +60,7 @@ def test_another_seed_gives_other_weights(compose):
     assert any(not torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_the_bits(compose):
     none = train(compose(folder="none"), strict=True)[0]
     two = train(compose("trainer.workers=2", folder="two"), strict=True)[0]
@@ -104,6 +108,7 @@ def check_killed_and_resumed(compose, tmp_path: Path, delays: list[float]) -> in
     return struck
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_bits(compose, tmp_path):
     assert check_killed_and_resumed(compose, tmp_path, [0.15]) == 1
 
@@ -128,7 +133,7 @@ STAGED = (
     "net",
     [
         (),
-        pytest.param(STAGED, id="in stages"),
+        pytest.param(STAGED, id="in stages", marks=pytest.mark.slow),
         pytest.param(("model=stochastic_depth_resnet_small", "model.depth=8", "model.width=4"), id="stochastic depth"),
     ],
 )

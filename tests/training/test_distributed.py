@@ -69,9 +69,8 @@ def test_two_processes_train_as_one(launcher, tmp_path, prepared_digits, compose
     assert all(torch.allclose(one[key], two[key], rtol=1e-3, atol=1e-5) for key in one)
 
 
-@pytest.mark.parametrize(
-    "net", ["stochastic_depth_resnet_small", pytest.param("fractalnet_small", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("net", ["stochastic_depth_resnet_small", "fractalnet_small"])
 def test_two_processes_leave_out_the_same_parts(net, tmp_path, prepared_digits):
     """Gradients of a part that one process alone computed would hang or fail; its share would differ by process."""
     small = {
@@ -152,6 +151,7 @@ def started(command: list[str], folder: Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_loss_that_becomes_nan_in_one_process_stops_all(tmp_path, prepared_digits, monkeypatch):
     """The other, which has a finite loss, would go on alone, into a wait or a traceback."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)

@@ -52,6 +52,7 @@ def test_two_processes_have_the_loss_curve_and_the_weights_of_one(tmp_path, prep
     assert "strategy: fsdp" in (folder / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_each_process_keeps_half_of_the_optimisers_state(tmp_path, prepared_digits):
     """Counted within the processes, after the first step."""
     script = """

@@ -69,9 +69,14 @@ def costs_of(build: Callable[[], nn.Module], input_size: Sequence[int], batch_si
     What a detector computes depends on what it sees, in its suppression of overlapping boxes; a detector that offers
     `dense_outputs` is measured by those alone.
     """
+    return measure_costs(counted(build), input_size, batch_size)
+
+
+def counted(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a net for `measure_costs`: on the meta device where its multiply-adds do not depend on values."""
     net = on_meta_device(build)
     needs_storage = is_detector(net) and not isinstance(net, HasDenseOutputs)
-    return measure_costs(build() if needs_storage else net, input_size, batch_size)
+    return build() if needs_storage else net
 
 
 def is_detector(net: nn.Module) -> bool:
@@ -87,26 +92,34 @@ def measure_costs(net: nn.Module, input_size: Sequence[int], batch_size: int = 1
         input_size: `(channels, height, width)` of one image.
         batch_size: images in the step whose saved activations are counted.
     """
-    device = next(net.parameters()).device
+    whole, inference, of_weights = multiply_adds(net, input_size)
     was_training = net.training
-    two_images = torch.zeros(2, *input_size, device=device)  # batch norm cannot train on a single value a channel
-    net.eval()
-    one, two = (_flops(net, two_images[:images]) // 2 for images in (1, 2))  # two FLOPs are one multiply-add
-    inference = two - one
-    net.train()
-    has_auxiliary = bool(auxiliary_loss_weights(net))
-    whole = _flops(net, two_images) // 4 if has_auxiliary else inference
-    saved = mean_activation_bytes(net, torch.zeros(max(2, batch_size), *input_size, device=device))
+    images = torch.zeros(max(2, batch_size), *input_size, device=next(net.parameters()).device)
+    saved = mean_activation_bytes(net.train(), images)
     net.train(was_training)
     return Costs(
         parameters=count_parameters(net),
         macs=whole,
         macs_inference=inference,
-        macs_of_weights=one - inference,
+        macs_of_weights=of_weights,
         weight_megabytes=sum(t.numel() * t.element_size() for t in [*net.parameters(), *net.buffers()]) / 1e6,
         activation_bytes=saved if batch_size > 1 else saved // 2,
         batch_size=batch_size,
     )
+
+
+def multiply_adds(net: nn.Module, input_size: Sequence[int]) -> tuple[int, int, int]:
+    """Count the multiply-adds of one image through the whole net, those at inference, and those that make weights."""
+    was_training = net.training
+    # batch norm cannot train on a single value a channel
+    images = torch.zeros(2, *input_size, device=next(net.parameters()).device)
+    net.eval()
+    one, two = (_flops(net, images[:number]) // 2 for number in (1, 2))  # two FLOPs are one multiply-add
+    inference = two - one
+    net.train()
+    whole = _flops(net, images) // 4 if auxiliary_loss_weights(net) else inference
+    net.train(was_training)
+    return whole, inference, one - inference
 
 
 def _flops(net: nn.Module, images: Tensor) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 from convatlas.core.errors import UserError
 from convatlas.core.record import REMEDY
 
-__all__ = ["Predictions", "read_predictions"]
+__all__ = ["Answers", "Predictions", "read_answers", "together"]
 
+Answers = Mapping[str, NDArray[Any]]
+"""What a run said of each test image, `(N,)` by column."""
 COLUMNS = ("index", "label", "prediction")
 
 
@@ -32,30 +35,32 @@ class Predictions:
     classes: Mapping[str, Mapping[int, NDArray[np.int32]]]
 
 
-def read_predictions(folders: Mapping[str, Mapping[int, Path]]) -> Predictions | None:
-    """Read the predictions of all runs, by the variant's key and the seed; None where none has classes.
+def together(answers: Mapping[str, Mapping[int, Answers | None]]) -> Predictions | None:
+    """Bring the answers of all runs together, by the variant's key and the seed; None where none has classes.
 
     The first run decides which images are meant; one that was tested on others is left out.
-
-    Raises:
-        UserError: a file is not readable.
     """
     index = labels = None
     classes: dict[str, dict[int, NDArray[np.int32]]] = {}
-    for key, by_seed in folders.items():
-        for seed, folder in by_seed.items():
-            columns = _read(folder / "predictions.parquet")
-            if columns is None:
+    for key, by_seed in answers.items():
+        for seed, columns in by_seed.items():
+            if columns is None or not set(COLUMNS) <= set(columns):
                 continue
             if index is None or labels is None:
-                index, labels = columns[0], columns[1]
-            if np.array_equal(columns[0], index) and np.array_equal(columns[1], labels):
-                classes.setdefault(key, {})[seed] = columns[2]
-    return None if index is None or labels is None else Predictions(index, labels, classes)
+                index, labels = columns["index"], columns["label"]
+            if np.array_equal(columns["index"], index) and np.array_equal(columns["label"], labels):
+                classes.setdefault(key, {})[seed] = columns["prediction"].astype(np.int32)
+    if index is None or labels is None:
+        return None
+    return Predictions(index.astype(np.int32), labels.astype(np.int32), classes)
 
 
-def _read(path: Path) -> list[NDArray[np.int32]] | None:
-    """Read index, label and prediction in the order of the index; None where the run has no such columns."""
+def read_answers(path: Path) -> Answers | None:
+    """Read the columns of numbers of a run's predictions, in the order of the index; None without the file.
+
+    Raises:
+        UserError: the file is not readable.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -63,11 +68,10 @@ def _read(path: Path) -> list[NDArray[np.int32]] | None:
         return None
     try:
         with pq.ParquetFile(path) as file:
-            if not set(COLUMNS) <= set(file.schema_arrow.names):
-                return None
-            table = file.read(columns=list(COLUMNS))
-        columns = [table.column(name).to_numpy().astype(np.int32) for name in COLUMNS]
+            numbers = [column.name for column in file.schema_arrow if pa.types.is_primitive(column.type)]
+            table = file.read(columns=numbers)
+        columns = {name: table.column(name).to_numpy() for name in numbers}
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable table of predictions; {REMEDY}") from error
-    order = np.argsort(columns[0], kind="stable")
-    return [column[order] for column in columns]
+    order = np.argsort(columns["index"], kind="stable") if "index" in columns else slice(None)
+    return {name: column[order] for name, column in columns.items()}

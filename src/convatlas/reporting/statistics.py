@@ -1,25 +1,163 @@
-"""The few statistics that a report needs beside mean and standard deviation."""
+"""Statistics of a report: intervals over seeds and test images, and how several looks share one rate of error.
+
+Other seeds and other test images from the same source would both move a score, so both enter its interval, as crossed
+random effects: analysis of variance of seeds by images, degrees of freedom after Satterthwaite as in Hillis 2007,
+Statistics in Medicine 26, with the seeds for his readers and the images for his cases.
+
+The variance over three seeds is a poor estimate. The variants of a study are nets trained on the same data by similar
+recipes, and what their variances have in common is a prior for each: an inverse chi-squared distribution fitted to all
+of them, which is worth as many seeds as they are alike (Smyth 2004, Statistical Applications in Genetics and Molecular
+Biology 3, section 6; known as moderated t).
+
+Seeds are added until a claim is decided, and every look at the data is a chance to err. The looks share the 5 %: each
+has its part of them, whose sum bounds the probability that any of the intervals misses the true value (alpha spending,
+Lan and DeMets 1983, Biometrika 70, with the parts added up, which holds whatever the looks have in common).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from convatlas.core.statistics import Spread, spread
 
 CONFIDENCE = 0.95
+LOOKS = (3, 6, 12)
+"""Numbers of seeds at which a claim is judged; up to the first, between them and beyond the last, the next is meant."""
+SHARES = (0.015, 0.015, 0.015)
+"""The part of the 5 % that each of them has; what is left of it is for a prior that does not fit."""
+MOST_PRIOR_FREEDOM = 6.0
+"""However alike the variances are, a prior counts for no more: the fit rests on few variants."""
+OUTLIER = 0.2
+"""Probability of so large a variance, below which the prior is not used."""
+LEAST_FOR_PRIOR = 4
+"""Variants with two seeds or more, below which there is no prior."""
 
 Interval = tuple[float, float]
 
 
-def interval(values: Sequence[float]) -> Interval:
-    """Return Student's 95 % interval of the mean of independent values; everything where there is one value alone."""
+@dataclass(frozen=True)
+class Prior:
+    """What is known of a variance before its own seeds are looked at: a value, worth so many degrees of freedom."""
+
+    variance: float
+    freedom: float
+
+    def scaled(self, factor: float) -> Prior:
+        """Return the prior of the variance of a multiple or a sum."""
+        return replace(self, variance=self.variance * factor)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A compared value, and how far other seeds and other test images would move it.
+
+    Attributes:
+        value: mean over the seeds.
+        seeds: how many.
+        seed_variance: of a single seed.
+        image_variance: of the mean, by the choice of the test images; 0 where single images are not known.
+        seed_freedom: degrees of freedom of `seed_variance`.
+    """
+
+    value: float
+    seeds: int
+    seed_variance: float
+    image_variance: float
+    seed_freedom: float
+
+    @property
+    def variance(self) -> float:
+        """The squared standard error of the value."""
+        return self.seed_variance / self.seeds + self.image_variance
+
+    def reach(self, error_rate: float) -> float:
+        """Return how far the interval of this rate of error reaches to each side."""
+        by_seed = self.seed_variance / self.seeds
+        freedom = self.seed_freedom * (self.variance / by_seed) ** 2 if by_seed > 0 else math.inf
+        return quantile(freedom, error_rate) * math.sqrt(self.variance)
+
+    def interval(self, error_rate: float = 1 - CONFIDENCE) -> Interval:
+        """Return the interval of this rate of error; everything where the variance of the seeds is not known."""
+        if self.seed_freedom == 0:
+            return -math.inf, math.inf
+        reach = self.reach(error_rate)
+        return self.value - reach, self.value + reach
+
+    def with_seeds(self, seeds: int) -> Estimate:
+        """Say what the estimate would be with so many seeds, if value and variances stayed as they are."""
+        return replace(self, seeds=seeds, seed_freedom=self.seed_freedom + seeds - self.seeds)
+
+
+def estimate(
+    values: Sequence[float], images: NDArray[np.float64] | None = None, prior: Prior | None = None
+) -> Estimate:
+    """Estimate the mean of a value over seeds and test images, both being samples.
+
+    Args:
+        values: one for each seed.
+        images: `(S, N)`, the part of each test image in the value of each seed: row means are the values, up to a
+            constant. None where the value has no such parts.
+        prior: of the variance over the seeds.
+    """
     found = spread(values)
     assert found is not None
-    if found.std is None or not found.is_finite:
-        return -math.inf, math.inf
-    reach = quantile(found.n - 1) * math.sqrt(found.squared_error)
-    return found.mean - reach, found.mean + reach
+    variance, freedom = (0.0 if found.std is None else found.std**2), float(found.n - 1)
+    if prior is not None and not is_outlier(variance, freedom, prior):
+        together = prior.freedom + freedom
+        variance = (prior.freedom * prior.variance + freedom * variance) / together
+        freedom = together
+    return Estimate(found.mean, found.n, variance, 0.0 if images is None else image_variance(images), freedom)
+
+
+def is_outlier(variance: float, freedom: float, prior: Prior) -> bool:
+    """Say whether a variance is too large to be one of those that the prior was fitted to, as of a net at chance."""
+    from scipy.special import fdtrc
+
+    return freedom > 0 and float(fdtrc(freedom, prior.freedom, variance / prior.variance)) < OUTLIER
+
+
+def image_variance(parts: NDArray[np.float64]) -> float:
+    """Return the variance of the mean of `(S, N)` parts by the choice of the N images, without that of the seeds."""
+    seeds, images = parts.shape
+    if images == 1:
+        return 0.0
+    by_image = float(parts.mean(axis=0).var(ddof=1)) / images
+    if seeds == 1:
+        return by_image  # what is an image's and what is chance cannot be told apart: the larger is taken
+    residual = parts - parts.mean(axis=0) - parts.mean(axis=1, keepdims=True) + parts.mean()
+    chance = float((residual**2).sum()) / ((seeds - 1) * (images - 1))
+    return max(0.0, by_image - chance / (seeds * images))
+
+
+def fit_prior(variances: Sequence[float], freedoms: Sequence[int]) -> Prior | None:
+    """Fit what the variances of several variants have in common; None where they are too few.
+
+    Args:
+        variances: over the seeds of each variant; zeros are left out.
+        freedoms: their seeds less one.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import digamma, polygamma
+
+    pairs = [(v, d) for v, d in zip(variances, freedoms, strict=True) if v > 0 and d > 0]
+    if len(pairs) < LEAST_FOR_PRIOR:
+        return None
+    variance, half = np.array([v for v, _ in pairs]), np.array([d / 2 for _, d in pairs])
+    logs = np.log(variance) - digamma(half) + np.log(half)
+    left = float(logs.var(ddof=1) - polygamma(1, half).mean())
+    most = MOST_PRIOR_FREEDOM / 2
+    prior_half = most if left <= polygamma(1, most) else float(brentq(lambda x: polygamma(1, x) - left, 1e-3, most))
+    return Prior(float(np.exp(logs.mean() + digamma(prior_half) - np.log(prior_half))), 2 * prior_half)
+
+
+def error_rate(seeds: int) -> float:
+    """Return the share of the 5 % that belongs to a look at so many seeds."""
+    return next((share for look, share in zip(LOOKS, SHARES, strict=True) if seeds <= look), SHARES[-1])
 
 
 def has_width(low: float, high: float) -> bool:
@@ -27,11 +165,12 @@ def has_width(low: float, high: float) -> bool:
     return not math.isclose(low, high, rel_tol=1e-6, abs_tol=1e-12)
 
 
-def quantile(freedom: float) -> float:
-    """Return how many standard errors Student's 95 % interval reaches to each side."""
-    from scipy.special import stdtrit  # half a second faster to import than scipy.stats
+def quantile(freedom: float, error_rate: float = 1 - CONFIDENCE) -> float:
+    """Return how many standard errors Student's interval of this rate of error reaches to each side."""
+    from scipy.special import ndtri, stdtrit  # half a second faster to import than scipy.stats
 
-    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+    share = 1 - error_rate / 2
+    return float(ndtri(share) if math.isinf(freedom) else stdtrit(freedom, share))
 
 
 def not_significantly_worse(best: Spread, other: Spread) -> bool:

@@ -11,12 +11,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from convatlas.core.metrics import SCORES, Metric, measured, metric
 from convatlas.core.record import RunRecord
 from convatlas.core.statistics import Spread, spread
-from convatlas.reporting.predictions import Predictions, read_predictions
+from convatlas.reporting.predictions import Predictions, read_answers, together
+from convatlas.reporting.statistics import Prior, fit_prior
 from convatlas.studies.claims import Quantity
 
 COSTS = (
@@ -57,11 +60,15 @@ class PlannedVariant(PlanPart):
 
 
 class Claim(PlanPart):
-    """What the lecture says, the comparisons by which our runs check it (none: they cannot), and a remark."""
+    """What the lecture says, the comparisons by which our runs check it (none: they cannot), and a remark.
+
+    `margin` is the difference that counts for nothing; None takes that of `convatlas.reporting.verdicts`.
+    """
 
     says: str = ""
     holds: tuple[str, ...] = ()
     note: str = ""
+    margin: float | None = None
 
 
 class Point(PlanPart):
@@ -144,6 +151,14 @@ class Plan(PlanPart):
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What each test image adds to a metric: values `(N,)` whose mean is the metric up to a constant, and which."""
+
+    images: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class SeedRun:
     """One finished training."""
@@ -185,6 +200,21 @@ class SeedRun:
             return measured(name, tested.get(name))
         cost = self.cost(name)
         return self.seconds(name) if cost is None else cost
+
+    def parts(self, quantity: Quantity) -> Parts | None:
+        """Return what each test image adds to a figure; None where the run did not keep it."""
+        answers = self.answers
+        prediction = "prediction" if quantity.part is None else f"prediction_{quantity.part}"
+        if answers is None or quantity.figure not in ("accuracy", "error") or prediction not in answers:
+            return None
+        right = answers["label"] == answers[prediction]
+        images = np.stack([answers["index"], answers["label"]])
+        return Parts(images, (right if quantity.figure == "accuracy" else ~right).astype(np.float64))
+
+    @cached_property
+    def answers(self) -> Mapping[str, NDArray[Any]] | None:
+        """What the run left of each test image, in the order of their index; None where it left nothing."""
+        return read_answers(self.folder / "predictions.parquet")
 
 
 @dataclass(frozen=True)
@@ -327,6 +357,12 @@ class Group:
         found = [(score.mean, v) for v in self.variants if (score := v.test(self.score)) and score.is_finite]
         return max(found, key=lambda pair: self.metric.sign * pair[0])[1] if found else None
 
+    def prior(self, name: str) -> Prior | None:
+        """Return what the variants' variances of a test metric over the seeds have in common, see `fit_prior`."""
+        found = [variant.test("accuracy" if name == "error" else name) for variant in self.variants]
+        known = [each for each in found if each is not None and each.is_finite and each.std is not None]
+        return fit_prior([each.std**2 for each in known if each.std], [each.n - 1 for each in known if each.std])
+
     @cached_property
     def predictions(self) -> Predictions | None:
         """The class that each run predicts for each test image; None where the task has no such predictions.
@@ -334,16 +370,13 @@ class Group:
         Raises:
             UserError: a run's predictions are not readable.
         """
-        folders = {variant.key: {run.seed: run.folder for run in variant.runs} for variant in self.variants}
-        return read_predictions(folders) if self.task == "classification" else None
+        answers = {variant.key: {run.seed: run.answers for run in variant.runs} for variant in self.variants}
+        return together(answers)
 
     @cached_property
     def test_images(self) -> int | None:
         """Number of test images, from the first run's predictions; None without that file."""
-        import pyarrow.parquet as pq
-
-        files = (run.folder / "predictions.parquet" for run in self.runs)
-        return next((int(pq.read_metadata(path).num_rows) for path in files if path.is_file()), None)
+        return next((len(run.answers["index"]) for run in self.runs if run.answers), None)
 
 
 @dataclass(frozen=True)
@@ -370,6 +403,10 @@ class Study:
         ordered = sorted(self.variants, key=lambda variant: pairs.index((variant.task, variant.data)))
         grouped = groupby(ordered, key=lambda variant: (variant.task, variant.data))
         return tuple(Group(task, data, tuple(variants), self.plan.grading) for (task, data), variants in grouped)
+
+    def group_of(self, variant: Variant) -> Group:
+        """Return the group that a variant belongs to."""
+        return next(group for group in self.groups if any(variant is each for each in group.variants))
 
     @property
     def runs_planned(self) -> int:

@@ -1,10 +1,11 @@
-"""Verdicts on a study's claims: confirmed, not confirmed, or within noise, with the figures behind them.
+"""Verdicts on a study's claims: confirmed, refuted, no difference or undecided, with the figures behind them.
 
-A claim compares two sides. Each seed that all variants of the claim have gives one difference of the sides, so what a
-seed shares (the order of the batches, the test images) cancels. The verdict looks at the 95 % interval of their mean
-(Student's t): wholly on the claimed side it confirms, wholly on the other it does not, across the border it is noise.
-Seeds that all give the same measured difference have an interval of no width: it says nothing of other seeds or images,
-and so decides nothing. What is counted (parameters, multiply-adds, bytes) needs no interval.
+A claim compares two sides. Each seed that all variants of the claim have gives one difference of the sides, and the
+verdict looks at the interval of their mean over seeds and test images, see `convatlas.reporting.statistics`: wholly on
+the claimed side it confirms, wholly on the other it refutes; within the margin that the study states beforehand there
+is no difference that counts; otherwise more seeds are needed. An interval of no width says nothing of other seeds or
+images, and so decides nothing. What is counted (parameters, multiply-adds, bytes) needs no interval and is a kind of
+its own.
 """
 
 from __future__ import annotations
@@ -14,14 +15,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from convatlas.core.metrics import as_words, metric
 from convatlas.core.statistics import spread
-from convatlas.reporting.statistics import has_width, interval
+from convatlas.reporting.statistics import LOOKS, Estimate, Interval, Prior, error_rate, estimate, has_width
 from convatlas.reporting.study import COSTS, Claim, SeedRun, Study, Variant
 from convatlas.reporting.wording import DASH, PLUS_MINUS, count, duration, listed, spread_text, with_prefix
 from convatlas.studies.claims import Comparison, Quantity, read_claim
 
-Verdict = Literal["confirmed", "not confirmed", "within noise", "not tested"]
+Verdict = Literal["confirmed", "refuted", "no difference", "undecided", "not tested"]
+VERDICTS: tuple[Verdict, ...] = ("confirmed", "refuted", "no difference", "undecided", "not tested")
+Kind = Literal["counted", "measured"]
+MARGIN = 0.01
+"""Differences of scores that count for nothing, where a study states no margin of its own: one point."""
+MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -30,17 +39,28 @@ class Checked:
 
     Attributes:
         text: the comparison as the study states it.
+        kind: whether its figures are counted or measured.
         verdict: what our runs say of it.
         figures: the quantities with mean and standard deviation, in words.
         interval: the compared value with its interval, in words; empty where it was not tested.
         reason: why it was not tested; empty otherwise.
+        effect: left side less right side, mean over the seeds; None where it was not tested.
+        low, high: the ends of its interval; None where it was not tested.
+        seeds: that all its variants have.
+        needed: how many would probably decide it; None where it is decided or no number would.
     """
 
     text: str
+    kind: Kind
     verdict: Verdict
-    figures: str
-    interval: str
-    reason: str
+    figures: str = ""
+    interval: str = ""
+    reason: str = ""
+    effect: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seeds: int = 0
+    needed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +68,7 @@ class Judged:
     """A claim with its verdict."""
 
     claim: Claim
+    kind: Kind
     verdict: Verdict
     checked: tuple[Checked, ...]
 
@@ -61,75 +82,152 @@ def judge(study: Study) -> list[Judged]:
     judged = []
     for claim in study.plan.claims:
         comparisons = [read_claim(text, f"the plan of the study {study.name}") for text in claim.holds]
-        checked = tuple(_check(comparison, study) for comparison in comparisons)
-        judged.append(Judged(claim, _together([part.verdict for part in checked]), checked))
+        checked = tuple(_check(comparison, study, claim.margin) for comparison in comparisons)
+        kind: Kind = "counted" if checked and all(part.kind == "counted" for part in checked) else "measured"
+        judged.append(Judged(claim, kind, _together([part.verdict for part in checked]), checked))
     return judged
 
 
 def _together(verdicts: Sequence[Verdict]) -> Verdict:
-    """A claim of several parts is confirmed if all are, and not confirmed if one is not."""
-    worst_first: list[Verdict] = ["not confirmed", "not tested", "within noise"]
+    """A claim of several parts is confirmed if all are, and refuted if one is."""
+    worst_first: list[Verdict] = ["refuted", "not tested", "undecided", "no difference"]
     for verdict in worst_first:
         if verdict in verdicts:
             return verdict
     return "confirmed" if verdicts else "not tested"
 
 
-def _check(comparison: Comparison, study: Study) -> Checked:
+def _check(comparison: Comparison, study: Study, margin: float | None) -> Checked:
     quantities = comparison.quantities()
     variants = {variant.key: variant for variant in study.variants}
+    kind: Kind = "counted" if all(map(is_counted, quantities)) else "measured"
     if unknown := [q.variant for q in quantities if q.variant not in variants]:
-        return Checked(comparison.text, "not tested", "", "", f"the plan has no variant {unknown[0]}")
-    values = {q: _values(q, variants[q.variant].runs) for q in quantities}
+        reason = f"the plan has no variant {unknown[0]}"
+        return Checked(comparison.text, kind, "not tested", reason=reason)
+    runs = {q: {run.seed: run for run in variants[q.variant].runs if run.value(q) is not None} for q in quantities}
+    values = {q: {seed: run.value(q) or 0.0 for seed, run in found.items()} for q, found in runs.items()}
     figures = "; ".join(f"{_name(q, variants)} {_written(q, values[q])}" for q in quantities)
+    common = sorted(set.intersection(*(set(found) for found in values.values())))
 
     def not_tested(reason: str) -> Checked:
-        return Checked(comparison.text, "not tested", figures, "", reason)
+        return Checked(comparison.text, kind, "not tested", figures, reason=reason, seeds=len(common))
 
     if missing := [q for q in quantities if not values[q]]:
         return not_tested(f"no run has {_name(missing[0], variants)}")
-    common = sorted(set.intersection(*(set(found) for found in values.values())))
-    is_counted = all(map(_is_counted, quantities))
-    if len(common) < 2 and not (is_counted and common):
+    if len(common) < (1 if kind == "counted" else 2):
         verb = "is" if len(common) == 1 else "are"
         return not_tested(f"it needs two seeds that all its variants have; there {verb} {len(common)}")
     sides = [comparison.sides({q: found[seed] for q, found in values.items()}) for seed in common]
     differences = [left - right for left, right in sides]
     if not all(map(math.isfinite, differences)):
         return not_tested("a value is not finite")
-    low, high = interval(differences) if len(common) > 1 else (differences[0], differences[0])
-    decides = is_counted or has_width(low, high)
-    verdict = _verdict(comparison.relation, low, high) if decides else "within noise"
-    text = _interval_text(comparison, sides, low, high)
-    if not decides:
-        text += "; all seeds have the same difference, so its noise is not known"
-    return Checked(comparison.text, verdict, figures, text, "")
+    if kind == "counted":
+        low = high = effect = differences[0]
+        verdict, needed = _side(comparison.relation, low, high) or "undecided", None
+    else:
+        slopes = comparison.slopes({q: math.fsum(v[s] for s in common) / len(common) for q, v in values.items()})
+        parts = _parts(runs, slopes, common)
+        found = estimate(differences, parts, _prior(study, slopes, variants))
+        margin = _default_margin(comparison) if margin is None else margin
+        effect, (low, high) = found.value, found.interval(error_rate(found.seeds))
+        verdict = decided(found, comparison.relation, margin)
+        needed = seeds_needed(found, comparison.relation, margin) if verdict == "undecided" else None
+    text = _interval_text(comparison, sides, (low, high), kind)
+    if verdict == "undecided":
+        text += _why_undecided(needed, has_width(low, high))
+    return Checked(comparison.text, kind, verdict, figures, text, "", effect, low, high, len(common), needed)
 
 
-def _values(quantity: Quantity, runs: Sequence[SeedRun]) -> dict[int, float]:
-    """Return a quantity by seed, of the runs that have it."""
-    found = ((run.seed, run.value(quantity)) for run in runs)
-    return {seed: value for seed, value in found if value is not None}
+def decided(found: Estimate, relation: str, margin: float | None) -> Verdict:
+    """Return the verdict on `left relation right`.
+
+    Args:
+        found: left side less right side.
+        relation: `<`, `<=`, `>` or `>=`.
+        margin: what counts for nothing; None where no difference is too small to count.
+    """
+    low, high = found.interval(error_rate(found.seeds))
+    if not has_width(low, high):
+        return "undecided"
+    side = _side(relation, low, high)
+    if side is None and margin is not None and -margin <= low and high <= margin:
+        return "no difference"
+    return side or "undecided"
 
 
-def _is_counted(quantity: Quantity) -> bool:
-    """Say whether a quantity is counted and not measured, so that one seed is enough."""
-    return quantity.figure in COSTS
+def seeds_needed(found: Estimate, relation: str, margin: float | None) -> int | None:
+    """Return the number of seeds that would decide if value and variances stayed as they are; None where none would."""
+    more = [*LOOKS, *range(2 * LOOKS[-1], MOST_SEEDS, LOOKS[-1])]
+    later = (seeds for seeds in more if seeds > found.seeds)
+    return next((n for n in later if decided(found.with_seeds(n), relation, margin) != "undecided"), None)
 
 
-def _verdict(relation: str, low: float, high: float) -> Verdict:
+def _side(relation: str, low: float, high: float) -> Verdict | None:
+    """Say on which side of the border an interval of the difference lies wholly; None where it lies across."""
     if relation in (">", ">="):
         low, high = -high, -low
     touches = relation in ("<=", ">=")
     if high < 0 or (touches and high <= 0):
         return "confirmed"
     if low > 0 or (low == high == 0 and not touches):
-        return "not confirmed"
-    return "within noise"
+        return "refuted"
+    return None
 
 
-def _interval_text(comparison: Comparison, sides: Sequence[tuple[float, float]], low: float, high: float) -> str:
+def is_counted(quantity: Quantity) -> bool:
+    """Say whether a quantity is counted and not measured, so that one seed is enough."""
+    return quantity.figure in COSTS
+
+
+def _is_score(quantity: Quantity) -> bool:
+    """Say whether a quantity is a test metric between 0 and 1."""
+    return quantity.figure == "error" or metric(quantity.figure).is_share
+
+
+def _default_margin(comparison: Comparison) -> float | None:
+    """Return the margin of sums and differences of scores; anything else has none unless the study states it."""
+    return MARGIN if comparison.is_linear and all(map(_is_score, comparison.quantities())) else None
+
+
+def _parts(
+    runs: Mapping[Quantity, Mapping[int, SeedRun]], slopes: Mapping[Quantity, float], seeds: Sequence[int]
+) -> NDArray[np.float64] | None:
+    """Return the part of each test image in the difference, `(S, N)`; None where not all were tested on the same."""
+    of_images = {q: [runs[q][seed].parts(q) for seed in seeds] for q in slopes if not is_counted(q)}
+    known = [part for parts in of_images.values() for part in parts if part is not None]
+    if not known or any(not np.array_equal(part.images, known[0].images) for part in known):
+        return None
+    nothing = np.zeros(known[0].images.shape[-1])
+    return sum(
+        slopes[q] * np.stack([nothing if part is None else part.values for part in parts])
+        for q, parts in of_images.items()
+    )
+
+
+def _prior(study: Study, slopes: Mapping[Quantity, float], variants: Mapping[str, Variant]) -> Prior | None:
+    """Return the prior of the variance of the difference, where it compares scores of different variants."""
+    measured = [quantity for quantity in slopes if not is_counted(quantity)]
+    if not all(map(_is_score, measured)) or len({q.variant for q in measured}) < len(measured):
+        return None
+    priors = [study.group_of(variants[q.variant]).prior(q.figure) for q in measured]
+    known = [prior for prior in priors if prior is not None]
+    if len(known) < len(priors):
+        return None
+    variance = sum(slopes[q] ** 2 * prior.variance for q, prior in zip(measured, known, strict=True))
+    return Prior(variance, min(prior.freedom for prior in known))
+
+
+def _why_undecided(needed: int | None, has_a_width: bool) -> str:
+    if not has_a_width:
+        return "; all seeds have the same difference, so its noise is not known"
+    if needed is None:
+        return f"; fewer than {MOST_SEEDS} seeds would probably not decide it, with these test images"
+    return f"; {needed} seeds would probably decide it"
+
+
+def _interval_text(comparison: Comparison, sides: Sequence[tuple[float, float]], ends: Interval, kind: Kind) -> str:
     """Write the left side against a printed number, or the difference of two measured sides."""
+    low, high = ends
     if comparison.right_is_a_number:
         name, value, border = "left side", sides[0][1], sides[0][1]
         low, high = low + value, high + value
@@ -137,9 +235,11 @@ def _interval_text(comparison: Comparison, sides: Sequence[tuple[float, float]],
     else:
         name, border = "difference", 0.0
         middle = math.fsum(left - right for left, right in sides) / len(sides)
-    seeds = count(len(sides), "seed")
-    compared = f"{name} {middle:.4g}, 95 % interval {low:.4g} to {high:.4g} ({seeds})"
-    return f"{compared}; claimed {comparison.relation} {border:g}"
+    claimed = f"; claimed {comparison.relation} {border:g}"
+    if kind == "counted":
+        return f"{name} {middle:.4g}{claimed}"
+    rate = f"{100 * (1 - error_rate(len(sides))):g} % interval"
+    return f"{name} {middle:.4g}, {rate} {low:.4g} to {high:.4g} ({count(len(sides), 'seed')}){claimed}"
 
 
 def _name(quantity: Quantity, variants: dict[str, Variant]) -> str:
@@ -159,7 +259,7 @@ def _written(quantity: Quantity, values: Mapping[int, float]) -> str:
         return spread_text(metric("accuracy"), found)
     if quantity.figure.endswith("_seconds"):
         return duration(found.mean) + (f" {PLUS_MINUS} {duration(found.std)}" if found.std else "")
-    if _is_counted(quantity):
+    if is_counted(quantity):
         return with_prefix(found.mean)
     if metric(quantity.figure).is_share:
         return spread_text(metric(quantity.figure), found)
@@ -167,7 +267,6 @@ def _written(quantity: Quantity, values: Mapping[int, float]) -> str:
 
 
 def tally(judged: Sequence[Judged]) -> str:
-    """Count the verdicts in words, for a headline: `2 confirmed, 1 within noise`."""
-    names: list[Verdict] = ["confirmed", "not confirmed", "within noise", "not tested"]
-    counts = [(sum(entry.verdict == name for entry in judged), name) for name in names]
+    """Count the verdicts in words, for a headline: `2 confirmed and 1 undecided`."""
+    counts = [(sum(entry.verdict == name for entry in judged), name) for name in VERDICTS]
     return listed([f"{number} {name}" for number, name in counts if number])

@@ -71,6 +71,20 @@ class Comparison:
         """Whether the right side needs no measurement."""
         return not _subscripts(self.right)
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether both sides are sums and differences of quantities, or of numbers."""
+        return all(map(_is_linear, (self.left, self.right)))
+
+    def slopes(self, values: Mapping[Quantity, float]) -> dict[Quantity, float]:
+        """Return by how much left side less right side changes with each quantity, at these values."""
+        slopes = {}
+        for quantity, value in values.items():
+            step = 1e-5 * max(abs(value), 1e-3)
+            ends = [self.sides({**values, quantity: value + change}) for change in (step, -step)]
+            slopes[quantity] = ((ends[0][0] - ends[0][1]) - (ends[1][0] - ends[1][1])) / (2 * step)
+        return slopes
+
     def sides(self, values: Mapping[Quantity, float]) -> tuple[float, float]:
         """Compute both sides; a division by zero gives infinity."""
         return _value(self.left, values), _value(self.right, values)
@@ -130,6 +144,12 @@ def _number(node: ast.expr) -> float | None:
         return None if value is None else -value
     is_number = isinstance(node, ast.Constant) and isinstance(node.value, (int, float))
     return float(node.value) if is_number else None  # type: ignore[attr-defined]
+
+
+def _is_linear(node: ast.expr) -> bool:
+    if isinstance(node, ast.BinOp):
+        return isinstance(node.op, (ast.Add, ast.Sub)) and _is_linear(node.left) and _is_linear(node.right)
+    return isinstance(node, ast.Subscript) or _number(node) is not None
 
 
 def _subscripts(node: ast.expr) -> list[ast.Subscript]:

@@ -53,6 +53,8 @@ class Plan(Section):
     """The data sets that are prepared from raw files, whose manifest is taken anew each time."""
     searches: Annotated[dict[str, dict[str, str]], _mapping()]
     runs: Annotated[dict[str, dict[str, str]], _mapping()]
+    seeds_of: Annotated[dict[str, Annotated[list[Seed], _list("[0, 1, 2, 3]")]], _mapping()] = Field(default={})
+    """The seeds of single runs that have others than `seeds`, which `python -m convatlas.decide` adds."""
 
     @model_validator(mode="after")
     def _check(self) -> Plan:
@@ -61,6 +63,8 @@ class Plan(Section):
         for key, values in (("studies", self.studies), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{key}={values} names one twice; remove it")
+        if unknown := set(self.seeds_of) - set(self.runs):
+            raise ValueError(f"seeds_of: {min(unknown)} is not in runs; remove it")
         for override in self.overrides:
             if "=" not in override and not override.startswith("~"):
                 raise ValueError(f"overrides: {override!r} has no value; write for example recipe.epochs=2")
@@ -88,7 +92,8 @@ def read_plan(path: Path) -> Plan:
     values = read_yaml(path, REMEDY)
     if not isinstance(values, dict):
         raise UserError(f"{path} is empty or not a mapping; {REMEDY}")
-    if missing := sorted(set(Plan.model_fields) - set(values)):
+    needed = {name for name, field in Plan.model_fields.items() if field.is_required()}
+    if missing := sorted(needed - set(values)):
         raise UserError(f"{path} lacks {', '.join(missing)}; {REMEDY}")
     try:
         return Plan.model_validate(values)

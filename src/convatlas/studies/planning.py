@@ -43,6 +43,8 @@ class Claim(Section):
     holds: Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
     """Comparisons of the runs' figures, see `convatlas.studies.claims`; the claim holds where all do."""
     note: str | None = None
+    margin: Annotated[float, Field(ge=0)] | None = None
+    """The difference of the two sides that counts for nothing; null is one point, between scores."""
 
 
 class Grading(Section):
@@ -160,8 +162,17 @@ def grading_points(study: Study) -> dict[str, Any] | None:
     return {"metric": study.grading.metric, "points": points}
 
 
-def planned_runs(study: Study, scale: Scale, seeds: Sequence[int], more: Sequence[str]) -> list[PlannedRun]:
-    """Compose every variant of a study; later overrides win: scale, study, variant, variant at the scale, `more`."""
+def planned_runs(
+    study: Study,
+    scale: Scale,
+    seeds: Sequence[int],
+    more: Sequence[str],
+    seeds_of: Mapping[str, Sequence[int]] | None = None,
+) -> list[PlannedRun]:
+    """Compose every variant of a study; later overrides win: scale, study, variant, variant at the scale, `more`.
+
+    `seeds_of` has the seeds of the runs that have others than `seeds`, by key.
+    """
     runs = []
     for name, variant in study.variants.items():
         own_scale = getattr(variant, scale.name)
@@ -171,7 +182,7 @@ def planned_runs(study: Study, scale: Scale, seeds: Sequence[int], more: Sequenc
         named = {
             "study": study.name,
             "variant": name,
-            "seeds": list(seeds),
+            "seeds": list((seeds_of or {}).get(key, seeds)),
             "output_dir": f"runs/{key}",
             "work_dir": f".work/{key}",
         }
