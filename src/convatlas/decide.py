@@ -22,14 +22,13 @@ from convatlas.core.cli import read_options, run
 from convatlas.core.config import Section
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_yaml, write_yaml
-from convatlas.plan import HEADER
 from convatlas.reporting.reading import read_studies
 from convatlas.reporting.statistics import LOOKS
 from convatlas.reporting.study import Study, Variant
 from convatlas.reporting.verdicts import Judged, judge, tally
 from convatlas.reporting.wording import count
 from convatlas.studies.claims import read_claim
-from convatlas.studies.params import FILE, read_plan
+from convatlas.studies.params import FILE, HEADER, read_plan
 
 PLAN, RUNS = Path("plan"), Path("runs")
 

@@ -18,7 +18,7 @@ from convatlas.core.config import DataConfig, Section, describe
 from convatlas.core.errors import UserError
 from convatlas.core.files import write_yaml
 from convatlas.search.composing import searches_for
-from convatlas.studies.params import FILE, Plan
+from convatlas.studies.params import FILE, HEADER, Plan
 from convatlas.studies.planning import (
     data_values,
     load_study,
@@ -27,9 +27,6 @@ from convatlas.studies.planning import (
     study_names,
     template_values,
 )
-
-HEADER = """Written by `python -m convatlas.plan`; `python -m convatlas.plan study=... scale=...` writes another plan.
-Seeds, scale and overrides may be edited here; `dvc repro` then trains what that changes, and nothing else."""
 
 AsList = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
 

@@ -84,7 +84,8 @@ def test_splits_have_the_sizes_that_the_card_promises() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"images_per_pool": 0}, "images_per_pool=0 makes no image"),
+        ({"images_per_pool": 0}, r"use 1 to 100,000 images_per_pool \(0\)"),
+        ({"seed": -1}, r"a seed from 0 \(-1\)"),
         ({"level": "mean"}, "level=mean is not known; use one of easy, medium, hard"),
         ({"image_size": 16}, "image_size=16 leaves no digit"),
     ],

@@ -348,14 +348,14 @@ def fit_image(
     import torch
 
     if card.fitted == "millimetres" and spacing is not None:
-        side, step = card.image_shape[1] or image_size, steps(card.source.get("pixel_mm"), spacing)
+        kept, step = card.image_shape[1] or image_size, steps(card.source.get("pixel_mm"), spacing)
         if vanishes(pixels.shape[1:], step):
             raise BadImageError(f"its pixels of {spacing[1]:g} x {spacing[0]:g} mm leave nothing of it")
-        square = torch.from_numpy(resampled(pixels, side, step))[None].float().div_(255)
-        first = [positions(length, side, each)[0] for length, each in zip(pixels.shape[1:], step, strict=True)]
+        square = torch.from_numpy(resampled(pixels, kept, step))[None].float().div_(255)
+        first = [positions(length, kept, each)[0] for length, each in zip(pixels.shape[1:], step, strict=True)]
         shift_y, shift_x = (0.5 - (at + 0.5) / each for at, each in zip(first, step, strict=True))
         geometry = Geometry((1 / step[1], 1 / step[0]), (shift_x, shift_y))
-        return resize(square, image_size)[0], geometry.scaled(image_size / side)
+        return resize(square, image_size)[0], geometry.scaled(image_size / kept)
 
     pixels = pixels.copy()  # decoders give arrays that must not be written to, of which torch warns
     size = height, width = pixels.shape[1], pixels.shape[2]

@@ -78,11 +78,11 @@ def _pair(group: Group, variant: Variant, reference: Variant) -> Pair:
     values = [(run.test(group.score) or 0.0) - (other.test(group.score) or 0.0) for run, other in pairs]
     parts = [(run.parts(score), other.parts(score)) for run, other in pairs]
     same = [(a.values, b.values) for a, b in parts if a and b and np.array_equal(a.images, b.images)]
-    one, other = np.array(same).swapaxes(0, 1) if len(same) == len(pairs) else (None, None)
     prior = group.prior(group.score) if group.metric.is_share else None
-    by_images = one is not None and other is not None
+    one, other = np.array(same).swapaxes(0, 1) if len(same) == len(pairs) else np.zeros((2, len(pairs), 0))
+    by_images = one.size > 0
     found = estimate(values, one - other if by_images else None, prior.scaled(2) if prior else None)
-    only = [float((a > b).sum(axis=1).mean()) for a, b in ((one, other), (other, one))] if by_images else (None, None)
+    only = [float((a > b).sum(axis=1).mean()) if by_images else None for a, b in ((one, other), (other, one))]
     ends = found.interval() if found.seeds > 1 else None
     return Pair(variant, group.metric, found.seeds, found.value, ends, *only)
 

@@ -198,10 +198,11 @@ def _parts(
     if not known or any(not np.array_equal(part.images, known[0].images) for part in known):
         return None
     nothing = np.zeros(known[0].images.shape[-1])
-    return sum(
+    rows = (
         slopes[q] * np.stack([nothing if part is None else part.values for part in parts])
         for q, parts in of_images.items()
     )
+    return np.sum([*rows], axis=0)
 
 
 def _prior(study: Study, slopes: Mapping[Quantity, float], variants: Mapping[str, Variant]) -> Prior | None:

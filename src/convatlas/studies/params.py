@@ -13,9 +13,11 @@ from convatlas.core.config import Section, describe
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_yaml
 
-__all__ = ["FILE", "Plan", "read_plan"]
+__all__ = ["FILE", "HEADER", "Plan", "read_plan"]
 
 FILE = Path("params.yaml")
+HEADER = """Written by `python -m convatlas.plan`; `python -m convatlas.plan study=... scale=...` writes another plan.
+Seeds, scale and overrides may be edited here; `dvc repro` then trains what that changes, and nothing else."""
 
 
 def _of(kind: type, words: str) -> Callable[[Any], Any]:

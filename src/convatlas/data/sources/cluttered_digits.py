@@ -28,6 +28,7 @@ __all__ = ["LEVELS", "Level", "draw", "load"]
 
 POOLS = 17
 TEST_POOLS = 5
+MOST_IMAGES = 100_000
 SHEAR = 0.3
 ASPECT = 0.2
 """Greatest logarithm of a digit's change of proportions, either way."""
@@ -89,10 +90,12 @@ def load(
             as they are.
 
     Raises:
-        UserError: no images, an unknown level, or too small an `image_size`.
+        UserError: no or too many images, a negative seed, an unknown level, or too small an `image_size`.
     """
-    if images_per_pool < 1:
-        raise UserError(f"data.source.images_per_pool={images_per_pool} makes no image; use 1 or more.")
+    if not 1 <= images_per_pool <= MOST_IMAGES or seed < 0:
+        raise UserError(
+            f"data.source: use 1 to {MOST_IMAGES:,} images_per_pool ({images_per_pool}), and a seed from 0 ({seed})."
+        )
     if level not in LEVELS:
         raise UserError(f"data.source.level={level} is not known; use one of {', '.join(LEVELS)}.")
     if image_size < 24:
