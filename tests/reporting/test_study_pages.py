@@ -52,7 +52,7 @@ def test_a_page_gets_the_tables_and_verdicts_of_its_study_and_the_index_counts_t
         "3 seeds, scale laptop, 5 of 6 runs, commits 0123456 and 0123456 with changes.\n\n"
         "### Classification on digits\n\n| variant | seeds |"
     )
-    assert "| a \\| 1 of 2 | 3 of 3 | 95.00 ± 1.00 |" in measured
+    assert "| a \\| 1 of 2 | 3 of 3 | 94.70 ± 0.61 |" in measured
     assert "### Claims\n\n- **Confirmed**: a is better.\n  - `error[a] < error[b]`: difference" in measured
     assert "Which?" not in measured
 
