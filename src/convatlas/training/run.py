@@ -38,6 +38,7 @@ from convatlas.training.dry_run import dry_run
 from convatlas.training.machine import with_scaled_rate
 from convatlas.training.recorder import Recorder
 from convatlas.training.results import best_row, collect_results, read_whole, write_failure, write_results
+from convatlas.training.side_by_side import SideBySide, seeds_at_once
 from convatlas.training.strategies import prepare_net
 from convatlas.training.trainer import build_trainer, fit_to_end, shows_bar
 from convatlas.training.transfer import load_initial_weights, weights_digest
@@ -58,24 +59,32 @@ def train(config: RunConfig, *, strict: bool) -> list[Path]:
     """
     signal.signal(signal.SIGTERM, stop)
     quieten_libraries()
-    torch.set_num_threads(config.trainer.threads)
     prepared = open_data(config.data)
+    at_once = seeds_at_once(config)
+    torch.set_num_threads(config.trainer.threads if at_once == 1 else 1)
     if foreign.is_foreign(config):
         foreign.dry_run(config, prepared)
     else:
         dry_run(build_model(config.model), config, prepared)
+
+    def train_one(seed: int, tracker: VariantTracker) -> Path:
+        torch.set_num_threads(config.trainer.threads)
+        try:
+            return train_seed(config, prepared, seed, tracker, strict=strict)
+        except DivergedError as error:
+            if strict:
+                raise
+            folder = config.output_dir / f"seed={seed}"
+            if rank() == 0:
+                write_failure(folder, str(error))
+                print(f"{config.variant} seed {seed} failed: {error}")
+            return folder
+
+    if at_once > 1:
+        with SideBySide(train_one, at_once) as processes, open_tracker(config, prepared.card, strict=strict) as tracker:
+            return processes.train(config.seeds, tracker)
     with open_tracker(config, prepared.card, strict=strict) as tracker:
-        folders = []
-        for seed in config.seeds:
-            try:
-                folders.append(train_seed(config, prepared, seed, tracker, strict=strict))
-            except DivergedError as error:
-                if strict:
-                    raise
-                if rank() == 0:
-                    folders.append(write_failure(config.output_dir / f"seed={seed}", str(error)))
-                    print(f"{config.variant} seed {seed} failed: {error}")
-        return folders
+        return [train_one(seed, tracker) for seed in config.seeds]
 
 
 def train_seed(config: RunConfig, prepared: PreparedData, seed: int, tracker: VariantTracker, *, strict: bool) -> Path:
