@@ -52,8 +52,8 @@ def train(seed: int, tracker: VariantTracker) -> Path:
 )
 def test_of_seeds_that_fail_the_first_is_reported_and_the_others_finish(seeds, kind, message):
     tracker = Noted()
-    with SideBySide(train, 2) as processes, pytest.raises(kind, match=message) as raised:
-        processes.train(seeds, tracker)
+    with SideBySide(train, seeds, 2) as processes, pytest.raises(kind, match=message) as raised:
+        processes.train(tracker)
     assert (kind is UserError) or 'raise KeyError("a bug")' in str(raised.value.__cause__)
     assert {note for note in tracker.notes if note[0] == "start"} == {("start", seed, os.getpid()) for seed in seeds}
     assert tracker.notes.count(("end", "FINISHED")) == len({0, 4} & set(seeds))
@@ -61,8 +61,9 @@ def test_of_seeds_that_fail_the_first_is_reported_and_the_others_finish(seeds, k
 
 
 def test_folders_come_in_the_order_of_the_seeds():
-    with SideBySide(train, 2) as processes:
-        assert processes.train((6, 0, 5, 4), Noted()) == [Path(f"seed={seed}") for seed in (6, 0, 5, 4)]
+    with SideBySide(train, (6, 0, 5, 4), 2) as processes:
+        processes.start()
+        assert processes.train(Noted()) == [Path(f"seed={seed}") for seed in (6, 0, 5, 4)]
 
 
 def test_as_many_seeds_as_there_are_cores_for_their_threads(compose, monkeypatch):

@@ -81,8 +81,11 @@ def train(config: RunConfig, *, strict: bool) -> list[Path]:
             return folder
 
     if at_once > 1:
-        with SideBySide(train_one, at_once) as processes, open_tracker(config, prepared.card, strict=strict) as tracker:
-            return processes.train(config.seeds, tracker)
+        with SideBySide(train_one, config.seeds, at_once) as processes:
+            if not strict:  # a store that cannot be used stops no training of the pipeline
+                processes.start()
+            with open_tracker(config, prepared.card, strict=strict) as tracker:
+                return processes.train(tracker)
     with open_tracker(config, prepared.card, strict=strict) as tracker:
         return [train_one(seed, tracker) for seed in config.seeds]
 

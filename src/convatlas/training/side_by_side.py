@@ -80,10 +80,13 @@ class SideBySide:
 
     Args:
         train: trains one seed, in one of the processes.
+        seeds: which.
         processes: how many.
     """
 
-    def __init__(self, train: Train, processes: int) -> None:
+    def __init__(self, train: Train, seeds: Sequence[int], processes: int) -> None:
+        self._seeds = seeds
+        self._waiting = list(seeds)
         context = multiprocessing.get_context("fork")
         self._processes: dict[Connection, Any] = {}
         self._running: dict[Connection, int] = {}
@@ -99,20 +102,23 @@ class SideBySide:
         """Return itself."""
         return self
 
-    def train(self, seeds: Sequence[int], tracker: VariantTracker) -> list[Path]:
+    def start(self) -> None:
+        """Give every process that has nothing to do a seed; what it asks of the tracker waits for `train`."""
+        for connection in self._processes.keys() - self._running.keys():
+            if self._waiting:
+                self._running[connection] = self._waiting.pop(0)
+                _send(connection, self._running[connection])
+
+    def train(self, tracker: VariantTracker) -> list[Path]:
         """Train all seeds and return their folders.
 
         Raises:
             Exception: that of the first seed that failed; the others are finished.
         """
         outcomes: dict[int, Path | Exception] = {}
-        waiting = list(seeds)
         try:
-            while self._processes and len(outcomes) < len(seeds):
-                for connection in self._processes.keys() - self._running.keys():
-                    if waiting:
-                        self._running[connection] = waiting.pop(0)
-                        _send(connection, self._running[connection])
+            while self._processes and len(outcomes) < len(self._seeds):
+                self.start()
                 for connection in wait(list(self._running)):
                     assert isinstance(connection, Connection)
                     outcome = self._answered(connection, self._running[connection], tracker)
@@ -120,10 +126,10 @@ class SideBySide:
                         outcomes[self._running.pop(connection)] = outcome
         finally:
             self._end()
-        for seed in seeds:
+        for seed in self._seeds:
             if isinstance(outcome := outcomes.get(seed), Exception):
                 raise outcome
-        return [folder for seed in seeds if isinstance(folder := outcomes[seed], Path)]
+        return [folder for seed in self._seeds if isinstance(folder := outcomes[seed], Path)]
 
     def _answered(self, connection: Connection, seed: int, tracker: VariantTracker) -> Path | Exception | None:
         """Take one message of a process; returns the seed's outcome if it is that."""
@@ -217,8 +223,8 @@ class _Remote(VariantTracker, SeedTracker):
                 self._connection.recv()
 
     def start_seed(self, seed: int, work: Path) -> SeedTracker:
-        """Start tracking a seed."""
-        self._call("start_seed", seed, work)
+        """Start tracking a seed, without waiting."""
+        self._call("start_seed", seed, work, waits=False)
         return self
 
     def log_epoch(self, row: Mapping[str, float]) -> None:
