@@ -36,8 +36,15 @@ from convatlas.training import foreign
 from convatlas.training.accumulation import InPieces
 from convatlas.training.dry_run import dry_run
 from convatlas.training.machine import with_scaled_rate
-from convatlas.training.recorder import Recorder
-from convatlas.training.results import best_row, collect_results, read_whole, write_failure, write_results
+from convatlas.training.recorder import Recorder, idle_since
+from convatlas.training.results import (
+    add_tracking_seconds,
+    best_row,
+    collect_results,
+    read_whole,
+    write_failure,
+    write_results,
+)
 from convatlas.training.side_by_side import SideBySide, seeds_at_once
 from convatlas.training.strategies import prepare_net
 from convatlas.training.trainer import build_trainer, fit_to_end, shows_bar
@@ -79,6 +86,8 @@ def train(config: RunConfig, *, strict: bool) -> list[Path]:
                 write_failure(folder, str(error))
                 print(f"{config.variant} seed {seed} failed: {error}")
             return folder
+        finally:
+            idle_since[0] = time.perf_counter()
 
     if at_once > 1:
         with SideBySide(train_one, config.seeds, at_once) as processes:
@@ -108,6 +117,9 @@ def train_seed(config: RunConfig, prepared: PreparedData, seed: int, tracker: Va
     fit_and_test = foreign.fit_and_test if foreign.is_foreign(config) else _fit_and_test
     try:
         fit_and_test(config, prepared, seed, work=work, tracker=seed_tracker, folder=folder)
+        written = time.perf_counter()
+        if rank() == 0:
+            seed_tracker.log_results(folder)
     except BaseException as error:
         seed_tracker.end(end_status(type(error)))
         useless = isinstance(error, DivergedError) or (isinstance(error, UserError) and not work.last.exists())
@@ -117,6 +129,7 @@ def train_seed(config: RunConfig, prepared: PreparedData, seed: int, tracker: Va
         raise
     seed_tracker.end("FINISHED")
     if rank() == 0:
+        add_tracking_seconds(folder, time.perf_counter() - written)
         work.remove()
     return folder
 
@@ -158,9 +171,10 @@ def _fit_and_test(
     load_net(task.net, work.best)
     check_best(work.best, fitted.recorder, task)
     started = time.perf_counter()
-    test = _tested(task, data, trainer)
-    test_seconds = time.perf_counter() - started
-    parts = test_parts(task, data, trainer)
+    with fitted.recorder.measured("test"):
+        test = _tested(task, data, trainer)
+        test_seconds = time.perf_counter() - started
+        parts = test_parts(task, data, trainer)
     task.float()  # what `trainer.precision=64-true` made wide
     if trainer.is_global_zero:
         results = collect_results(
@@ -174,7 +188,6 @@ def _fit_and_test(
             test_seconds=test_seconds,
         )
         write_results(results, config, prepared.card, work, folder)
-        tracker.log_results(folder)
     trainer.strategy.barrier("written")
 
 
