@@ -4,9 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 UV := uv==0.9.30
 PORT ?= 5000
-JOBS ?= $(if $(shell grep -x 'scale: laptop' params.yaml),2,1)
-# The trainings that wait for no other one; `dvc repro` trains those that do.
-INDEPENDENT := import yaml; [print(f"train@{key}") for key, run in yaml.safe_load(open("params.yaml"))["runs"].items() if run["after"].startswith("data/")]
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
@@ -26,12 +23,8 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	VIRTUAL_ENV="$$PWD/$(VENV)" $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-repro: setup  ## run the pipeline: resolve, prepare, train, report (JOBS=4 trains four runs side by side; 2 at laptop scale, else 1)
+repro: setup  ## run the pipeline: resolve, prepare, train, report; the seeds of a run train side by side
 	@git rev-parse --git-dir > /dev/null 2>&1 || { echo "DVC needs a git repository: clone convatlas, or run 'git init' here first." >&2; exit 2; }
-ifneq ($(JOBS),1)
-	dvc repro prepare
-	-python -c '$(INDEPENDENT)' | xargs -P $(JOBS) -I @ sh -c 'dvc --wait-for-lock repro --single-item @ || exit 1'
-endif
 	dvc repro
 
 test: setup  ## run the tests that take seconds

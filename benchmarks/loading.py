@@ -34,7 +34,7 @@ from convatlas.data.batches import EpochSampler, StatelessLoader, TrainingBatche
 from convatlas.data.image_files import ImageFiles
 from convatlas.data.prepare_dataset import prepare_raw
 from convatlas.data.prepared import PreparedData
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 
 BATCH = 128
 NOTHING: dict[str, Any] = {

@@ -6,6 +6,10 @@ the one that begins changes every round: by `convatlas.training` with everything
 history, progress bar), and by a bare loop of PyTorch over the same number of batches that sums the loss and counts
 correct answers. Times are of training and validation, from the first batch to the last; start, test and reports are not
 in it. Both have the channels innermost in memory. Aim: at most 1.03 times.
+
+Then come small nets of the study `overview`, as the default plan trains them: there a step is short, and what is done
+around it shows. The bare loop takes batches, loss and, once an epoch, metrics from the same classes, and leaves out
+Lightning, callbacks, checkpoints, the history and MLflow. Aim: at most 1.10 times.
 `--quick` shows that it works: so short a training is mostly fixed cost.
 
 `--device cuda` runs both on a GPU, and both keep the data set in the GPU's memory.
@@ -31,13 +35,19 @@ from torch import Tensor, nn
 
 from convatlas.core.composing import compose_run, hydra_ready
 from convatlas.core.config import RunConfig
-from convatlas.data.prepare_dataset import prepare_raw
+from convatlas.data.module import DataModule
+from convatlas.data.prepare_dataset import prepare, prepare_raw
 from convatlas.data.prepared import PreparedData, Split
-from convatlas.data.sources import RawDataset
+from convatlas.data.raw import RawDataset
 from convatlas.data.sources.cifar import load_cifar10
 from convatlas.models.build import build_model
+from convatlas.studies.planning import load_study, planned_runs
+from convatlas.tasks import new_task
+from convatlas.tasks.optimisation import build_optimizer
 from convatlas.training import run
 
+PLANNED = ("lenet5", "mobilenet_v2", "shufflenet_v2", "retinanet")
+"""Small nets of the study `overview`."""
 Seconds = tuple[float, float]
 """Wall-clock and CPU seconds."""
 
@@ -51,27 +61,90 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--nets", nargs="*", default=["resnet20", *PLANNED], help="of resnet20 and the study overview")
     parser.add_argument("--quick", action="store_true", help="three batches, once")
     options = parser.parse_args()
     if options.quick:
         options.images, options.batches, options.epochs, options.repeats = 800, 3, 1, 1
-    with tempfile.TemporaryDirectory() as folder:
-        config = composed(options, Path(folder))
+    for net in options.nets:
+        with tempfile.TemporaryDirectory() as folder:
+            compare(net, options, Path(folder))
+
+
+def compare(net: str, options: argparse.Namespace, folder: Path) -> None:
+    """Let both ways train a net in turn, and print their times."""
+    if net == "resnet20":
+        config = composed(options, folder)
         raw = load_cifar10(options.cifar10, download=False) if options.cifar10 else random_pixels(options.images)
         prepare_raw(config.data, raw)
         prepared = PreparedData.open_for(config.data)
-        short = changed(config, limit_batches=2)
-        ways: dict[str, Callable[[RunConfig, str], Seconds]] = {
-            "bare loop": lambda config, _: bare_loop(config, prepared, options.device),
-            "pipeline": lambda config, name: pipeline(config, Path(folder) / f"run-{name}"),
-        }
-        for way in ways.values():
-            way(short, "warm-up")
-        times: dict[str, list[Seconds]] = {way: [] for way in ways}
-        for repeat in range(options.repeats):
-            for name in list(ways)[:: 1 if repeat % 2 == 0 else -1]:
-                times[name].append(ways[name](config, str(repeat)))
-        print_times(times, options)
+        bare: Callable[[RunConfig], Seconds] = lambda config: bare_loop(config, prepared, options.device)  # noqa: E731
+    else:
+        config = planned(net, options, folder)
+        prepared = PreparedData.open_for(config.data)
+        bare = lambda config: bare_task(config, prepared)  # noqa: E731
+    ways: dict[str, Callable[[RunConfig, str], Seconds]] = {
+        "bare loop": lambda config, _: bare(config),
+        "pipeline": lambda config, name: pipeline(config, folder / f"run-{name}"),
+    }
+    for way in ways.values():
+        way(changed(config, limit_batches=2), "warm-up")
+    times: dict[str, list[Seconds]] = {way: [] for way in ways}
+    for repeat in range(options.repeats):
+        for name in list(ways)[:: 1 if repeat % 2 == 0 else -1]:
+            times[name].append(ways[name](config, str(repeat)))
+    print_times(net, times, options, config)
+
+
+def planned(net: str, options: argparse.Namespace, folder: Path) -> RunConfig:
+    """Return a variant of the study `overview` as the default plan has it, and prepare its data."""
+    overrides = [
+        *(f"recipe.epochs={options.epochs}", f"data.prepared={folder / 'prepared'}", "tracking.log_model=false"),
+        *(f"trainer.limit_batches={options.batches}", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"),
+    ]
+    with hydra_ready():
+        study, scale = load_study("overview", "laptop")
+        only = study.model_copy(update={"variants": {net: study.variants[net]}})
+        (run,) = planned_runs(only, scale, [0], overrides)
+    prepare(run.config.data)
+    return run.config.model_copy(update={"work_dir": None, "overwrite": True})
+
+
+def bare_task(config: RunConfig, prepared: PreparedData) -> Seconds:
+    """Train the net of a planned run with what everyone writes, on the batches, loss and metrics of the pipeline."""
+    torch.manual_seed(0)
+    net = build_model(config.model).to(memory_format=torch.channels_last)
+    task = new_task(net, config, list(prepared.card.classes), 0)
+    data = DataModule(
+        prepared, config.data, config.recipe, workers=0, limit_batches=config.trainer.limit_batches, seed=0
+    )
+    train, validation = data.train_dataloader(), data.val_dataloader()
+    optimizer = build_optimizer(net, config.recipe)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.recipe.epochs * data.batches_per_epoch)
+    started = now()
+    for epoch in range(config.recipe.epochs):
+        net.train()
+        train.sampler.set_epoch(epoch)
+        total = torch.zeros(())
+        for batch in train:
+            batch["images"] = batch["images"].contiguous(memory_format=torch.channels_last)
+            loss = task.losses(batch)["loss"]
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.detach()
+        net.eval()
+        metrics = dict(task.validation_metrics.items())
+        with torch.inference_mode():
+            for batch in validation:
+                batch["images"] = batch["images"].contiguous(memory_format=torch.channels_last)
+                task.evaluate(batch, metrics)
+        task.summarise(metrics)
+        assert torch.isfinite(total)
+        for metric in metrics.values():
+            metric.reset()
+    return since(started)
 
 
 def changed(config: RunConfig, **options: Any) -> RunConfig:
@@ -121,13 +194,13 @@ def pipeline(config: RunConfig, folder: Path) -> Seconds:
         trainer.callbacks.insert(0, clock)
         return trainer
 
-    run.build_trainer, shows_bar = with_clock, run._shows_bar
-    run._shows_bar = lambda _config: True
+    run.build_trainer, shows_bar = with_clock, run.shows_bar
+    run.shows_bar = lambda _config: True
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             run.train(config.model_copy(update={"output_dir": folder}), strict=True)
     finally:
-        run.build_trainer, run._shows_bar = build, shows_bar
+        run.build_trainer, run.shows_bar = build, shows_bar
     return clock.seconds
 
 
@@ -153,7 +226,7 @@ def bare_loop(config: RunConfig, prepared: PreparedData, device: str) -> Seconds
     recipe = config.recipe
     batches = min(config.trainer.limit_batches or 10**9, len(prepared.split("train")) // recipe.batch_size)
     optimizer = torch.optim.SGD(
-        net.parameters(), lr=recipe.optimizer.lr, momentum=0.9, weight_decay=1e-4, nesterov=True
+        net.parameters(), lr=recipe.optimizer["lr"], momentum=0.9, weight_decay=1e-4, nesterov=True
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.epochs * batches)
     card = prepared.card
@@ -229,11 +302,13 @@ def since(start: Seconds) -> Seconds:
     return wall - start[0], processor - start[1]
 
 
-def print_times(times: dict[str, list[Seconds]], options: argparse.Namespace) -> None:
+def print_times(net: str, times: dict[str, list[Seconds]], options: argparse.Namespace, config: RunConfig) -> None:
     """Print the median of each way, and the median of the ratios of neighbours."""
-    data = "CIFAR-10" if options.cifar10 else "random pixels of CIFAR-10's shape"
+    made = "CIFAR-10" if options.cifar10 else "random pixels of CIFAR-10's shape"
+    data = made if net == "resnet20" else config.data.name
     print(
-        f"ResNet-20, {data}, {options.epochs} epochs of {options.batches} batches of 128 with validation, on "
+        f"{net}, {data}, {options.epochs} epochs of {options.batches} batches of {config.recipe.batch_size} with "
+        f"validation, on "
         f"{options.device}, one thread; median of {options.repeats} rounds"
     )
     for place, what in enumerate(("wall", "processor")):

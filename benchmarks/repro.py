@@ -63,7 +63,7 @@ def make_project(folder: Path, runs: int) -> None:
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("src", "conf"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
+    for name in ("dvc.yaml", "requirements.lock", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, folder / name)
     study = {
         "name": "many",

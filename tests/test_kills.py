@@ -13,7 +13,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,9 +65,9 @@ class Project:
         (self.folder / "conf").symlink_to(ROOT / "conf")
 
     @property
-    def seed(self) -> Path:
-        """The folder of the results."""
-        return self.folder / "run" / "seed=0"
+    def seeds(self) -> list[Path]:
+        """The folders of the results."""
+        return sorted(self.folder.glob("run/seed=*"))
 
     def start(self) -> int:
         """Start the training."""
@@ -81,11 +81,11 @@ class Project:
         self.seconds += time.monotonic() - started
         assert status == 0, self.log
 
-    def kill(self, draw: random.Random) -> bool:
+    def kill(self, draw: random.Random, moments: Sequence[str] = MOMENTS, signals: Sequence[int] = SIGNALS) -> bool:
         """Start the training and kill it at some moment; returns whether it was killed before it was through."""
         made = (self.folder / "mlflow.db").exists()
-        moment = draw.choice([moment for moment in MOMENTS if moment != "store" or not made])
-        waiting, wanted = draw.random(), draw.choice(SIGNALS)
+        moment = draw.choice([moment for moment in moments if moment != "store" or not made])
+        waiting, wanted = draw.random(), draw.choice(signals)
         started = time.monotonic()
         process = self.start()
         if moment == "start":
@@ -106,9 +106,9 @@ class Project:
         """Return files whose coming tells that the moment is there."""
         patterns = {
             "store": ".mlflow.db.*.partial",
-            "epochs": "run/.work/seed=0/last.ckpt",
-            "results": "run/.seed=0.*.partial/*",
-            "end": "run/seed=0",
+            "epochs": "run/.work/seed=*/last.ckpt",
+            "results": "run/.seed=*.partial/*",
+            "end": "run/seed=*",
         }
         found = set()
         for path in self.folder.glob(patterns[moment]):
@@ -189,9 +189,16 @@ def record_of(project: Project) -> dict[str, object]:
 
 def assert_same(project: Project, undisturbed: Project) -> None:
     """Check that a chain has the results of the undisturbed training."""
-    assert sorted(path.name for path in (project.folder / "run").iterdir()) == ["seed=0"], "nothing is left over"
+    assert sorted((project.folder / "run").iterdir()) == project.seeds, "nothing is left over"
     assert not [path.name for path in project.folder.iterdir() if "partial" in path.name]
-    one, other = project.seed, undisturbed.seed
+    assert [seed.name for seed in project.seeds] == [seed.name for seed in undisturbed.seeds]
+    for one, other in zip(project.seeds, undisturbed.seeds, strict=True):
+        assert_same_seed(one, other, project.seconds)
+    assert record_of(project) == record_of(undisturbed)
+
+
+def assert_same_seed(one: Path, other: Path, seconds: float) -> None:
+    """Check that the folders of two seeds hold the same."""
     assert sorted(path.relative_to(one) for path in one.rglob("*")) == sorted(
         path.relative_to(other) for path in other.rglob("*")
     )
@@ -204,20 +211,20 @@ def assert_same(project: Project, undisturbed: Project) -> None:
         assert all(torch.equal(tensor, expected["state_dict"][key]) for key, tensor in weights["state_dict"].items())
     pd.testing.assert_frame_equal(*(pd.read_parquet(folder / "predictions.parquet") for folder in (one, other)))
     timing = json.loads((one / "timing.json").read_text())
-    assert len(timing["epoch_seconds"]) == 4
-    assert 0 < timing["train_seconds"] <= project.seconds
-    assert record_of(project) == record_of(undisturbed)
+    assert len(timing["epoch_seconds"]) == json.loads((one / "metrics.json").read_text())["epochs"]
+    assert 0 < timing["train_seconds"] <= seconds
 
 
-def try_chains(kills: int, seed: int, forks: Forks, undisturbed: Project, folder: Path) -> None:
-    """Kill so many times, in as many chains as it takes."""
+def try_chains(kills: int, seed: int, undisturbed: Project, folder: Path, options: tuple[str, ...] = ()) -> None:
+    """Kill so many times, in as many chains as it takes; `options` come after those of the undisturbed training."""
     draw = random.Random(seed)
     done = chain = 0
     while done < kills:
         chain += 1
         place = folder / f"chain {chain}"
         place.mkdir()
-        project = Project(place / "project", undisturbed.options, forks, undisturbed.store if chain % 3 else None)
+        store = undisturbed.store if chain % 3 else None
+        project = Project(place / "project", (*undisturbed.options, *options), undisturbed.forks, store)
         done += train_with_kills(project, draw, min(KILLS_OF_A_CHAIN, kills - done))
         try:
             assert_same(project, undisturbed)
@@ -227,11 +234,43 @@ def try_chains(kills: int, seed: int, forks: Forks, undisturbed: Project, folder
         shutil.rmtree(place)
 
 
-def test_a_training_that_is_killed_ends_as_if_nothing_had_been(forks, undisturbed, tmp_path):
-    try_chains(10, 20261130, forks, undisturbed, tmp_path)
+def test_a_training_that_is_killed_ends_as_if_nothing_had_been(undisturbed, tmp_path):
+    try_chains(10, 20261130, undisturbed, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_hundred_kills(forks, undisturbed, tmp_path):
+def test_a_hundred_kills(undisturbed, tmp_path):
     kills, seed = (int(os.environ.get(name, default)) for name, default in (("KILLS", "100"), ("KILLS_SEED", "1")))
-    try_chains(kills, seed, forks, undisturbed, tmp_path)
+    try_chains(kills, seed, undisturbed, tmp_path)
+
+
+SIDE_BY_SIDE = ("trainer.seeds_at_once=2",)
+
+
+@pytest.fixture(scope="module")
+def one_after_the_other(forks: Forks, prepared_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Train two seeds, one after the other, without a kill."""
+    small = (*OPTIONS, "recipe.epochs=2", "trainer.limit_batches=4", f"data.prepared={prepared_digits}")
+    options = (*small, "seeds=[0,1]", "trainer.seeds_at_once=1")
+    project = Project(tmp_path_factory.mktemp("one_after_the_other") / "project", options, forks)
+    project.run()
+    return project
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [signal.SIGKILL, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGTERM, signal.SIGINT))],
+)
+def test_seeds_killed_side_by_side_end_as_if_trained_one_after_the_other(forks, one_after_the_other, tmp_path, wanted):
+    project = Project(tmp_path / "project", (*one_after_the_other.options, *SIDE_BY_SIDE), forks)
+    assert project.kill(random.Random(0), ("epochs",), (wanted,))
+    assert "Traceback" not in project.log
+    assert wanted == signal.SIGKILL or ("goes on from the last checkpoint" in project.log) == (wanted == signal.SIGINT)
+    project.run()
+    assert_same(project, one_after_the_other)
+
+
+@pytest.mark.slow
+def test_many_kills_of_seeds_side_by_side(one_after_the_other, tmp_path):
+    kills, seed = (int(os.environ.get(name, default)) for name, default in (("KILLS", "60"), ("KILLS_SEED", "1")))
+    try_chains(kills, seed, one_after_the_other, tmp_path, SIDE_BY_SIDE)

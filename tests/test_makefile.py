@@ -37,7 +37,7 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_make_uses_the_environment_of_a_folder_of_any_name(sources):
     subprocess.run(["git", "init", "--quiet"], cwd=sources, check=True)
-    done = make(sources, "repro", "JOBS=1")
+    done = make(sources, "repro")
     assert done.returncode == 0, done.stderr
     assert (sources / "called.txt").read_text() == f"dvc of {sources / '.venv' / 'bin'}: repro\n"
 

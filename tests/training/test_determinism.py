@@ -160,9 +160,10 @@ def test_resuming_in_the_middle_of_an_epoch_gives_the_same_bits(compose, monkeyp
 
 def test_timing_is_kept_apart_from_metrics(compose):
     folder = train(compose(), strict=True)[0]
-    assert set(json.loads((folder / "timing.json").read_text())) == {
-        "train_seconds",
-        "epoch_seconds",
-        "test_seconds",
-        "latency_seconds",
-    }
+    timing = json.loads((folder / "timing.json").read_text())
+    assert set(timing) == {"train_seconds", "epoch_seconds", "test_seconds", "latency_seconds", "parts"}
+    parts = timing["parts"]
+    assert set(parts) == {"start", "data", "steps", "validation", "test", "figures", "tracking"}
+    assert min(parts.values()) > 0
+    assert parts["data"] + parts["steps"] == pytest.approx(timing["train_seconds"])
+    assert parts["test"] == pytest.approx(timing["test_seconds"], abs=0.1)

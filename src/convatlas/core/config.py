@@ -205,6 +205,9 @@ class TrainerConfig(Section):
     scale_lr_from: Positive | None = None
     """The batch size that `recipe.optimizer.lr` is stated for: the rate used is `lr * batch_size / scale_lr_from`
     (Goyal et al. 2017, section 2.1). null takes the rate as it is."""
+    seeds_at_once: Literal["auto"] | Positive = "auto"
+    """Seeds of a run that train at the same time, each in a process of its own. `auto`: as many as there are cores for
+    their threads and workers and, on a GPU, as fit into its memory. It decides no bits."""
     threads: Annotated[int, Field(ge=1, le=1024)]
     workers: Annotated[int, Field(ge=0, le=1024)]
     resident: Literal["auto", True, False] = "auto"
@@ -318,7 +321,8 @@ class RunConfig(Section):
         """What decides the result: the configuration without where it is written and how it is tracked."""
         ignored = {"about", "seeds", "output_dir", "work_dir", "overwrite", "tracking", "loggers"}
         plain = {key: value for key, value in self.plain().items() if key not in ignored}
-        plain["trainer"].pop("progress_bar")
+        for name in ("progress_bar", "seeds_at_once"):
+            plain["trainer"].pop(name)
         return plain
 
 

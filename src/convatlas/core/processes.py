@@ -6,9 +6,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
+
+STARTED = time.perf_counter()
+"""When this process began, nearly: an entry point imports this file among its first."""
 
 
 class Launched(NamedTuple):

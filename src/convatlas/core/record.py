@@ -17,7 +17,7 @@ from convatlas.core.errors import UserError, first_mistake
 from convatlas.core.files import write_json, write_text
 from convatlas.core.metrics import Direction
 
-__all__ = ["REMEDY", "Environment", "Metrics", "RunRecord", "Timing", "read_failure", "write_failure"]
+__all__ = ["PARTS", "REMEDY", "Environment", "Metrics", "RunRecord", "Timing", "read_failure", "write_failure"]
 
 REMEDY = "delete this run's folder and train it again."
 WHOLE_COLUMNS = ("epoch", "step")
@@ -67,13 +67,23 @@ class Metrics(_File):
         return self.best.get(self.monitor, math.nan)
 
 
+PARTS = ("start", "data", "steps", "validation", "test", "figures", "tracking")
+"""What a seed's seconds are divided into: until the first step, waiting for batches, the steps without that, ..."""
+
+
 class Timing(_File):
-    """`timing.json`: seconds, which differ between equal runs; None where one was not taken."""
+    """`timing.json`: seconds, which differ between equal runs; None where one was not taken.
+
+    Attributes:
+        train_seconds: of all epochs, without validation.
+        parts: seconds of each of `PARTS`; `tracking` is what the seed waited for MLflow.
+    """
 
     train_seconds: float | None = None
     epoch_seconds: list[float] = []
     test_seconds: float | None = None
     latency_seconds: float | None = None
+    parts: dict[str, float] = {}
 
 
 class Environment(_File):

@@ -180,8 +180,14 @@ class SeedRun:
         return measured(name, self.record.metrics.costs.get(name))
 
     def seconds(self, name: str) -> float | None:
-        """Return one of `TIMES`; None where it was not taken."""
-        return getattr(self.record.timing, name) if name in TIMES else None
+        """Return one of `TIMES` or a part of the run's seconds; None where it was not taken."""
+        timing = self.record.timing
+        return getattr(timing, name) if name in TIMES else timing.parts.get(name)
+
+    @property
+    def all_seconds(self) -> float | None:
+        """All parts of the run's seconds together; None where they were not taken."""
+        return sum(self.record.timing.parts.values()) or None
 
     def value(self, quantity: Quantity) -> float | None:
         """Return what a claim speaks of, by the names of `convatlas.studies.claims`; None where the run has it not."""

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from convatlas.core.metrics import Metric, metric
+from convatlas.core.record import PARTS
 from convatlas.core.statistics import Spread
 from convatlas.reporting.paired import Pair, compare, reference_of
 from convatlas.reporting.statistics import not_significantly_worse
@@ -181,9 +182,18 @@ def _time_columns(group: Group) -> list[Column]:
         cells = (Cell(duration(each.mean), order=each.mean) if each else Cell(DASH) for each in found)
         return Column("Time", title, meaning, tuple(cells))
 
+    def divided(variant: Variant) -> Cell:
+        whole = variant.over_seeds(lambda run: run.all_seconds)
+        parts = ((name, variant.seconds(name)) for name in PARTS)
+        text = ", ".join(f"{name} {duration(taken.mean)}" for name, taken in parts if taken)
+        return Cell(duration(whole.mean), order=whole.mean, exact=text) if whole else Cell(DASH)
+
+    meaning = f"one run, mean over the seeds; shown with it: {', '.join(PARTS)}"
+    whole = [Column("Time", "all", meaning, tuple(map(divided, group.variants)))]
     return [
         column("training", "the training steps of one run, mean over the seeds", "train_seconds"),
         column("latency", "one inference of one image, mean over the seeds", "latency_seconds"),
+        *(whole if any(run.all_seconds for variant in group.variants for run in variant.runs) else []),
     ]
 
 
@@ -223,6 +233,8 @@ def _record(study: Study, group: Group, variant: Variant) -> dict[str, Any]:
     record |= {name: variant.cost(name) for name in CSV_COSTS}
     for name in TIMES:
         record |= _mean_and_std(name, variant.seconds(name))
+    for name in PARTS:
+        record[f"seconds_{name}_mean"] = taken.mean if (taken := variant.seconds(name)) else None
     return record
 
 

@@ -297,7 +297,8 @@ class SearchRun(Section):
     def identity(self) -> dict[str, Any]:
         """Return what decides the result, as plain values."""
         plain = self.model_dump(mode="json", exclude={"output_dir", "work_dir", "overwrite", "tracking"})
-        plain["trainer"].pop("progress_bar")
+        for name in ("progress_bar", "seeds_at_once"):
+            plain["trainer"].pop(name)
         if plain["search"]["latency"]:
             for key in ("table", "remeasure", "rounds"):
                 plain["search"]["latency"].pop(key)

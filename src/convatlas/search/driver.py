@@ -275,7 +275,8 @@ def _final_run(run: SearchRun, name: str, net: dict[str, Any], image_size: int, 
             "data": plain["data"] | {"image_size": image_size},
             "about": net["about"],
             "model": net["model"] | {"num_classes": run.data.num_classes, "in_channels": run.data.in_channels},
-            **{key: plain[key] for key in ("recipe", "trainer", "tracking")},
+            "trainer": plain["trainer"] | {"seeds_at_once": 1},  # the search has started threads
+            **{key: plain[key] for key in ("recipe", "tracking")},
         },
         f"search={run.search.name}",
     )

@@ -267,7 +267,11 @@ class Task(pl.LightningModule, ABC):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the draws within the net, so that a resumed run draws what the undisturbed one would have."""
         piece = self._batches % self.trainer.accumulate_grad_batches
-        torch.manual_seed(mixed_seed(self.batch_seed(), self.global_rank, *([piece] if piece else [])))
+        seed = mixed_seed(self.batch_seed(), self.global_rank, *([piece] if piece else []))
+        if self.device.type == "cpu":  # torch.manual_seed notes a traceback for each GPU library that is not in use
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
     def batch_seed(self) -> int:
         """Return a number for each training batch, the same on every process and in each micro-batch of it."""

@@ -143,7 +143,7 @@ def fit_and_test(
     fit_to_end(trainer, module, data, work, recorder)
     module.load_state_dict(read_checkpoint(work.best)["state_dict"])
     started = time.perf_counter()
-    with user_errors():
+    with user_errors(), recorder.measured("test"):
         trainer.test(module, datamodule=data, verbose=False)
     test = {k.removeprefix("test/").removeprefix("test_"): float(v) for k, v in trainer.callback_metrics.items()}
     record = build_record(
@@ -160,7 +160,6 @@ def fit_and_test(
         test_seconds=time.perf_counter() - started,
     )
     write_results(Results(record, None, {}), config, prepared.card, work, folder)
-    tracker.log_results(folder)
 
 
 def new_module(config: RunConfig, seed: int) -> pl.LightningModule:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,9 +12,15 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from convatlas.core.metrics import SCORES
+from convatlas.core.processes import STARTED
+from convatlas.core.record import PARTS
 
 LOGGED = ("train/", "val/", "net/", "gradient/")
 PRINTED = {"train/loss", "val/loss", *(f"val/{score}" for score, *_ in SCORES.values())}
+
+
+idle_since = [STARTED]
+"""When this process began or had finished its last seed."""
 
 
 class Recorder(Checkpoint):
@@ -29,6 +36,9 @@ class Recorder(Checkpoint):
         show: print a line an epoch.
         logged: how the names of the metrics begin that are written down.
         printed: the metrics of the printed line.
+
+    Attributes:
+        parts: the seconds of the seed by what they went into.
     """
 
     def __init__(
@@ -43,6 +53,7 @@ class Recorder(Checkpoint):
     ) -> None:
         self.rows: list[dict[str, float]] = []
         self.epoch_seconds: list[float] = []
+        self.parts = dict.fromkeys(PARTS, 0.0)
         self._label = label
         self._epochs = epochs
         self._on_epoch = on_epoch
@@ -50,16 +61,38 @@ class Recorder(Checkpoint):
         self._logged = logged
         self._printed = printed
         self._running_since: float | None = None
+        self._waiting_since = 0.0
+        self._validating_since = 0.0
         self._seconds = 0.0
         self._learning_rate = 0.0
 
+    @contextmanager
+    def measured(self, part: str) -> Iterator[None]:
+        """Add the seconds of the block to a part."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.parts[part] += time.perf_counter() - started
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock; within an epoch that is resumed, Lightning calls no start of an epoch."""
-        self._running_since = time.perf_counter()
+        self._running_since = self._waiting_since = time.perf_counter()
+        self.parts["start"] += self._running_since - idle_since[0]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the epoch's clock."""
-        self._running_since = time.perf_counter()
+        self._running_since = self._waiting_since = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
+        """Add what the batch was waited for."""
+        self.parts["data"] += time.perf_counter() - self._waiting_since
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        """Begin to wait for the next batch."""
+        self._waiting_since = time.perf_counter()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -70,6 +103,11 @@ class Recorder(Checkpoint):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock: an epoch's seconds are those of training alone."""
         self._seconds, self._running_since = self._seconds_so_far(), None
+        self._validating_since = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the validation's seconds."""
+        self.parts["validation"] += time.perf_counter() - self._validating_since
 
     def _seconds_so_far(self) -> float:
         running = 0.0 if self._running_since is None else time.perf_counter() - self._running_since
@@ -87,7 +125,8 @@ class Recorder(Checkpoint):
         self.epoch_seconds.append(self._seconds_so_far())
         self._seconds, self._running_since = 0.0, None
         if trainer.is_global_zero:
-            self._on_epoch(row)
+            with self.measured("tracking"):
+                self._on_epoch(row)
             if self._show:
                 print(self._line(row), flush=True)
 
@@ -98,11 +137,18 @@ class Recorder(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         """Return what the checkpoint keeps."""
         seconds = self._seconds_so_far()
-        return {"rows": self.rows, "epoch_seconds": self.epoch_seconds, "seconds": seconds, "lr": self._learning_rate}
+        return {
+            "rows": self.rows,
+            "epoch_seconds": self.epoch_seconds,
+            "seconds": seconds,
+            "lr": self._learning_rate,
+            "parts": self.parts,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the rows of the epochs before the interruption."""
         self.rows = [dict(row) for row in state_dict["rows"]]
         self.epoch_seconds = list(state_dict["epoch_seconds"])
         self._seconds = float(state_dict.get("seconds", 0.0))
+        self.parts |= state_dict.get("parts", {})
         self._learning_rate = float(state_dict.get("lr", 0.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,7 +17,7 @@ from convatlas.core import record
 from convatlas.core.config import RunConfig
 from convatlas.core.environment import environment
 from convatlas.core.errors import UserError
-from convatlas.core.files import full_disk, write_text, write_yaml
+from convatlas.core.files import full_disk, write_json, write_text, write_yaml
 from convatlas.core.folders import written_folder
 from convatlas.core.metrics import Direction
 from convatlas.core.record import REMEDY, Environment, Metrics, RunRecord, Timing
@@ -84,10 +85,11 @@ def collect_results(
     )
     figures: Mapping[str, Figure] = {}
     try:
-        with plain_text():
+        with recorder.measured("figures"), plain_text():
             figures = task.figures(data.sample_batch(predictions["index"].tolist()), predictions)
     except Exception as error:  # a picture never costs a run
         print(f"No figures can be drawn ({error}); the run is complete without them.", file=sys.stderr)
+    run.timing.parts["figures"] = recorder.parts["figures"]
     return Results(run, data.prepared.with_files(predictions, "test"), figures)
 
 
@@ -134,11 +136,13 @@ def build_record(
         parts=dict(parts or {}),
         costs=dict(costs),
     )
+    train_seconds = sum(recorder.epoch_seconds)
     timing = Timing(
-        train_seconds=sum(recorder.epoch_seconds),
+        train_seconds=train_seconds,
         epoch_seconds=recorder.epoch_seconds,
         test_seconds=test_seconds,
         latency_seconds=latency_seconds,
+        parts=recorder.parts | {"steps": train_seconds - recorder.parts["data"]},
     )
     return RunRecord(
         metrics=metrics,
@@ -168,11 +172,11 @@ def write_results(results: Results, config: RunConfig, card: Card, work: WorkFol
     with written_folder(folder, "train", "output_dir") as partial:
         (partial / "figures").mkdir()
         write_yaml(partial / "config.yaml", config.plain(), "The whole configuration of this run, as it was trained.")
-        results.record.write(partial)
         if config.data.module is None:
             write_text(partial / CARD, card.to_json())
         if results.predictions is not None:
             results.predictions.to_parquet(partial / "predictions.parquet", index=False)
+        started = time.perf_counter()
         for name, figure in results.figures.items():
             try:
                 with plain_text():
@@ -181,8 +185,17 @@ def write_results(results: Results, config: RunConfig, card: Card, work: WorkFol
                 if full_disk(error) is not None:
                     raise
                 print(f"The figure {name} cannot be drawn ({error}); the run is complete without it.", file=sys.stderr)
+        results.record.timing.parts["figures"] += time.perf_counter() - started
+        results.record.write(partial)
         for checkpoint in (work.best, work.last):
             shutil.copy2(checkpoint, partial / checkpoint.name)
+
+
+def add_tracking_seconds(folder: Path, seconds: float) -> None:
+    """Add to a finished seed's `timing.json` what MLflow took after the results were written."""
+    timing = RunRecord.read(folder).timing
+    timing.parts["tracking"] += seconds
+    write_json(folder / "timing.json", timing.model_dump())
 
 
 def read_whole(folder: Path, *, predicts: bool = True) -> RunRecord:

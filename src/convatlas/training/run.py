@@ -36,8 +36,16 @@ from convatlas.training import foreign
 from convatlas.training.accumulation import InPieces
 from convatlas.training.dry_run import dry_run
 from convatlas.training.machine import with_scaled_rate
-from convatlas.training.recorder import Recorder
-from convatlas.training.results import best_row, collect_results, read_whole, write_failure, write_results
+from convatlas.training.recorder import Recorder, idle_since
+from convatlas.training.results import (
+    add_tracking_seconds,
+    best_row,
+    collect_results,
+    read_whole,
+    write_failure,
+    write_results,
+)
+from convatlas.training.side_by_side import SideBySide, seeds_at_once
 from convatlas.training.strategies import prepare_net
 from convatlas.training.trainer import build_trainer, fit_to_end, shows_bar
 from convatlas.training.transfer import load_initial_weights, weights_digest
@@ -58,24 +66,37 @@ def train(config: RunConfig, *, strict: bool) -> list[Path]:
     """
     signal.signal(signal.SIGTERM, stop)
     quieten_libraries()
-    torch.set_num_threads(config.trainer.threads)
     prepared = open_data(config.data)
+    at_once = seeds_at_once(config)
+    torch.set_num_threads(config.trainer.threads if at_once == 1 else 1)
     if foreign.is_foreign(config):
         foreign.dry_run(config, prepared)
     else:
         dry_run(build_model(config.model), config, prepared)
+
+    def train_one(seed: int, tracker: VariantTracker) -> Path:
+        torch.set_num_threads(config.trainer.threads)
+        try:
+            return train_seed(config, prepared, seed, tracker, strict=strict)
+        except DivergedError as error:
+            if strict:
+                raise
+            folder = config.output_dir / f"seed={seed}"
+            if rank() == 0:
+                write_failure(folder, str(error))
+                print(f"{config.variant} seed {seed} failed: {error}")
+            return folder
+        finally:
+            idle_since[0] = time.perf_counter()
+
+    if at_once > 1:
+        with SideBySide(train_one, config.seeds, at_once) as processes:
+            if not strict:  # a store that cannot be used stops no training of the pipeline
+                processes.start()
+            with open_tracker(config, prepared.card, strict=strict) as tracker:
+                return processes.train(tracker)
     with open_tracker(config, prepared.card, strict=strict) as tracker:
-        folders = []
-        for seed in config.seeds:
-            try:
-                folders.append(train_seed(config, prepared, seed, tracker, strict=strict))
-            except DivergedError as error:
-                if strict:
-                    raise
-                if rank() == 0:
-                    folders.append(write_failure(config.output_dir / f"seed={seed}", str(error)))
-                    print(f"{config.variant} seed {seed} failed: {error}")
-        return folders
+        return [train_one(seed, tracker) for seed in config.seeds]
 
 
 def train_seed(config: RunConfig, prepared: PreparedData, seed: int, tracker: VariantTracker, *, strict: bool) -> Path:
@@ -96,6 +117,9 @@ def train_seed(config: RunConfig, prepared: PreparedData, seed: int, tracker: Va
     fit_and_test = foreign.fit_and_test if foreign.is_foreign(config) else _fit_and_test
     try:
         fit_and_test(config, prepared, seed, work=work, tracker=seed_tracker, folder=folder)
+        written = time.perf_counter()
+        if rank() == 0:
+            seed_tracker.log_results(folder)
     except BaseException as error:
         seed_tracker.end(end_status(type(error)))
         useless = isinstance(error, DivergedError) or (isinstance(error, UserError) and not work.last.exists())
@@ -105,6 +129,7 @@ def train_seed(config: RunConfig, prepared: PreparedData, seed: int, tracker: Va
         raise
     seed_tracker.end("FINISHED")
     if rank() == 0:
+        add_tracking_seconds(folder, time.perf_counter() - written)
         work.remove()
     return folder
 
@@ -146,9 +171,10 @@ def _fit_and_test(
     load_net(task.net, work.best)
     check_best(work.best, fitted.recorder, task)
     started = time.perf_counter()
-    test = _tested(task, data, trainer)
-    test_seconds = time.perf_counter() - started
-    parts = test_parts(task, data, trainer)
+    with fitted.recorder.measured("test"):
+        test = _tested(task, data, trainer)
+        test_seconds = time.perf_counter() - started
+        parts = test_parts(task, data, trainer)
     task.float()  # what `trainer.precision=64-true` made wide
     if trainer.is_global_zero:
         results = collect_results(
@@ -162,7 +188,6 @@ def _fit_and_test(
             test_seconds=test_seconds,
         )
         write_results(results, config, prepared.card, work, folder)
-        tracker.log_results(folder)
     trainer.strategy.barrier("written")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -143,8 +144,8 @@ def build_tester(machine: TrainerConfig) -> pl.Trainer:
 
 
 def shows_bar(config: RunConfig) -> bool:
-    """Say whether a progress bar is shown: where it is asked for, and there is a terminal."""
-    return config.trainer.progress_bar and sys.stdout.isatty()
+    """Say whether a progress bar is shown: where it is asked for, there is a terminal, and no seed trains beside."""
+    return config.trainer.progress_bar and sys.stdout.isatty() and multiprocessing.parent_process() is None
 
 
 # ---- what a user adds -----------------------------------------------------------------------------------------------

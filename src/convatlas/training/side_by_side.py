@@ -1,0 +1,244 @@
+"""Seeds of one run side by side, each in a process forked from this one, which alone talks to the tracking store.
+
+The processes are forked before anything starts threads: OpenMP's do not survive a fork, and a child would wait for
+them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from convatlas.core.config import RunConfig
+from convatlas.core.errors import UserError
+from convatlas.core.processes import die_with_parent, launched, uses_gpu
+from convatlas.models.build import build_model
+from convatlas.models.costs import costs_of
+from convatlas.tracking.tracker import SeedTracker, VariantTracker
+
+__all__ = ["SideBySide", "seeds_at_once"]
+
+CONTEXT_BYTES = 2 * 2**30
+"""What a process takes of a GPU's memory beside its net: CUDA's context, cuDNN's workspaces, freed blocks."""
+
+
+_started: set[str] = set()
+"""Holds "threads" once a training in this process has started them, as an earlier job of a `--multirun` does."""
+
+
+def seeds_at_once(config: RunConfig) -> int:
+    """Return how many seeds of a run train at the same time; see `trainer.seeds_at_once`."""
+    can_fork = sys.platform == "linux" and not (_started or torch.cuda.is_initialized())
+    wants = len(config.seeds) > 1 and config.trainer.processes == 1 and launched() is None
+    most = min(_most_at_once(config), len(config.seeds)) if can_fork and wants else 1
+    if most == 1 and config.trainer.threads > 1:
+        _started.add("threads")
+    return most
+
+
+def _most_at_once(config: RunConfig) -> int:
+    machine = config.trainer
+    if machine.seeds_at_once != "auto":
+        return machine.seeds_at_once
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # otherwise asking for a GPU spoils the fork
+    by_cores = len(os.sched_getaffinity(0)) // (machine.threads + machine.workers)
+    return max(1, min(by_cores, _fit_on_gpu(config)) if uses_gpu(machine.accelerator) else by_cores)
+
+
+def _fit_on_gpu(config: RunConfig) -> int:
+    """Return how many trainings fit into four fifths of the GPU's free memory, in float32 whatever the precision is."""
+    shape = (config.data.in_channels, config.data.image_size, config.data.image_size)
+    costs = costs_of(lambda: build_model(config.model), shape, config.recipe.batch_size)
+    state = 5 * 10**6 * costs.weight_megabytes  # weights, gradients, two of the optimiser, and a temporary
+    return int(0.8 * _free_gpu_memory() / (CONTEXT_BYTES + state + 2 * costs.activation_bytes))
+
+
+def _free_gpu_memory() -> int:
+    """Return the free bytes of the GPU's memory; a child asks, since a process that has asked CUDA cannot be forked."""
+    with multiprocessing.get_context("fork").Pool(1) as child:
+        free: int = child.apply(torch.cuda.mem_get_info)[0]
+    return free
+
+
+Train = Callable[[int, VariantTracker], Path]
+"""Trains one seed and returns its folder."""
+
+
+class SideBySide:
+    """Processes that train seeds; made before the tracker is opened, which may start threads.
+
+    Args:
+        train: trains one seed, in one of the processes.
+        seeds: which.
+        processes: how many.
+    """
+
+    def __init__(self, train: Train, seeds: Sequence[int], processes: int) -> None:
+        self._seeds = seeds
+        self._waiting = list(seeds)
+        context = multiprocessing.get_context("fork")
+        self._processes: dict[Connection, Any] = {}
+        self._running: dict[Connection, int] = {}
+        self._trackers: dict[int, SeedTracker] = {}
+        for _ in range(processes):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(train, theirs, [*self._processes, ours]))
+            process.start()
+            theirs.close()
+            self._processes[ours] = process
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def start(self) -> None:
+        """Give every process that has nothing to do a seed; what it asks of the tracker waits for `train`."""
+        for connection in self._processes.keys() - self._running.keys():
+            if self._waiting:
+                self._running[connection] = self._waiting.pop(0)
+                _send(connection, self._running[connection])
+
+    def train(self, tracker: VariantTracker) -> list[Path]:
+        """Train all seeds and return their folders.
+
+        Raises:
+            Exception: that of the first seed that failed; the others are finished.
+        """
+        outcomes: dict[int, Path | Exception] = {}
+        try:
+            while self._processes and len(outcomes) < len(self._seeds):
+                self.start()
+                for connection in wait(list(self._running)):
+                    assert isinstance(connection, Connection)
+                    outcome = self._answered(connection, self._running[connection], tracker)
+                    if outcome is not None:
+                        outcomes[self._running.pop(connection)] = outcome
+        finally:
+            self._end()
+        for seed in self._seeds:
+            if isinstance(outcome := outcomes.get(seed), Exception):
+                raise outcome
+        return [folder for seed in self._seeds if isinstance(folder := outcomes[seed], Path)]
+
+    def _answered(self, connection: Connection, seed: int, tracker: VariantTracker) -> Path | Exception | None:
+        """Take one message of a process; returns the seed's outcome if it is that."""
+        try:
+            name, arguments, waits = connection.recv()
+        except (EOFError, OSError):
+            return self._lost(connection, seed)
+        if name == "outcome":
+            self._trackers.pop(seed, None)
+            outcome: Path | Exception = arguments[0]
+            return outcome
+        if name == "start_seed":
+            self._trackers[seed] = tracker.start_seed(*arguments)
+        else:
+            getattr(self._trackers.get(seed, tracker), name)(*arguments)
+        if waits:
+            _send(connection, None)
+        return None
+
+    def _lost(self, connection: Connection, seed: int) -> UserError:
+        process = self._processes.pop(connection)
+        process.join()
+        self._trackers.pop(seed, SeedTracker()).end("KILLED")
+        return UserError(
+            f"The process that trained seed {seed} was ended from outside (exit status {process.exitcode}). "
+            "The same command goes on from its last checkpoint; if memory ran out, add trainer.seeds_at_once=1."
+        )
+
+    def _end(self) -> None:
+        """End the processes, in an orderly way those that train."""
+        for connection, process in self._processes.items():
+            if connection in self._running:
+                process.terminate()
+            connection.close()
+        for process in self._processes.values():
+            process.join()
+        self._processes.clear()
+        for tracker in self._trackers.values():
+            tracker.end("KILLED")
+        self._trackers.clear()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End the processes where nothing was trained."""
+        self._end()
+
+
+def _send(connection: Connection, value: Any) -> None:
+    """Send something to a process that may be gone; reading from it tells."""
+    with suppress(OSError):
+        connection.send(value)
+
+
+def _work(train: Train, connection: Connection, others: Sequence[Connection]) -> None:
+    """Train the seeds that come through a connection."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C, and ends this process by SIGTERM
+    die_with_parent(signal.SIGKILL)
+    for other in others:  # so that the end of the parent is the end of the connection
+        other.close()
+    while True:
+        try:
+            seed = connection.recv()
+        except EOFError:
+            return
+        try:
+            outcome: Path | Exception = train(seed, _Remote(connection))
+        except Exception as error:
+            outcome = _portable(error)
+        _send(connection, ("outcome", (outcome,), False))
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error as another process can read it, with this one's traceback."""
+    known = isinstance(error, UserError | OSError)
+    kept = error if known else RuntimeError(f"{type(error).__name__}: {error}")
+    portable: Exception = ExceptionWithTraceback(kept, error.__traceback__)
+    return portable
+
+
+class _Remote(VariantTracker, SeedTracker):
+    """Lets the parent's trackers do what they are told here; of a parent that is gone nothing is expected."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def _call(self, name: str, *arguments: Any, waits: bool = True) -> None:
+        with suppress(EOFError, OSError):
+            self._connection.send((name, arguments, waits))
+            if waits:
+                self._connection.recv()
+
+    def start_seed(self, seed: int, work: Path) -> SeedTracker:
+        """Start tracking a seed, without waiting."""
+        self._call("start_seed", seed, work, waits=False)
+        return self
+
+    def log_epoch(self, row: Mapping[str, float]) -> None:
+        """Log an epoch without waiting."""
+        self._call("log_epoch", dict(row), waits=False)
+
+    def log_results(self, folder: Path) -> None:
+        """Log a finished seed."""
+        self._call("log_results", folder)
+
+    def complete(self, folder: Path) -> None:
+        """Log what is missing of a seed."""
+        self._call("complete", folder)
+
+    def end(self, status: str) -> None:
+        """End the run."""
+        self._call("end", status)
