@@ -117,6 +117,8 @@ class Augmentation(Section):
 
     crop_padding: Annotated[int, Field(ge=0)]
     """Pad by so many pixels on each side, then crop the original size at random."""
+    crop_padding_mode: Literal["black", "mean", "reflect"] = "black"
+    """What is padded with: black, the mean colour of the training images, or the image mirrored at its border."""
     horizontal_flip: bool
     cutout: Annotated[int, Field(ge=0)]
     """Side of one square, in pixels, that is set to the mean (DeVries and Taylor 2017)."""
@@ -179,6 +181,16 @@ class Recipe(Section):
     """Stop after so many epochs without a better validation score."""
     monitor: str | None
     """The validation metric that chooses the best epoch; null takes the task's own."""
+    protocol: Literal["best_epoch", "last_epoch"] = "best_epoch"
+    """`best_epoch`: train on the training split, and test the epoch with the best validation metric. `last_epoch`:
+    train on the images of both splits, without validation, and test the last epoch, as most papers did."""
+
+    @model_validator(mode="after")
+    def _validates(self) -> Recipe:
+        for key in ("monitor", "early_stopping_patience"):
+            if self.protocol == "last_epoch" and getattr(self, key) is not None:
+                raise ValueError(f"recipe.protocol=last_epoch has no validation; set recipe.{key}=null")
+        return self
 
 
 # ---- machine and tracking -------------------------------------------------------------------------------------------

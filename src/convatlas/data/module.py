@@ -99,7 +99,7 @@ class DataModule(pl.LightningDataModule):
     def _training_batches(self) -> TrainingBatches:
         rank, world_size = self._place()
         return TrainingBatches(
-            self.prepared.split("train"),
+            self.prepared.split("train" if self.recipe.protocol == "best_epoch" else "train+validation"),
             image_size=self.image_size,
             batch_size=self.recipe.batch_size,
             augmenter=self.augmenter,

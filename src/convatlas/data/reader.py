@@ -56,7 +56,7 @@ class Reader:
         images = resize(images.float().div_(255), side)
         canny = self._canny(indices, side)
         if changes is not None:
-            images = changes.images(images)
+            images = changes.images(images, self.mean)
             canny = None if canny is None else changes.moved(canny)
         if self.split.boxes is None:  # detectors normalise themselves
             images = images.sub_(self.mean).div_(self.std)  # in place: large batches would wait for new memory

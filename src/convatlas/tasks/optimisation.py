@@ -74,12 +74,12 @@ def build_schedule(
     return {"scheduler": schedule, "interval": interval, "reduce_on_plateau": plateau, "monitor": monitor}
 
 
-# ---- the papers' schedules ------------------------------------------------------------------------------------------
+# ---- the papers' schedules: each takes the warm-up of `_after_warmup` as well ---------------------------------------
 
 
-def constant(optimizer: Optimizer, epochs: int, steps_per_epoch: int, warmup_epochs: float = 0) -> LambdaLR:
-    """Keep the recipe's rate, after a linear warm-up."""
-    return _after_warmup(optimizer, epochs, steps_per_epoch, warmup_epochs, lambda _step, _progress: 1.0)
+def constant(optimizer: Optimizer, epochs: int, steps_per_epoch: int, **warmup: float) -> LambdaLR:
+    """Keep the recipe's rate, after a warm-up."""
+    return _after_warmup(optimizer, epochs, steps_per_epoch, lambda _step, _progress: 1.0, **warmup)
 
 
 def multi_step(
@@ -88,32 +88,56 @@ def multi_step(
     steps_per_epoch: int,
     *,
     milestones: Sequence[float],
-    gamma: float,
-    warmup_epochs: float = 0,
+    gamma: float | Sequence[float],
+    **warmup: float,
 ) -> LambdaLR:
-    """Multiply the rate by `gamma` at each milestone, a fraction of the training between 0 and 1."""
-    if not all(0 < milestone < 1 for milestone in milestones):
-        raise ValueError(f"milestones={list(milestones)} are fractions of the training, each between 0 and 1")
+    """Multiply the rate by `gamma` at each milestone, or by the factor of each where `gamma` is a list.
+
+    Milestones are fractions of the training between 0 and 1, or whole numbers of steps, both counted from the first
+    step, warm-up included.
+    """
     total = epochs * steps_per_epoch
-    steps = [round(milestone * total) for milestone in milestones]
-    return _after_warmup(
-        optimizer,
-        epochs,
-        steps_per_epoch,
-        warmup_epochs,
-        lambda step, _progress: gamma ** sum(step >= s for s in steps),
-    )
+    if not all(0 < m < 1 or (m >= 1 and m == int(m)) for m in milestones):
+        raise ValueError(f"milestones={list(milestones)} are fractions of the training, between 0 and 1, or steps")
+    factors = list(gamma) if isinstance(gamma, Sequence) else [gamma] * len(milestones)
+    if len(factors) != len(milestones):
+        raise ValueError(f"gamma={factors} must have a factor for each of milestones={list(milestones)}")
+    steps = [int(m) if m >= 1 else round(m * total) for m in milestones]
+
+    def factor(step: int, _progress: float) -> float:
+        reached = sum(step >= s for s in steps)
+        return math.prod(factors[:reached]) if isinstance(gamma, Sequence) else gamma**reached
+
+    return _after_warmup(optimizer, epochs, steps_per_epoch, factor, **warmup)
+
+
+def staircase(
+    optimizer: Optimizer,
+    epochs: int,
+    steps_per_epoch: int,
+    *,
+    gamma: float,
+    every_epochs: float,
+    **warmup: float,
+) -> LambdaLR:
+    """Multiply the rate by `gamma` after every so many epochs, counted from the first step (TensorFlow's staircase)."""
+    every = max(1, int(every_epochs * steps_per_epoch))
+
+    def factor(step: int, _progress: float) -> float:
+        return gamma ** (step // every)
+
+    return _after_warmup(optimizer, epochs, steps_per_epoch, factor, **warmup)
 
 
 def cosine(
-    optimizer: Optimizer, epochs: int, steps_per_epoch: int, *, warmup_epochs: float = 0, final_fraction: float = 0.0
+    optimizer: Optimizer, epochs: int, steps_per_epoch: int, *, final_fraction: float = 0.0, **warmup: float
 ) -> LambdaLR:
     """Let the rate fall along half a cosine to `final_fraction` of it (Loshchilov and Hutter 2017, no restarts)."""
 
     def factor(_step: int, progress: float) -> float:
         return final_fraction + (1 - final_fraction) * (0.5 * (1 + math.cos(math.pi * progress)))
 
-    return _after_warmup(optimizer, epochs, steps_per_epoch, warmup_epochs, factor)
+    return _after_warmup(optimizer, epochs, steps_per_epoch, factor, **warmup)
 
 
 def polynomial(
@@ -122,33 +146,48 @@ def polynomial(
     steps_per_epoch: int,
     *,
     power: float,
-    warmup_epochs: float = 0,
     final_fraction: float = 0.0,
+    **warmup: float,
 ) -> LambdaLR:
     """Let the rate fall to `final_fraction` of it with the remaining fraction of the training to the `power`."""
 
     def factor(_step: int, progress: float) -> float:
         return final_fraction + (1 - final_fraction) * (1 - progress) ** power
 
-    return _after_warmup(optimizer, epochs, steps_per_epoch, warmup_epochs, factor)
+    return _after_warmup(optimizer, epochs, steps_per_epoch, factor, **warmup)
 
 
 def _after_warmup(
     optimizer: Optimizer,
     epochs: int,
     steps_per_epoch: int,
-    warmup_epochs: float,
     factor: Callable[[int, float], float],
+    *,
+    warmup_epochs: float = 0,
+    warmup_steps: int = 0,
+    warmup_start: float = 0.0,
+    warmup_power: float = 1,
 ) -> LambdaLR:
-    """Raise the rate linearly over the warm-up, then multiply it by `factor(step, progress)`, progress from 0 to 1."""
-    if warmup_epochs < 0:
-        raise ValueError(f"warmup_epochs={warmup_epochs} must not be negative")
+    """Raise the rate over the warm-up, then multiply it by `factor(step, progress)`, progress from 0 to 1.
+
+    Args:
+        optimizer: whose rate it is.
+        epochs: of the whole training.
+        steps_per_epoch: optimiser steps in an epoch.
+        factor: of the rate after the warm-up.
+        warmup_epochs: its length in epochs.
+        warmup_steps: or in steps.
+        warmup_start: share of the rate that it starts from.
+        warmup_power: the rate rises with the share of the warm-up to this power.
+    """
+    if min(warmup_epochs, warmup_steps) < 0 or (warmup_epochs and warmup_steps):
+        raise ValueError(f"give one of warmup_epochs={warmup_epochs} and warmup_steps={warmup_steps}, not negative")
     total = epochs * steps_per_epoch
-    warmup = min(round(warmup_epochs * steps_per_epoch), total)
+    warmup = min(warmup_steps or round(warmup_epochs * steps_per_epoch), total)
 
     def at(step: int) -> float:
         if step < warmup:
-            return (step + 1) / warmup
+            return warmup_start + (1 - warmup_start) * ((step + 1) / warmup) ** warmup_power
         return factor(step, min(1.0, (step - warmup) / max(1, total - warmup)))
 
     return LambdaLR(optimizer, at)
