@@ -161,6 +161,10 @@ class Recipe(Section):
     optimizer: Target
     """A class of torch or timm; `lr` and `weight_decay` in it are read by the training as well."""
     decay_norms_and_biases: bool
+    no_decay: tuple[str, ...] = ()
+    """Further parameters that do not decay, by patterns of their names, for example `*.conv_dw.*`."""
+    bias_rate: Annotated[float, Field(gt=0)] = 1.0
+    """Biases have so many times the learning rate; Caffe's nets have 2."""
     schedule: Target
     """A function of `convatlas.tasks.optimisation`, or a schedule of torch or timm; `interval` is `step` or `epoch`."""
     loss: Target
@@ -170,6 +174,9 @@ class Recipe(Section):
     """What is trained: everything, the last stage with the classifier, or the classifier alone; the rest is frozen."""
     test_views: tuple[Literal["flip", "ten_crop", "multi_scale"], ...] = ()
     """Test-time augmentations with which a finished net is tested as well, for classification."""
+    test_crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Classification: side of the centre square that is validated and tested, as a share of the image's shorter side;
+    0.875 is 224 of 256 pixels."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     """Keep an exponential moving average of the weights, and evaluate and save that."""
     gradient_clip_norm: Annotated[float, Field(gt=0)] | None
@@ -307,6 +314,8 @@ class RunConfig(Section):
             raise ValueError(
                 f"model is for {task} but data={self.data.name} is for {self.data.task}; choose another of the two"
             )
+        if self.recipe.test_crop < 1 and self.data.task != "classification":
+            raise ValueError(f"recipe.test_crop={self.recipe.test_crop} is for classification; set it to 1")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={list(self.seeds)} names a seed twice")
         processes = self.trainer.devices * self.trainer.num_nodes

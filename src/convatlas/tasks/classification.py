@@ -149,7 +149,7 @@ class ClassificationTask(Task):
 
     def predict(self, pixels: NDArray[np.uint8], card: Card) -> tuple[dict[str, Any], Any]:
         """Return the most probable classes of one image."""
-        fitted, _ = fitted_image(pixels, self.config.data, card)
+        fitted, _ = fitted_image(pixels, self.config, card)
         probabilities = self.net(normalised(fitted, self.config.data, card)).softmax(dim=1)[0]
         confidence, numbers = probabilities.topk(min(LISTED_CLASSES, len(self.classes)))
         names = [self.classes[number] for number in numbers.tolist()]

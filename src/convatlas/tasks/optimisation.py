@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase as fnmatch
 from typing import Any
 
 from torch import nn
@@ -12,9 +13,19 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from convatlas.core.config import Recipe
+from convatlas.core.errors import UserError
 from convatlas.core.targets import factory, locate
 
-__all__ = ["build_optimizer", "build_schedule", "constant", "cosine", "multi_step", "parameter_groups", "polynomial"]
+__all__ = [
+    "build_optimizer",
+    "build_schedule",
+    "constant",
+    "cosine",
+    "multi_step",
+    "parameter_groups",
+    "polynomial",
+    "staircase",
+]
 
 
 def build_optimizer(net: nn.Module, recipe: Recipe) -> Optimizer:
@@ -24,26 +35,41 @@ def build_optimizer(net: nn.Module, recipe: Recipe) -> Optimizer:
         UserError: its class does not exist or refuses its arguments.
     """
     section = dict(recipe.optimizer)
-    groups = parameter_groups(net, section.get("weight_decay"), recipe.decay_norms_and_biases)
-    optimizer: Optimizer = factory(section, "recipe.optimizer")(groups)
+    optimizer: Optimizer = factory(section, "recipe.optimizer")(parameter_groups(net, recipe))
     return optimizer
 
 
-def parameter_groups(net: nn.Module, weight_decay: float | None, decay_norms_and_biases: bool) -> list[dict[str, Any]]:
-    """Split the trainable parameters into those that decay and those that do not.
+def parameter_groups(net: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Split the trainable parameters by whether they decay and by their rate.
 
     Vectors and scalars are the gains and shifts of normalisations and the biases of layers; kernels and matrices have
-    two dimensions or more. A `weight_decay` of None leaves the optimiser's own.
+    two dimensions or more. Without a `weight_decay` in `recipe.optimizer` the optimiser's own holds.
+
+    Raises:
+        UserError: a pattern of `recipe.no_decay` fits no parameter.
     """
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    decay = {} if weight_decay is None else {"weight_decay": weight_decay}
-    if decay_norms_and_biases:
-        return [{"params": parameters, **decay}]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], **decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+    for pattern in recipe.no_decay:
+        if not any(fnmatch(name, pattern) for name, _ in named):
+            raise UserError(f"recipe.no_decay: no parameter is called {pattern}; they are {named[0][0]}, ...")
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        decays = recipe.decay_norms_and_biases or parameter.ndim >= 2
+        decays = decays and not any(fnmatch(name, pattern) for pattern in recipe.no_decay)
+        faster = recipe.bias_rate != 1 and name.endswith("bias")
+        groups.setdefault((not decays, faster), []).append(parameter)
+    section = recipe.optimizer
+    if recipe.bias_rate != 1 and "lr" not in section:
+        raise UserError("recipe.bias_rate multiplies recipe.optimizer.lr, which is not there; give it a value.")
+    decay = {"weight_decay": section["weight_decay"]} if section.get("weight_decay") is not None else {}
+    return [
+        {
+            "params": groups[key],
+            **({"weight_decay": 0.0} if key[0] else decay),
+            **({"lr": section["lr"] * recipe.bias_rate} if key[1] else {}),
+        }
+        for key in sorted(groups)
     ]
-    return [group for group in groups if group["params"]]
 
 
 def build_schedule(

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convatlas.core.config import DataConfig
+from convatlas.core.config import DataConfig, RunConfig
 from convatlas.data.decoding import Geometry, fit_image
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ __all__ = ["PALETTE", "canvas_of", "fitted_image", "normalised", "picture_of"]
 PALETTE = ["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#999999"]
 
 
-def fitted_image(pixels: NDArray[np.uint8], data: DataConfig, card: Card) -> tuple[Tensor, Geometry]:
+def fitted_image(pixels: NDArray[np.uint8], config: RunConfig, card: Card) -> tuple[Tensor, Geometry]:
     """Bring an image `(C, H, W)` to what the net gets, `(1, C, S, S)` in [0, 1], and say where its pixels went."""
-    fitted, geometry = fit_image(pixels, card, data.image_size)
+    fitted, geometry = fit_image(pixels, card, config.data.image_size, config.recipe.test_crop)
     return fitted[None], geometry
 
 
