@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from convatlas.core.cli import read_options, run
 from convatlas.core.config import Section
+from convatlas.core.errors import UserError
 from convatlas.core.files import write_json
 from convatlas.core.folders import check_replaceable, written_folder
 from convatlas.core.imports import quick_imports

@@ -21,10 +21,10 @@ __all__ = [
     "build_schedule",
     "constant",
     "cosine",
+    "exponential",
     "multi_step",
     "parameter_groups",
     "polynomial",
-    "staircase",
 ]
 
 
@@ -137,7 +137,7 @@ def multi_step(
     return _after_warmup(optimizer, epochs, steps_per_epoch, factor, **warmup)
 
 
-def staircase(
+def exponential(
     optimizer: Optimizer,
     epochs: int,
     steps_per_epoch: int,
