@@ -52,10 +52,9 @@ def paper_runs(systems: list[dict[str, Any]]) -> dict[str, RunConfig]:
     return runs
 
 
-def page(sources: Mapping[str, Any]) -> str:
-    """Return the page."""
+def page(sources: Mapping[str, Any], runs: Mapping[str, RunConfig]) -> str:
+    """Return the page; `runs` are those of `paper_runs`."""
     systems = sources["systems"]
-    runs = paper_runs(systems)
     told = [str(system[fact]) for system in systems for fact in FACTS]
     memory = sum(len(system.get("memory", ())) for system in systems)
     text = HEAD.format(
@@ -146,7 +145,7 @@ FACTS: dict[str, Callable[[RunConfig, int | None], str]] = {
 def main() -> None:
     """Write the page of this repository."""
     sources: dict[str, Any] = read_yaml(conf_dir() / "sources.yaml", "restore the file.")
-    write_text(PAGE, page(sources))
+    write_text(PAGE, page(sources, paper_runs(sources["systems"])))
     print(PAGE)
 
 
