@@ -107,7 +107,7 @@ def test_a_factor_of_its_own_for_each_milestone_and_a_wrong_number_of_them() -> 
 GROUPS = {
     "overview/resnet20": {"stem.0.weight": (1e-4, 0.1), "stem.1.weight": (1e-4, 0.1), "classifier.bias": (1e-4, 0.1)},
     "reversible/revnet_38": {"classifier.weight": (2e-4, 0.1), "classifier.bias": (0, 0.1), "norm.weight": (0, 0.1)},
-    "overview/alexnet": {"classifier.bias": (0, 0.02), "classifier.weight": (5e-4, 0.01)},
+    "overview/alexnet": {"fc8.bias": (0, 0.02), "fc8.weight": (5e-4, 0.01)},
     "mobilenet/mobilenet_v1": {
         "stages.0.0.depthwise.weight": (0, 0.045),
         "stages.0.0.pointwise.weight": (4e-5, 0.045),
@@ -121,7 +121,7 @@ GROUPS = {
         "blocks.0.0.conv_dw.weight": (1e-5, 0.016),
         "classifier.bias": (1e-5, 0.016),
     },
-    "overview/squeezenet": {"classifier.bias": (2e-4, 0.04), "classifier.weight": (2e-4, 0.04)},
+    "overview/squeezenet": {"conv10.bias": (2e-4, 0.04), "conv10.weight": (2e-4, 0.04)},
 }
 """By system and parameter: its decay and its rate at the start."""
 
