@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from convatlas.core.cli import read_options, run
 from convatlas.core.config import Section
+from convatlas.core.errors import UserError
 from convatlas.core.files import write_json
 from convatlas.core.folders import check_replaceable, written_folder
 from convatlas.core.imports import quick_imports
@@ -72,6 +73,8 @@ def evaluate(options: Options) -> dict[str, Any]:
     if options.output_dir is not None:
         check_replaceable(options.output_dir, "evaluate", "output_dir")
     trained = load_run(options.run, options.checkpoint, options.data)
+    if options.split == "validation" and trained.config.recipe.protocol == "last_epoch":
+        raise UserError("split=validation: with recipe.protocol=last_epoch the net was trained on it; take split=test.")
     torch.set_num_threads(trained.config.trainer.threads)
     net = part_of(trained.net, options.part)
     augmented = None if options.tta == "none" else with_views(net, options.tta, trained.config, f"tta={options.tta}")

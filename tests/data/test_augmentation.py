@@ -112,6 +112,16 @@ def test_pad_and_crop_is_a_shift_with_black_from_outside() -> None:
     assert torch.equal(cropped[4], batch[4])
 
 
+@pytest.mark.parametrize(("mode", "numpy_mode"), [("mean", "constant"), ("reflect", "reflect"), ("black", "constant")])
+def test_padding_with_the_mean_colour_or_by_reflection(mode: str, numpy_mode: str) -> None:
+    batch, mean = torch.rand(4, 3, 8, 8), torch.tensor([0.25, 0.5, 0.75]).view(3, 1, 1)
+    drawn = changes(4, 8, crop_padding=2, crop_padding_mode=mode)
+    colour = mean.numpy() if mode == "mean" else np.zeros((3, 1, 1))
+    for image, result, (row, column) in zip(batch, drawn.images(batch, mean), drawn.shift.tolist(), strict=True):
+        padded = np.pad(image.numpy() - colour, ((0, 0), (2, 2), (2, 2)), numpy_mode) + colour
+        np.testing.assert_allclose(result, padded[:, row : row + 8, column : column + 8], atol=1e-6)
+
+
 def test_flip_mirrors_exactly_the_chosen_images() -> None:
     batch = images(3)
     flipped = flip(batch, torch.tensor([True, False, True]))

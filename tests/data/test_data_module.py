@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from small_sets import augmentation, data_config, raw_classification, raw_detect
 
 from convatlas.core.config import Recipe
 from convatlas.core.errors import UserError
+from convatlas.data.batches import EvaluationBatches
 from convatlas.data.module import DataModule, batches_done
 from convatlas.data.prepared import PreparedData
+from convatlas.data.raw import RawDataset
 
 Preparer = Callable[..., PreparedData]
 
@@ -124,6 +127,31 @@ def test_a_resumed_training_is_fed_exactly_the_rest(
         resumed_data.start_batch = done
         resumed = fit(resumed_data, tmp_path / f"resumed from {step}", checkpoint)
         assert resumed.trained == whole.trained[step:]
+
+
+@pytest.mark.parametrize(
+    "raw", [raw_classification(60), raw_detection(30), raw_segmentation(30)], ids=lambda raw: raw.task
+)
+def test_the_last_epoch_trains_on_the_images_of_both_splits(
+    prepare_raw: Preparer, tmp_path: Path, raw: RawDataset
+) -> None:
+    prepared = prepare_raw(raw)
+    both = prepared.split("train+validation")
+    parts = [prepared.split(name) for name in ("train", "validation")]
+    assert len(both) == sum(map(len, parts))
+    read = [EvaluationBatches(split, image_size=8, batch_size=len(split))[0] for split in (both, *parts)]
+    assert torch.equal(read[0]["images"], torch.cat([each["images"] for each in read[1:]]))
+    for key in {"labels", "masks"} & read[0].keys():
+        assert torch.equal(read[0][key], torch.cat([each[key] for each in read[1:]]))
+    for one, other in zip(
+        read[0].get("targets", []), [t for each in read[1:] for t in each.get("targets", [])], strict=True
+    ):
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    settings = recipe().model_copy(update={"protocol": "last_epoch"})
+    module = DataModule(prepared, data_config(raw, tmp_path), settings, workers=0, limit_batches=None, seed=0)
+    assert module.batches_per_epoch == len(both) // 8
+    assert max(index for batch in module.train_dataloader() for index in batch["indices"].tolist()) >= len(parts[0])
+    assert pickle.loads(pickle.dumps(both)).name == both.name
 
 
 def test_a_limit_shortens_every_loader(data: Callable[..., DataModule]) -> None:

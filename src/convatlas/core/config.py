@@ -119,6 +119,8 @@ class Augmentation(Section):
 
     crop_padding: Annotated[int, Field(ge=0)]
     """Pad by so many pixels on each side, then crop the original size at random."""
+    crop_padding_mode: Literal["black", "mean", "reflect"] = "black"
+    """What is padded with: black, the mean colour of the training images, or the image mirrored at its border."""
     horizontal_flip: bool
     cutout: Annotated[int, Field(ge=0)]
     """Side of one square, in pixels, that is set to the mean (DeVries and Taylor 2017)."""
@@ -161,6 +163,10 @@ class Recipe(Section):
     optimizer: Target
     """A class of torch or timm; `lr` and `weight_decay` in it are read by the training as well."""
     decay_norms_and_biases: bool
+    no_decay: tuple[str, ...] = ()
+    """Further parameters that do not decay, by patterns of their names, for example `*.conv_dw.*`."""
+    bias_rate: Annotated[float, Field(gt=0)] = 1.0
+    """Biases have so many times the learning rate; Caffe's nets have 2."""
     schedule: Target
     """A function of `convatlas.tasks.optimisation`, or a schedule of torch or timm; `interval` is `step` or `epoch`."""
     loss: Target
@@ -170,6 +176,9 @@ class Recipe(Section):
     """What is trained: everything, the last stage with the classifier, or the classifier alone; the rest is frozen."""
     test_views: tuple[Literal["flip", "ten_crop", "multi_scale"], ...] = ()
     """Test-time augmentations with which a finished net is tested as well, for classification."""
+    test_crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Classification: side of the centre square that is validated and tested, as a share of the image's shorter side;
+    0.875 is 224 of 256 pixels."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     """Keep an exponential moving average of the weights, and evaluate and save that."""
     gradient_clip_norm: Annotated[float, Field(gt=0)] | None
@@ -181,6 +190,16 @@ class Recipe(Section):
     """Stop after so many epochs without a better validation score."""
     monitor: str | None
     """The validation metric that chooses the best epoch; null takes the task's own."""
+    protocol: Literal["best_epoch", "last_epoch"] = "best_epoch"
+    """`best_epoch`: train on the training split, and test the epoch with the best validation metric. `last_epoch`:
+    train on the images of both splits, without validation, and test the last epoch, as most papers did."""
+
+    @model_validator(mode="after")
+    def _validates(self) -> Recipe:
+        for key in ("monitor", "early_stopping_patience"):
+            if self.protocol == "last_epoch" and getattr(self, key) is not None:
+                raise ValueError(f"recipe.protocol=last_epoch has no validation; set recipe.{key}=null")
+        return self
 
 
 # ---- machine and tracking -------------------------------------------------------------------------------------------
@@ -300,6 +319,8 @@ class RunConfig(Section):
             raise ValueError(
                 f"model is for {task} but data={self.data.name} is for {self.data.task}; choose another of the two"
             )
+        if self.recipe.test_crop < 1 and self.data.task != "classification":
+            raise ValueError(f"recipe.test_crop={self.recipe.test_crop} is for classification; set it to 1")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={list(self.seeds)} names a seed twice")
         processes = self.trainer.devices * self.trainer.num_nodes

@@ -137,6 +137,7 @@ class EvaluationBatches(Dataset[Batch]):
         rank: number of this process.
         world_size: number of processes.
         arrays: where pixels are gathered; None takes the mapped files.
+        crop: the share of the shorter side that is seen, in the middle.
 
     Raises:
         UserError: there are fewer images than processes.
@@ -152,9 +153,10 @@ class EvaluationBatches(Dataset[Batch]):
         rank: int = 0,
         world_size: int = 1,
         arrays: PixelArrays | None = None,
+        crop: float = 1.0,
     ) -> None:
         _refuse_more_processes_than_images(split, world_size)
-        self.reader = Reader(split, image_size, canny, arrays)
+        self.reader = Reader(split, image_size, canny, arrays, crop)
         smallest, largest = len(split) // world_size, math.ceil(len(split) / world_size)
         batches = min(math.ceil(largest / max(1, batch_size // world_size)), smallest)
         stretch = np.array_split(np.arange(len(split)), world_size)[rank]

@@ -45,6 +45,7 @@ __all__ = [
     "read_crop",
     "resampled",
     "resize",
+    "resize_centre",
     "sampled",
     "shrink",
     "size_in_shards",
@@ -328,7 +329,7 @@ def fit(pixels: NDArray[np.uint8], side: int, how: Fit, *, nearest: bool = False
 
 
 def fit_image(
-    pixels: NDArray[np.uint8], card: Card, image_size: int, spacing: Spacing | None = None
+    pixels: NDArray[np.uint8], card: Card, image_size: int, spacing: Spacing | None = None, crop: float = 1.0
 ) -> tuple[Tensor, Geometry]:
     """Bring a new image to what nets get, as the preparation and the reader of batches brought those of a data set.
 
@@ -337,9 +338,10 @@ def fit_image(
         card: of the data set that the net was trained on.
         image_size: side of the images that the net gets.
         spacing: millimetres from row to row and from column to column, where the file tells them.
+        crop: `recipe.test_crop`.
 
     Returns:
-        `(C, image_size, image_size)` in [0, 1], not normalised, and where the image's pixels went.
+        `(C, image_size, image_size)` in [0, 1], not normalised, and where the image's pixels went without `crop`.
 
     Raises:
         BadImageError: the images of the data set were cut to a square of so many millimetres, which the file does not
@@ -362,7 +364,7 @@ def fit_image(
     if card.storage == "shards":
         how = card.fitted or "centre"
         stored = shrink(pixels, size_in_shards(height, width, card.stored_side))
-        taken = centre_square(*stored.shape[1:]) if how == "centre" else (0, 0, *stored.shape[1:])
+        taken = centre_square(*stored.shape[1:], crop) if how == "centre" else (0, 0, *stored.shape[1:])
         images = _cropped(torch.from_numpy(stored), taken, image_size).float().div_(255)
         return images, fit_geometry(height, width, image_size, how)
     side = card.image_shape[1]
@@ -373,11 +375,12 @@ def fit_image(
             f"slice of {card.image_shape[2]} x {side} pixels, resampled and cut as those of {card.name} were"
         )
     if card.fitted in {None, "millimetres"}:  # of one size as they came: others are scaled like them
-        images = resize(torch.from_numpy(pixels)[None].float().div_(255), image_size)[0]
+        images = resize_centre(torch.from_numpy(pixels)[None].float().div_(255), image_size, crop)[0]
         return images, fit_geometry(height, width, image_size, "stretch")
     assert card.fitted is not None
     square = torch.from_numpy(fit(pixels, side, card.fitted))[None].float().div_(255)
-    return resize(square, image_size)[0], fit_geometry(height, width, side, card.fitted).scaled(image_size / side)
+    images = resize_centre(square, image_size, crop)[0]
+    return images, fit_geometry(height, width, side, card.fitted).scaled(image_size / side)
 
 
 # ---- squares of so many millimetres ---------------------------------------------------------------------------------
@@ -445,9 +448,16 @@ def resize(images: Tensor, side: int) -> Tensor:
     return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=shrinks)
 
 
-def centre_square(height: int, width: int) -> Square:
-    """Return the largest square in the middle of an image: top, left, height, width."""
-    side = min(height, width)
+def resize_centre(images: Tensor, side: int, share: float) -> Tensor:
+    """Resample `(B, C, S, S)` float images, and cut out the middle: `side` pixels, which are a share of theirs."""
+    whole = round(side / share)
+    first = (whole - side) // 2
+    return resize(images, whole)[..., first : first + side, first : first + side]
+
+
+def centre_square(height: int, width: int, share: float = 1.0) -> Square:
+    """Return the square in the middle of an image, a share of its shorter side: top, left, height, width."""
+    side = max(1, round(share * min(height, width)))
     return (height - side) // 2, (width - side) // 2, side, side
 
 

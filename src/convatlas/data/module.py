@@ -92,14 +92,16 @@ class DataModule(pl.LightningDataModule):
     def sample_batch(self, tested: Sequence[int], images: int = 16) -> Batch:
         """Return a few of the tested images, spread evenly over them, for pictures."""
         split = self.prepared.split("test")
-        batches = EvaluationBatches(split, image_size=self.image_size, batch_size=len(split), canny=self.canny)
+        batches = EvaluationBatches(
+            split, image_size=self.image_size, batch_size=len(split), canny=self.canny, crop=self.recipe.test_crop
+        )
         chosen = np.linspace(0, len(tested) - 1, min(images, len(tested))).astype(np.int64)
         return batches.reader.read(np.asarray(tested, dtype=np.int64)[chosen])
 
     def _training_batches(self) -> TrainingBatches:
         rank, world_size = self._place()
         return TrainingBatches(
-            self.prepared.split("train"),
+            self.prepared.split("train" if self.recipe.protocol == "best_epoch" else "train+validation"),
             image_size=self.image_size,
             batch_size=self.recipe.batch_size,
             augmenter=self.augmenter,
@@ -120,6 +122,7 @@ class DataModule(pl.LightningDataModule):
             rank=rank,
             world_size=world_size,
             arrays=self._pixel_arrays(),
+            crop=self.recipe.test_crop,
         )
         return self._loader(batches, range(self._limited(len(batches))))
 

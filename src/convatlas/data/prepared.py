@@ -148,12 +148,14 @@ class PreparedData:
         return rows
 
     def split(self, name: str) -> Split:
-        """Return the split "train", "validation" or "test"."""
-        return self.splits[name]
+        """Return the split "train", "validation" or "test", or several as one, such as "train+validation"."""
+        return self.splits.get(name) or open_split(self.folder, name, self.card)
 
 
 def open_split(folder: Path, name: str, card: Card) -> Split:
-    """Open the arrays of one split; see `PreparedData.open`."""
+    """Open the arrays of one split; see `PreparedData.open` and, for several as one, `PreparedData.split`."""
+    if "+" in name:
+        return _joined(folder, name, card)
     arrays: dict[str, Any] = {}
     for array, (dtype, letters) in ARRAYS.items():
         path = folder / array_file(name, array)
@@ -169,6 +171,21 @@ def open_split(folder: Path, name: str, card: Card) -> Split:
     return Split(folder, name, card, **arrays)
 
 
+def _joined(folder: Path, name: str, card: Card) -> Split:
+    """Open several splits as one; arrays are copied into memory, shards stay mapped."""
+    splits = [open_split(folder, part, card) for part in name.split("+")]
+    found = {array: [getattr(split, array) for split in splits] for array in ARRAYS}
+    arrays: dict[str, Any] = {
+        array: np.concatenate(parts) for array, parts in found.items() if isinstance(parts[0], np.ndarray)
+    }
+    if "box_offsets" in arrays:
+        counts = np.concatenate([np.diff(offsets) for offsets in found["box_offsets"]])
+        arrays["box_offsets"] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    if card.storage == "shards":
+        arrays["images"] = ShardedImages([path for split in splits for path in _shards(folder, split.name, card)])
+    return Split(folder, name, card, **arrays)
+
+
 def array_file(split: str, array: str) -> str:
     """Return the file name of an array."""
     return f"{split}_{array}.npy"
@@ -181,10 +198,8 @@ def hash_file(path: Path) -> str:
 
 
 def _open_shards(folder: Path, split: str, card: Card) -> ShardedImages:
-    names = [shard_file(split, number) for number in range(len(card.files))]
-    paths = [folder / name for name in names if name in card.files]
     try:
-        images = ShardedImages(paths)
+        images = ShardedImages(_shards(folder, split, card))
     except ValueError as error:
         raise UserError(f"{error}. {remedy(card.name)}") from error
     if len(images) != card.counts[split].images:
@@ -193,6 +208,11 @@ def _open_shards(folder: Path, split: str, card: Card) -> ShardedImages:
             f"{remedy(card.name)}"
         )
     return images
+
+
+def _shards(folder: Path, split: str, card: Card) -> list[Path]:
+    names = [shard_file(split, number) for number in range(len(card.files))]
+    return [folder / name for name in names if name in card.files]
 
 
 def _open_array(path: Path, dtype: type[np.generic], card: Card) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from convatlas.core.errors import UserError
 from convatlas.data.augmentation import Changes
 from convatlas.data.card import normalisation, remedy
-from convatlas.data.decoding import centre_square, read_crop, resize, window_in
+from convatlas.data.decoding import centre_square, read_crop, resize, resize_centre, window_in
 from convatlas.data.prepared import Split
 from convatlas.data.resident import MappedArrays, PixelArrays
 from convatlas.data.shards import ShardedImages
@@ -34,10 +34,14 @@ class Reader:
         canny: put the Canny edges behind the images' channels.
         arrays: where the pixels of batches are gathered and changed; None takes the mapped files. Encoded images are
             decoded on the CPU.
+        crop: of images without changes, the share of the shorter side that is seen, in the middle.
     """
 
-    def __init__(self, split: Split, image_size: int, canny: bool, arrays: PixelArrays | None = None) -> None:
+    def __init__(
+        self, split: Split, image_size: int, canny: bool, arrays: PixelArrays | None = None, crop: float = 1.0
+    ) -> None:
         self.split = split
+        self.crop = crop
         self.image_size = image_size
         self.canny = canny
         self.arrays = arrays or MappedArrays()
@@ -51,12 +55,13 @@ class Reader:
         side = self.image_size if changes is None else changes.side
         if isinstance(self.split.images, ShardedImages):
             images, changes = self._decoded(self.split.images, indices, changes, side)
+            images = resize(images.float().div_(255), side)
         else:
-            images = self.arrays.rows(self.split, "images", indices)
-        images = resize(images.float().div_(255), side)
+            images = self.arrays.rows(self.split, "images", indices).float().div_(255)
+            images = resize_centre(images, side, self.crop if changes is None else 1.0)
         canny = self._canny(indices, side)
         if changes is not None:
-            images = changes.images(images)
+            images = changes.images(images, self.mean)
             canny = None if canny is None else changes.moved(canny)
         if self.split.boxes is None:  # detectors normalise themselves
             images = images.sub_(self.mean).div_(self.std)  # in place: large batches would wait for new memory
@@ -92,7 +97,8 @@ class Reader:
             crops = [window_in(w, *size) for w, size in zip(changes.window.tolist(), sizes, strict=True)]
             changes = replace(changes, config=changes.config.model_copy(update={"random_area": None}))
         else:
-            crops = [(0, 0, *size) if stretches else centre_square(*size) for size in sizes]
+            share = self.crop if changes is None else 1.0
+            crops = [(0, 0, *size) if stretches else centre_square(*size, share) for size in sizes]
         channels = self.split.card.image_shape[0]
         try:
             images = [read_crop(shards.read(i), channels, crop, side) for i, crop in zip(indices, crops, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,9 @@ from convatlas.core.errors import UserError, near_matches
 from convatlas.core.targets import checked_arguments, locate
 from convatlas.models.interfaces import HasParts
 
+NORM = {"bn_eps": "eps", "bn_momentum": "momentum"}
+"""Options of every net, named as in timm: they hold for all its batch normalisations. A net may have its own."""
+
 
 def build_model(model: Mapping[str, Any]) -> nn.Module:
     """Build a net, with new weights, from the section `model` of a configuration: `_target_` and its arguments.
@@ -20,9 +24,9 @@ def build_model(model: Mapping[str, Any]) -> nn.Module:
         UserError: an argument is unknown, missing, of a wrong type, or refused by the net itself.
     """
     target = locate(model["_target_"])
-    arguments = checked_arguments(
-        target, {key: value for key, value in model.items() if key not in {"_target_", "_convert_"}}, "model"
-    )
+    norm = {key: model[key] for key in NORM if key in model and key not in inspect.signature(target).parameters}
+    given = {key: value for key, value in model.items() if key not in {"_target_", "_convert_", *norm}}
+    arguments = checked_arguments(target, given, "model")
     try:
         net: nn.Module = target(**arguments)
     except ValueError as error:
@@ -33,7 +37,18 @@ def build_model(model: Mapping[str, Any]) -> nn.Module:
                 f"model.{unknown[1]}: {model['_target_']} has no such option ({error}); leave it out or correct it."
             ) from error
         raise
+    for key, value in norm.items():
+        _set_batch_norm(net, key, value)
     return net
+
+
+def _set_batch_norm(net: nn.Module, key: str, value: Any) -> None:
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms or not isinstance(value, float) or not 0 < value <= 1:
+        why = "must be above 0 and at most 1" if norms else "is for nets with batch normalisation"
+        raise UserError(f"model.{key}={value} {why}; correct it or leave it out.")
+    for module in norms:
+        setattr(module, NORM[key], value)
 
 
 def part_of(net: nn.Module, name: str | None) -> nn.Module:

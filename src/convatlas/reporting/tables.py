@@ -118,9 +118,17 @@ def _validation_columns(group: Group) -> list[Column]:
         meaning = f"{group.metric.title} on the validation split"
         column = _metric_column(group, group.metric, _validation(group, moment), meaning)
         columns.append(replace(column, section="Validation", title=title))
-    epochs = (variant.over_seeds(_best_epoch) for variant in group.variants)
-    cells = (Cell(f"{e.mean:.1f}".removesuffix(".0"), order=e.mean) if e else Cell(DASH) for e in epochs)
-    return [*columns, Column("Validation", "best epoch", "mean over the seeds", tuple(cells))]
+    cells = tuple(_epoch_cell(variant) for variant in group.variants)
+    meaning = "mean over the seeds; last: trained on all training images and tested after the last epoch, without validation"
+    return [*columns, Column("Validation", "best epoch", meaning, cells)]
+
+
+def _epoch_cell(variant: Variant) -> Cell:
+    epoch = variant.over_seeds(_best_epoch)
+    if epoch is None:
+        return Cell(DASH)
+    last = " (last)" if all(run.record.metrics.monitor == "step" for run in variant.runs) else ""
+    return Cell(f"{epoch.mean:.1f}".removesuffix(".0") + last, order=epoch.mean)
 
 
 def _validation(group: Group, moment: str) -> OfRun:

@@ -154,7 +154,9 @@ class Task(pl.LightningModule, ABC):
 
     @property
     def monitor(self) -> str:
-        """The validation metric that marks the best epoch, `val/<name>`."""
+        """The metric that marks the epoch to test: of validation, `val/<name>`, or, for the last epoch, `step`."""
+        if self.config.recipe.protocol == "last_epoch":
+            return "step"
         return self.config.recipe.monitor or f"val/{self.score}"
 
     @property
@@ -164,7 +166,7 @@ class Task(pl.LightningModule, ABC):
         Raises:
             UserError: the metric does not say.
         """
-        mode = self.direction(self.monitor.removeprefix("val/"))
+        mode = "max" if self.monitor == "step" else self.direction(self.monitor.removeprefix("val/"))
         if mode is None:
             raise UserError(
                 f"recipe.monitor={self.monitor}: nothing says whether higher or lower is better; choose another metric."
@@ -197,7 +199,7 @@ class Task(pl.LightningModule, ABC):
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._try(batch, metrics)
-            known = {f"val/{name}" for name in self.summarise(metrics)}
+            known = {"step", *(f"val/{name}" for name in self.summarise(metrics))}
         if self.monitor not in known and not self._may_come(self.monitor):
             raise UserError(
                 f"recipe.monitor={self.monitor}: this task has no such metric. {near_matches(self.monitor, known)}"

@@ -152,7 +152,7 @@ class ClassificationTask(Task):
         self, pixels: NDArray[np.uint8], card: Card, spacing: Spacing | None = None
     ) -> tuple[dict[str, Any], Any]:
         """Return the most probable classes of one image."""
-        fitted, _ = fitted_image(pixels, self.config.data, card, spacing)
+        fitted, _ = fitted_image(pixels, self.config, card, spacing)
         probabilities = self.net(normalised(fitted, self.config.data, card)).softmax(dim=1)[0]
         confidence, numbers = probabilities.topk(min(LISTED_CLASSES, len(self.classes)))
         names = [self.classes[number] for number in numbers.tolist()]

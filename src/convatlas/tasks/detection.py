@@ -134,7 +134,7 @@ class DetectionTask(Task):
         self, pixels: NDArray[np.uint8], card: Card, spacing: Spacing | None = None
     ) -> tuple[dict[str, Any], Any]:
         """Return the objects in one image."""
-        fitted, geometry = fitted_image(pixels, self.config.data, card, spacing)
+        fitted, geometry = fitted_image(pixels, self.config, card, spacing)
         found = self.net(list(fitted))[0]
         kept = found["scores"] >= LISTED_SCORE
         boxes = clip_boxes_to_image(geometry.back(found["boxes"][kept]), (pixels.shape[1], pixels.shape[2]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase as fnmatch
 from typing import Any
 
 from torch import nn
@@ -12,9 +13,19 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from convatlas.core.config import Recipe
+from convatlas.core.errors import UserError
 from convatlas.core.targets import factory, locate
 
-__all__ = ["build_optimizer", "build_schedule", "constant", "cosine", "multi_step", "parameter_groups", "polynomial"]
+__all__ = [
+    "build_optimizer",
+    "build_schedule",
+    "constant",
+    "cosine",
+    "exponential",
+    "multi_step",
+    "parameter_groups",
+    "polynomial",
+]
 
 
 def build_optimizer(net: nn.Module, recipe: Recipe) -> Optimizer:
@@ -24,26 +35,41 @@ def build_optimizer(net: nn.Module, recipe: Recipe) -> Optimizer:
         UserError: its class does not exist or refuses its arguments.
     """
     section = dict(recipe.optimizer)
-    groups = parameter_groups(net, section.get("weight_decay"), recipe.decay_norms_and_biases)
-    optimizer: Optimizer = factory(section, "recipe.optimizer")(groups)
+    optimizer: Optimizer = factory(section, "recipe.optimizer")(parameter_groups(net, recipe))
     return optimizer
 
 
-def parameter_groups(net: nn.Module, weight_decay: float | None, decay_norms_and_biases: bool) -> list[dict[str, Any]]:
-    """Split the trainable parameters into those that decay and those that do not.
+def parameter_groups(net: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Split the trainable parameters by whether they decay and by their rate.
 
     Vectors and scalars are the gains and shifts of normalisations and the biases of layers; kernels and matrices have
-    two dimensions or more. A `weight_decay` of None leaves the optimiser's own.
+    two dimensions or more. Without a `weight_decay` in `recipe.optimizer` the optimiser's own holds.
+
+    Raises:
+        UserError: a pattern of `recipe.no_decay` fits no parameter.
     """
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    decay = {} if weight_decay is None else {"weight_decay": weight_decay}
-    if decay_norms_and_biases:
-        return [{"params": parameters, **decay}]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], **decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+    for pattern in recipe.no_decay:
+        if not any(fnmatch(name, pattern) for name, _ in named):
+            raise UserError(f"recipe.no_decay: no parameter is called {pattern}; they are {named[0][0]}, ...")
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        decays = recipe.decay_norms_and_biases or parameter.ndim >= 2
+        decays = decays and not any(fnmatch(name, pattern) for pattern in recipe.no_decay)
+        faster = recipe.bias_rate != 1 and name.endswith("bias")
+        groups.setdefault((not decays, faster), []).append(parameter)
+    section = recipe.optimizer
+    if recipe.bias_rate != 1 and "lr" not in section:
+        raise UserError("recipe.bias_rate multiplies recipe.optimizer.lr, which is not there; give it a value.")
+    decay = {"weight_decay": section["weight_decay"]} if section.get("weight_decay") is not None else {}
+    return [
+        {
+            "params": groups[key],
+            **({"weight_decay": 0.0} if key[0] else decay),
+            **({"lr": section["lr"] * recipe.bias_rate} if key[1] else {}),
+        }
+        for key in sorted(groups)
     ]
-    return [group for group in groups if group["params"]]
 
 
 def build_schedule(
@@ -74,12 +100,12 @@ def build_schedule(
     return {"scheduler": schedule, "interval": interval, "reduce_on_plateau": plateau, "monitor": monitor}
 
 
-# ---- the papers' schedules ------------------------------------------------------------------------------------------
+# ---- the papers' schedules: each takes the warm-up of `_after_warmup` as well ---------------------------------------
 
 
-def constant(optimizer: Optimizer, epochs: int, steps_per_epoch: int, warmup_epochs: float = 0) -> LambdaLR:
-    """Keep the recipe's rate, after a linear warm-up."""
-    return _after_warmup(optimizer, epochs, steps_per_epoch, warmup_epochs, lambda _step, _progress: 1.0)
+def constant(optimizer: Optimizer, epochs: int, steps_per_epoch: int, **warmup: float) -> LambdaLR:
+    """Keep the recipe's rate, after a warm-up."""
+    return _after_warmup(optimizer, epochs, steps_per_epoch, lambda _step, _progress: 1.0, **warmup)
 
 
 def multi_step(
@@ -88,32 +114,56 @@ def multi_step(
     steps_per_epoch: int,
     *,
     milestones: Sequence[float],
-    gamma: float,
-    warmup_epochs: float = 0,
+    gamma: float | Sequence[float],
+    **warmup: float,
 ) -> LambdaLR:
-    """Multiply the rate by `gamma` at each milestone, a fraction of the training between 0 and 1."""
-    if not all(0 < milestone < 1 for milestone in milestones):
-        raise ValueError(f"milestones={list(milestones)} are fractions of the training, each between 0 and 1")
+    """Multiply the rate by `gamma` at each milestone, or by the factor of each where `gamma` is a list.
+
+    Milestones are fractions of the training between 0 and 1, or whole numbers of steps, both counted from the first
+    step, warm-up included.
+    """
     total = epochs * steps_per_epoch
-    steps = [round(milestone * total) for milestone in milestones]
-    return _after_warmup(
-        optimizer,
-        epochs,
-        steps_per_epoch,
-        warmup_epochs,
-        lambda step, _progress: gamma ** sum(step >= s for s in steps),
-    )
+    if not all(0 < m < 1 or (m >= 1 and m == int(m)) for m in milestones):
+        raise ValueError(f"milestones={list(milestones)} are fractions of the training, between 0 and 1, or steps")
+    factors = list(gamma) if isinstance(gamma, Sequence) else [gamma] * len(milestones)
+    if len(factors) != len(milestones):
+        raise ValueError(f"gamma={factors} must have a factor for each of milestones={list(milestones)}")
+    steps = [int(m) if m >= 1 else round(m * total) for m in milestones]
+
+    def factor(step: int, _progress: float) -> float:
+        reached = sum(step >= s for s in steps)
+        return math.prod(factors[:reached]) if isinstance(gamma, Sequence) else gamma**reached
+
+    return _after_warmup(optimizer, epochs, steps_per_epoch, factor, **warmup)
+
+
+def exponential(
+    optimizer: Optimizer,
+    epochs: int,
+    steps_per_epoch: int,
+    *,
+    gamma: float,
+    every_epochs: float,
+    **warmup: float,
+) -> LambdaLR:
+    """Multiply the rate by `gamma` after every so many epochs, counted from the first step (TensorFlow's staircase)."""
+    every = max(1, int(every_epochs * steps_per_epoch))
+
+    def factor(step: int, _progress: float) -> float:
+        return gamma ** (step // every)
+
+    return _after_warmup(optimizer, epochs, steps_per_epoch, factor, **warmup)
 
 
 def cosine(
-    optimizer: Optimizer, epochs: int, steps_per_epoch: int, *, warmup_epochs: float = 0, final_fraction: float = 0.0
+    optimizer: Optimizer, epochs: int, steps_per_epoch: int, *, final_fraction: float = 0.0, **warmup: float
 ) -> LambdaLR:
     """Let the rate fall along half a cosine to `final_fraction` of it (Loshchilov and Hutter 2017, no restarts)."""
 
     def factor(_step: int, progress: float) -> float:
         return final_fraction + (1 - final_fraction) * (0.5 * (1 + math.cos(math.pi * progress)))
 
-    return _after_warmup(optimizer, epochs, steps_per_epoch, warmup_epochs, factor)
+    return _after_warmup(optimizer, epochs, steps_per_epoch, factor, **warmup)
 
 
 def polynomial(
@@ -122,33 +172,48 @@ def polynomial(
     steps_per_epoch: int,
     *,
     power: float,
-    warmup_epochs: float = 0,
     final_fraction: float = 0.0,
+    **warmup: float,
 ) -> LambdaLR:
     """Let the rate fall to `final_fraction` of it with the remaining fraction of the training to the `power`."""
 
     def factor(_step: int, progress: float) -> float:
         return final_fraction + (1 - final_fraction) * (1 - progress) ** power
 
-    return _after_warmup(optimizer, epochs, steps_per_epoch, warmup_epochs, factor)
+    return _after_warmup(optimizer, epochs, steps_per_epoch, factor, **warmup)
 
 
 def _after_warmup(
     optimizer: Optimizer,
     epochs: int,
     steps_per_epoch: int,
-    warmup_epochs: float,
     factor: Callable[[int, float], float],
+    *,
+    warmup_epochs: float = 0,
+    warmup_steps: int = 0,
+    warmup_start: float = 0.0,
+    warmup_power: float = 1,
 ) -> LambdaLR:
-    """Raise the rate linearly over the warm-up, then multiply it by `factor(step, progress)`, progress from 0 to 1."""
-    if warmup_epochs < 0:
-        raise ValueError(f"warmup_epochs={warmup_epochs} must not be negative")
+    """Raise the rate over the warm-up, then multiply it by `factor(step, progress)`, progress from 0 to 1.
+
+    Args:
+        optimizer: whose rate it is.
+        epochs: of the whole training.
+        steps_per_epoch: optimiser steps in an epoch.
+        factor: of the rate after the warm-up.
+        warmup_epochs: its length in epochs.
+        warmup_steps: or in steps.
+        warmup_start: share of the rate that it starts from.
+        warmup_power: the rate rises with the share of the warm-up to this power.
+    """
+    if min(warmup_epochs, warmup_steps) < 0 or (warmup_epochs and warmup_steps):
+        raise ValueError(f"give one of warmup_epochs={warmup_epochs} and warmup_steps={warmup_steps}, not negative")
     total = epochs * steps_per_epoch
-    warmup = min(round(warmup_epochs * steps_per_epoch), total)
+    warmup = min(warmup_steps or round(warmup_epochs * steps_per_epoch), total)
 
     def at(step: int) -> float:
         if step < warmup:
-            return (step + 1) / warmup
+            return warmup_start + (1 - warmup_start) * ((step + 1) / warmup) ** warmup_power
         return factor(step, min(1.0, (step - warmup) / max(1, total - warmup)))
 
     return LambdaLR(optimizer, at)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convatlas.core.config import DataConfig
+from convatlas.core.config import DataConfig, RunConfig
 from convatlas.data.decoding import Geometry, Spacing, fit_image
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ PALETTE = ["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f
 
 
 def fitted_image(
-    pixels: NDArray[np.uint8], data: DataConfig, card: Card, spacing: Spacing | None = None
+    pixels: NDArray[np.uint8], config: RunConfig, card: Card, spacing: Spacing | None = None
 ) -> tuple[Tensor, Geometry]:
     """Bring an image `(C, H, W)` to what the net gets, `(1, C, S, S)` in [0, 1], and say where its pixels went."""
-    fitted, geometry = fit_image(pixels, card, data.image_size, spacing)
+    fitted, geometry = fit_image(pixels, card, config.data.image_size, spacing, config.recipe.test_crop)
     return fitted[None], geometry
 
 

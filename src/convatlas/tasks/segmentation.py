@@ -197,7 +197,7 @@ class SegmentationTask(Task):
         self, pixels: NDArray[np.uint8], card: Card, spacing: Spacing | None = None
     ) -> tuple[dict[str, Any], Any]:
         """Return the pixels of each class in one image, and the classes `(H, W)`; what the net does not see is 0."""
-        fitted, geometry = fitted_image(pixels, self.config.data, card, spacing)
+        fitted, geometry = fitted_image(pixels, self.config, card, spacing)
         probabilities = self.net(normalised(fitted, self.config.data, card)).softmax(dim=1)[0]
         margin = (self.config.data.image_size - probabilities.shape[-1]) // 2  # an unpadded U-Net leaves the border out
         size = (pixels.shape[1], pixels.shape[2])

@@ -484,7 +484,7 @@ def final_metrics(record: RunRecord) -> dict[str, float | None]:
             **{f"test_{part}/{name}": value for part, own in metrics.parts.items() for name, value in own.items()},
             "time/train_seconds": timing.train_seconds,
             "time/latency_seconds": timing.latency_seconds,
-            f"{metrics.monitor}_best": metrics.best_score,
+            **({f"{metrics.monitor}_best": metrics.best_score} if metrics.monitor in metrics.best else {}),
             "best_epoch": float(metrics.best_epoch),
         }
     )

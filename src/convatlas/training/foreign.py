@@ -44,6 +44,8 @@ def is_foreign(config: RunConfig) -> bool:
 
 def monitored(config: RunConfig) -> tuple[str, Direction]:
     """Return the metric that marks the best epoch, by default `val_loss`, and its direction, by its name."""
+    if config.recipe.protocol == "last_epoch":
+        return "step", "max"
     monitor = config.recipe.monitor or "val_loss"
     return monitor, "min" if "loss" in monitor or "error" in monitor else "max"
 
@@ -85,7 +87,7 @@ def dry_run(config: RunConfig, prepared: PreparedData) -> None:
     with user_errors():
         trial.validate(module, datamodule=data, verbose=False)
     monitor, mode = monitored(config)
-    if monitor not in trial.callback_metrics:
+    if monitor not in {"step", *trial.callback_metrics}:
         hint = near_matches(monitor, trial.callback_metrics) or "It logs nothing in validation_step."
         raise UserError(f"recipe.monitor={monitor}: {name} does not log it in validation. {hint}")
     if rank() == 0:
@@ -120,6 +122,7 @@ def _check_options(config: RunConfig, chosen: str, more: Mapping[str, bool]) -> 
         **more,
         "trainer.checkpoint_every_n_steps": config.trainer.checkpoint_every_n_steps is not None,
         "trainer.devices": config.trainer.processes > 1,
+        "recipe.protocol": config.recipe.protocol == "last_epoch" and config.data.module is not None,
         "tracking.register_as": config.tracking.register_as is not None,
     }.items():
         if asked:

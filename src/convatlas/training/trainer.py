@@ -96,6 +96,7 @@ def trainer_of(
         accumulate_grad_batches=machine.accumulate_grad_batches,
         default_root_dir=work.path,
         logger=loggers or False,
+        limit_val_batches=0 if recipe.protocol == "last_epoch" else None,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,

@@ -196,6 +196,8 @@ class _Trials:
     def __init__(self, asked: Search, prepared: PreparedData, tracker: VariantTracker) -> None:
         self.asked, self.prepared, self.tracker = asked, prepared, tracker
         base, tune = asked.base, asked.tune
+        if base.recipe.protocol == "last_epoch":
+            raise UserError("recipe.protocol=last_epoch has no validation to tune by; set it to best_epoch.")
         task = new_task(build_model(base.model), base, list(prepared.card.classes), base.seeds[0])
         self.monitor, self.best = task.monitor, max if task.monitor_mode == "max" else min
         identity = run_identity(base, base.seeds[0], prepared.card.fingerprint)

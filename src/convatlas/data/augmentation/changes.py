@@ -205,10 +205,10 @@ class Changes:
         """Whether images are mixed with others."""
         return self.config.mixup > 0 or self.config.cutmix > 0
 
-    def images(self, images: Tensor) -> Tensor:
-        """Change `(B, C, S, S)` float images in [0, 1], before normalisation."""
+    def images(self, images: Tensor, mean: Tensor | float = 0.0) -> Tensor:
+        """Change `(B, C, S, S)` float images in [0, 1], before normalisation; `mean`, `(C, 1, 1)`, is their colour."""
         config, here = self.config, images.device
-        images = self._move(images, mode="bilinear")
+        images = self._move(images, mode="bilinear", mean=mean)
         if config.brightness:
             images = (images * self.brightness.to(here)[:, None, None, None]).clamp_(0, 1)
         if config.contrast:
@@ -257,10 +257,14 @@ class Changes:
     def _has_windows(self) -> bool:
         return self.config.random_area is not None or self.config.zoom_out > 1
 
-    def _move(self, images: Tensor, mode: str) -> Tensor:
+    def _move(self, images: Tensor, mode: str, mean: Tensor | float = 0.0) -> Tensor:
         config = self.config
         if config.crop_padding:
-            images = pad_and_crop(images, self.shift.to(images.device), config.crop_padding)
+            shift, how = self.shift.to(images.device), config.crop_padding_mode
+            if how == "mean":
+                images = pad_and_crop(images - mean, shift, config.crop_padding) + mean
+            else:
+                images = pad_and_crop(images, shift, config.crop_padding, "reflect" if how == "reflect" else "constant")
         if config.horizontal_flip:
             images = flip(images, self.mirrored.to(images.device))
         if self._has_windows:

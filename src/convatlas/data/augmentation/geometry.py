@@ -26,16 +26,17 @@ TRIALS = 10
 """Shapes drawn for a crop; the first that fits into the image is taken, and the whole image if none does."""
 
 
-def pad_and_crop(images: Tensor, shift: Tensor, padding: int) -> Tensor:
-    """Pad with zeros by `padding` on each side and take the window that begins at `shift`.
+def pad_and_crop(images: Tensor, shift: Tensor, padding: int, mode: str = "constant") -> Tensor:
+    """Pad by `padding` on each side, as `F.pad` does in this mode, and take the window that begins at `shift`.
 
     Args:
         images: `(B, C, H, W)`.
         shift: `(B, 2)` row and column, from 0 to `2 * padding`.
         padding: pixels.
+        mode: "constant" (zeros) or "reflect".
     """
     height, width = images.shape[2:]
-    windows = F.pad(images, (padding, padding, padding, padding)).unfold(2, height, 1).unfold(3, width, 1)
+    windows = F.pad(images, (padding, padding, padding, padding), mode).unfold(2, height, 1).unfold(3, width, 1)
     every = torch.arange(len(images), device=images.device)
     return windows[every, :, shift[:, 0], shift[:, 1]]
 

@@ -163,7 +163,8 @@ class GoogLeNet(nn.Module):
         stem: `imagenet` (224 pixels become 28), or `small`: two 3x3 convolutions and one pooling (32 become 16).
         width: factor on the maps of all convolutions and on the hidden units of the auxiliary classifiers.
         dropout: probability in front of the last layer.
-        initialisation: `xavier` with biases of 0.2 as in Caffe's replica (the paper does not say), or `he`.
+        initialisation: `xavier` (Glorot and Bengio 2010; Caffe's filler of that name divides by the inputs alone) with
+            biases of 0.2 as in Caffe's replica, or `he`; the paper does not say.
 
     Raises:
         ValueError: an unknown stem or initialisation, a width or dropout out of range, or images too small for the
