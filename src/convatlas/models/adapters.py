@@ -1,7 +1,5 @@
 """Nets that timm and torchvision hold, under this project's two keyword arguments `num_classes` and `in_channels`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

@@ -1,7 +1,5 @@
 """From a model's configuration to the net: checks the arguments against the net's own signature, and calls it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

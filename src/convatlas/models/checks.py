@@ -1,22 +1,9 @@
 """What a user can get wrong about a net's numbers or an image's size, and the sentence that says what fits."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor
-
-__all__ = [
-    "blocks_for_depth",
-    "require_choice",
-    "require_exact_size",
-    "require_image_size",
-    "require_positive",
-    "require_probability",
-    "require_width",
-    "timm_rows",
-]
 
 
 def blocks_for_depth(depth: int, step: int, others: int) -> int:

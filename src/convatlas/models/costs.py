@@ -6,8 +6,6 @@ print them as FLOPs); activation bytes are what autograd saves for the backward 
 counted once, weights left out.
 """
 
-from __future__ import annotations
-
 import inspect
 import statistics
 import time

@@ -5,8 +5,6 @@ evaluation does not compute. The last stage is the block in front of it and all 
 ResNet its last stage, of a net that is one row of blocks the last of them, of a net without blocks its last two layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch
@@ -14,8 +12,6 @@ from torch import Tensor, nn
 
 from convatlas.core.errors import UserError
 from convatlas.models.interfaces import auxiliary_loss_weights
-
-__all__ = ["freeze", "keep_frozen_in_eval", "trained_layers"]
 
 
 def freeze(net: nn.Module, trainable: str, num_classes: int, image: Tensor) -> list[str]:

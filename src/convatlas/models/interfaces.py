@@ -1,26 +1,9 @@
 """What a net may offer beside `forward`. A net offers it by having the method or attribute; others ask here."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
-
-__all__ = [
-    "AddsLossTerms",
-    "FollowsTraining",
-    "HasAuxiliaryClassifiers",
-    "HasDenseOutputs",
-    "HasFigures",
-    "HasParts",
-    "Invertible",
-    "LeavesGradientsOut",
-    "Reversible",
-    "auxiliary_loss_weights",
-    "is_reversible",
-    "leaves_gradients_out",
-]
 
 
 @runtime_checkable

@@ -1,7 +1,5 @@
 """Weights that a net starts from: whether they fit, and what they are."""
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 import zipfile
@@ -13,8 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from convatlas.core.errors import UserError
-
-__all__ = ["State", "digest", "load_net", "read_checkpoint", "take_weights"]
 
 State = Mapping[str, Tensor]
 """Tensors by their names in a net's `state_dict`."""

@@ -5,8 +5,6 @@ A.1: one softmax for each of the 2 * 5 * B decisions. Pham et al., "Efficient Ne
 Sharing" (ICML 2018) bound the logits with a tanh. Learning: Williams (1992), REINFORCE; Schulman et al. (2017), PPO.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +14,6 @@ from torch import Tensor, nn
 
 from convatlas.search.config import Controller
 from convatlas.search.spaces import Decisions
-
-__all__ = ["Learner", "LstmController", "Written"]
 
 INITIAL = 0.1  # weights are drawn from U(-0.1, 0.1), as in the paper
 

@@ -4,8 +4,6 @@ Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search" (ICLR 2019), se
 batch norms have no scale and shift, pooling is followed by one, and `none`, which gives zeros, is one more operation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +18,6 @@ from convatlas.search.proxy import correct_answers
 from convatlas.search.spaces import CELL_NAMES, DartsSpace, Decisions, state_pairs
 from convatlas.search.strategy import Context, Row, seeded
 from convatlas.search.supernets import SuperNetSearch, without_running_statistics
-
-__all__ = ["DartsSearch", "MixedCell", "MixedNet", "strongest"]
 
 WEIGHTS, ARCHITECTURE = 21, 22  # streams of random numbers
 

@@ -1,7 +1,5 @@
 """What a search sees: the training split, cut in two. The files of the other splits are not opened."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +15,6 @@ from convatlas.data.card import CARD_FILE, Card, remedy
 from convatlas.data.prepared import Split, open_split
 from convatlas.data.reader import Indices
 from convatlas.data.shards import ShardedImages
-
-__all__ = ["SearchData"]
 
 
 class SearchData:

@@ -5,8 +5,6 @@ section 3. The output of a layer is the sum of its candidates' outputs, weighted
 Gumbel noise g (equation 6). Weights and theta are trained in turns, each on its own part of the data.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -21,8 +19,6 @@ from convatlas.search.proxy import correct_answers
 from convatlas.search.spaces import Decisions, FBNetSpace, Layer
 from convatlas.search.strategy import Context, Row, seeded
 from convatlas.search.supernets import SuperNetSearch, without_running_statistics
-
-__all__ = ["DnasSearch", "MixedLayer", "SuperNet", "latency_of", "multiplicative_loss"]
 
 Mixture = list[Tensor]
 """For every layer the weights of its candidates, `(candidates,)`, which sum to 1."""

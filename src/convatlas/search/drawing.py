@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["CellGraph", "as_svg", "draw_architecture", "draw_cells", "draw_course", "draw_layers"]
-
 INK, SOFT, BLUE, ORANGE = "#1d2127", "#8a9099", "#1f6fb2", "#d1571b"
 EXPANSION_COLOURS = {1: "#cfe0ee", 3: "#7fb0d8", 6: "#1f6fb2"}
 

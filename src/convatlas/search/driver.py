@@ -1,7 +1,5 @@
 """One search from beginning to end: it goes on where it was killed, and ends with trainings and a report."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable
@@ -32,8 +30,6 @@ from convatlas.search.strategy import Context, Phase, Row, Strategy
 from convatlas.search.tracking import SearchTracker, open_search_tracker
 from convatlas.training.run import quieten_libraries, train
 from convatlas.training.work_folder import WorkFolder, difference, read_identity
-
-__all__ = ["STRATEGIES", "run_search"]
 
 STRATEGIES: dict[str, Callable[[Context], Strategy]] = {
     "fbnet_dnas": DnasSearch,

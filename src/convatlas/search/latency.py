@@ -4,8 +4,6 @@ Wu et al., FBNet (CVPR 2019), section 3.2: the latency of a net is the sum over 
 one inference, so that log(latency) is well above 0 for any net.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import time
@@ -22,8 +20,6 @@ from convatlas.core.errors import UserError
 from convatlas.core.files import read_json, write_json
 from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.search.spaces import Decisions, FBNetSpace
-
-__all__ = ["LatencyTable", "fastest", "measure_table", "table_for", "this_machine"]
 
 STEM, HEAD = "stem", "head"
 

@@ -1,7 +1,5 @@
 """Proxy trainings, which judge a sampled net: short, on one part of the training split, and tested on the other."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +11,6 @@ from torch import Tensor, nn
 from convatlas.search.budget import EVALUATION, TRAINING, macs_of
 from convatlas.search.config import Proxy, SgdStep
 from convatlas.search.data import SearchData
-
-__all__ = ["Judged", "correct_answers", "evaluate", "proxy_cost", "set_gradients", "sgd", "sgd_step", "train_proxy"]
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 Li, Talwalkar, "Random Search and Reproducibility for Neural Architecture Search" (UAI 2019).
 """
 
-from __future__ import annotations
-
 import torch
 
 from convatlas.core.seeds import mixed_seed
@@ -13,8 +11,6 @@ from convatlas.search.config import Random
 from convatlas.search.proxy import proxy_cost
 from convatlas.search.spaces import Decisions
 from convatlas.search.strategy import Context, Row, Strategy
-
-__all__ = ["RandomSearch"]
 
 STREAM = 7_001  # of random numbers, apart from those of the other searches
 

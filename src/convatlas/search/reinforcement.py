@@ -1,7 +1,5 @@
 """Search by a controller: rewarded with short trainings of each net (NASNet), or with shared weights (ENAS)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -14,8 +12,6 @@ from convatlas.search.proxy import correct_answers, sgd, sgd_step
 from convatlas.search.shared_weights import SharedNet
 from convatlas.search.spaces import Decisions, NasnetSpace
 from convatlas.search.strategy import Context, Row, Strategy, seeded
-
-__all__ = ["EnasSearch", "NasnetSearch"]
 
 CONTROLLER, CHILD, FINAL = 11, 12, 13  # streams of random numbers
 

@@ -22,8 +22,6 @@ from convatlas.search.config import CompoundScaling
 from convatlas.search.proxy import train_proxy
 from convatlas.search.strategy import Context, Row, Strategy, seeded
 
-__all__ = ["Coefficients", "CompoundSearch", "grid"]
-
 PROXY, STREAM = 31, 32  # streams of random numbers
 
 

@@ -4,8 +4,6 @@ Pham et al., "Efficient Neural Architecture Search via Parameter Sharing" (ICML 
 weights of its own for every block, side and input state. A drawn architecture runs through its own part alone.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,8 +21,6 @@ from convatlas.models.classification.nasnet import (
 )
 from convatlas.search.config import NasnetSpaceConfig
 from convatlas.search.supernets import without_running_statistics
-
-__all__ = ["SharedCell", "SharedNet"]
 
 
 class SharedCell(nn.Module):

@@ -4,8 +4,6 @@ An architecture is a tuple with the index of the choice for each decision. Rando
 controller learns to draw them, and a differentiable search relaxes them; all end in the same architecture file.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -19,8 +17,6 @@ from convatlas.core.errors import UserError, near_matches
 from convatlas.models.classification import darts, fbnet, nasnet
 from convatlas.models.classification.searched import searched
 from convatlas.search.config import DartsSpaceConfig, FBNetSpaceConfig, NasnetSpaceConfig
-
-__all__ = ["DartsSpace", "Decisions", "FBNetSpace", "Layer", "NasnetSpace", "Space", "make_space"]
 
 Decisions = tuple[int, ...]
 Choices = tuple[tuple[str, ...], ...]

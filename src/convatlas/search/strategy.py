@@ -1,7 +1,5 @@
 """The interface of a search: steps that can be interrupted, rows for each, and an architecture at the end."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -16,8 +14,6 @@ from convatlas.search.data import SearchData
 from convatlas.search.latency import LatencyTable
 from convatlas.search.proxy import Judged, train_proxy
 from convatlas.search.spaces import Decisions, FBNetSpace, Space
-
-__all__ = ["Context", "Row", "Strategy", "seeded"]
 
 PROXY = 41  # the stream of random numbers of proxy trainings
 

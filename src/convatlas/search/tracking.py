@@ -15,8 +15,6 @@ from convatlas.tracking.runs import Experiment, end_status, metrics_of, warn
 if TYPE_CHECKING:
     from convatlas.data.card import Card
 
-__all__ = ["MlflowSearchTracker", "SearchTracker", "open_search_tracker"]
-
 
 class SearchTracker:
     """Tracks nothing; the interface."""

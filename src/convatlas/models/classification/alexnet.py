@@ -5,8 +5,6 @@ and figure 2. Each tower computes half of every layer. The towers see each other
 in the fully connected layers alone, so that the second, fourth and fifth convolutions are convolutions in two groups.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Self
 
@@ -16,8 +14,6 @@ from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_exact_size, require_probability, require_width
 from convatlas.models.layers.normalisation import LocalResponseNorm
-
-__all__ = ["AlexNet", "Tower"]
 
 CHANNELS = (96, 256, 384, 384, 256)
 HIDDEN = 4096
@@ -83,10 +79,6 @@ class AlexNet(nn.Module):
             the paper's, through which signals of that size do not pass.
         devices: two devices, one a tower, for example `[cuda:0, cuda:1]`; the logits are on the first. The net then
             stays there when it is moved as a whole. None leaves it in one place.
-
-    Raises:
-        ValueError: an unknown stem or initialisation, a width or dropout out of range, an image size that is too small,
-            or not two devices of this machine; when called: images of another size.
     """
 
     def __init__(
@@ -152,7 +144,6 @@ class AlexNet(nn.Module):
         return gather(maps, self.tower1.device)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, image_size, image_size) -> (B, num_classes)` logits."""
         towers = (self.tower1, self.tower2)
         features = self.forward_features(images).flatten(1)
         hidden = [self.dropout(F.relu(tower.fc6(features.to(tower.device)))) for tower in towers]
@@ -184,11 +175,7 @@ def half(maps: int, width: float) -> int:
 
 
 def last_map_side(image_size: int, stem: str) -> int:
-    """Return the side of the maps after the third pooling, in pixels.
-
-    Raises:
-        ValueError: the images are too small to leave any.
-    """
+    """Return the side of the maps after the third pooling, in pixels."""
     kernel, stride, padding = STEMS[stem]
     side = (image_size + 2 * padding - kernel) // stride + 1
     for _ in range(3):

@@ -7,8 +7,6 @@ do not split the channels, but make both parts from all of them by 1x1 convoluti
 follows the paper's equations. The nets that they come from are in `darknet.py` (older configurations name them here).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Unpack
@@ -56,9 +54,6 @@ def csp_resnet50(
             ResNet-50's blocks.
         channels: width of both paths and of the output of each stage; a block is half as wide inside.
         options: see `StemOptions`.
-
-    Raises:
-        ValueError: an unknown stem or activation, or numbers that make no net.
     """
     inners = [width // 2 for width in channels]
     return _csp_bottlenecks(blocks, channels, divisor=2, inners=inners, outs=channels, groups=1, **options)
@@ -78,9 +73,6 @@ def csp_resnext50(
         channels: width of both paths of each stage and of its blocks inside; a stage puts out twice as many.
         groups: of every 3x3 convolution, also of the strided ones between the stages.
         options: see `StemOptions`.
-
-    Raises:
-        ValueError: an unknown stem or activation, or numbers that make no net.
     """
     require_positive("groups", groups)
     outs = [2 * width for width in channels]
@@ -148,9 +140,6 @@ def csp_darknet53(
             first stage the paths have all and the blocks half.
         stem_channels: filters of the first convolution, which has stride 1.
         activation: `leaky`, or `mish` (csdarknet53-omega.cfg; the backbone of YOLOv4).
-
-    Raises:
-        ValueError: an unknown activation, or numbers that make no net.
     """
     check_stages(blocks, channels, 2, activation)
     require_positive("stem_channels", stem_channels)
@@ -194,10 +183,6 @@ def csp_densenet(
         compression: share of the channels, counted as in the DenseNet without a bypass, that a stage puts out.
         stem: `large` (7x7 and pooling, stride 4) or `small` (3x3, stride 2).
         stem_channels: filters of the stem.
-
-    Raises:
-        ValueError: an unknown stem or fusion, `gamma` or `compression` out of range, or numbers that make no net; in a
-            call, images that are too small.
     """
     if not layers or min(layers) < 1:
         raise ValueError(f"model.layers={list(layers)} must name at least 1 layer for every stage.")

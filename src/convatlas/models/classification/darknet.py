@@ -4,8 +4,6 @@ Redmon, Farhadi, "YOLOv3: An Incremental Improvement" (2018), table 1; every wid
 published darknet files (darknet53.cfg, resnet50.cfg, resnext50.cfg).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TypedDict, Unpack
 
@@ -14,18 +12,6 @@ from torch import Tensor, nn
 from convatlas.models.checks import require_choice, require_image_size, require_positive
 from convatlas.models.layers.conv_norm import ACTIVATIONS, conv_norm, initialise_convolutions
 from convatlas.models.layers.shortcuts import ZeroPadShortcut
-
-__all__ = [
-    "Bottleneck",
-    "DarknetBlock",
-    "StagedNet",
-    "StemOptions",
-    "check_stages",
-    "darknet53",
-    "darknet_resnet50",
-    "darknet_resnext50",
-    "pooled_stem",
-]
 
 STEMS = ("large", "small")
 
@@ -67,7 +53,6 @@ class Bottleneck(nn.Module):
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add and activate."""
         return self.activation(self.residual(x) + self.shortcut(x))
 
 
@@ -81,7 +66,6 @@ class DarknetBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the input to what was computed from it."""
         return x + self.residual(x)
 
 
@@ -116,11 +100,7 @@ class StagedNet(nn.Module):
         initialise_convolutions(self)
 
     def forward_pyramid(self, images: Tensor) -> list[Tensor]:
-        """Return the map of every stage, `(B, stage_channels[i], H / stage_strides[i], W / stage_strides[i])`.
-
-        Raises:
-            ValueError: the images are so small that nothing would be left of them.
-        """
+        """Return the map of every stage, `(B, stage_channels[i], H / stage_strides[i], W / stage_strides[i])`."""
         require_image_size(images, self.smallest_image, "this net")
         maps = [self.stem(images)]
         for stage in self.stages:
@@ -132,7 +112,6 @@ class StagedNet(nn.Module):
         return self.forward_pyramid(images)[-1]
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.classifier(self.forward_features(images).mean((2, 3)))
 
 
@@ -178,9 +157,6 @@ def darknet_resnet50(
         blocks: blocks of each stage.
         channels: channels that each stage puts out; its blocks have a quarter inside.
         options: see `StemOptions`.
-
-    Raises:
-        ValueError: an unknown stem or activation, or numbers that make no net.
     """
     return _bottlenecks(blocks, channels, narrowing=4, groups=1, **options)
 
@@ -199,9 +175,6 @@ def darknet_resnext50(
         channels: channels that each stage puts out; its blocks have half of them inside.
         groups: of the 3x3 convolutions.
         options: see `StemOptions`.
-
-    Raises:
-        ValueError: an unknown stem or activation, or numbers that make no net.
     """
     require_positive("groups", groups)
     return _bottlenecks(blocks, channels, narrowing=2, groups=groups, **options)
@@ -262,9 +235,6 @@ def darknet53(
         channels: channels that each stage puts out; its blocks have half of them inside.
         stem_channels: filters of the first convolution, which has stride 1.
         activation: `leaky` or `mish`.
-
-    Raises:
-        ValueError: an unknown activation, or numbers that make no net.
     """
     check_stages(blocks, channels, 2, activation)
     require_positive("stem_channels", stem_channels)

@@ -4,8 +4,6 @@ Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search" (ICLR 2019), se
 The genotypes are those that the authors published: of the first order (`darts_v1`) and the second order (`darts_v2`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,9 +14,6 @@ from torch import Tensor, nn
 from convatlas.core.errors import near_matches
 from convatlas.models.checks import require_image_size, require_positive, require_probability
 from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath, drop_path_figures, set_training_progress
-
-__all__ = ["GENOTYPES", "OPERATIONS", "Cell", "DartsNet", "DartsOutput", "Edge", "Genotype", "make_operation"]
-
 
 # ---- the cells as data ----------------------------------------------------------------------------------------------
 
@@ -73,11 +68,7 @@ GENOTYPES = {
 
 
 def read_genotype(genotype: str | Mapping[str, Any]) -> Genotype:
-    """Look a genotype up by its name, or read one from `{normal: [[[operation, state], ...], ...], reduction: ...}`.
-
-    Raises:
-        ValueError: no such name, an unknown operation, a state that does not exist yet, or another form.
-    """
+    """Look a genotype up by its name, or read one from `{normal: [[[operation, state], ...], ...], reduction: ...}`."""
     if isinstance(genotype, str):
         if genotype not in GENOTYPES:
             raise ValueError(f"model.genotype={genotype} is not known. {near_matches(genotype, GENOTYPES)}")
@@ -134,7 +125,6 @@ class FactorizedReduction(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """ReLU, both convolutions, BN."""
         x = F.relu(x)
         shifted = F.pad(x, (-1, 1, -1, 1))
         return self.norm(torch.cat([self.even(x), self.odd(shifted)], 1))
@@ -219,7 +209,6 @@ class Cell(nn.Module):
         return nn.Sequential(operation, ScheduledDropPath(drop_path_rate))
 
     def forward(self, before: Tensor, last: Tensor) -> Tensor:
-        """Compute the nodes one after another and concatenate them."""
         states = [self.fit_before(before), self.fit_last(last)]
         for operations, sources in zip(self.nodes, self.states, strict=True):
             assert isinstance(operations, nn.ModuleList)
@@ -246,7 +235,6 @@ class AuxiliaryHead(nn.Module):
         self.classifier = nn.Linear(768, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool, two convolutions, one linear layer."""
         x = self.reduce(F.avg_pool2d(F.relu(x), 5, stride=self.pool_stride))
         return self.classifier(self.whole(x).mean((2, 3)))
 
@@ -275,9 +263,6 @@ class DartsNet(nn.Module):
             the training's progress, see `begin_step`; the paper's is 0.2 for CIFAR.
         auxiliary: add a classifier behind the second reduction, with loss weight 0.4; training then returns a
             `DartsOutput`.
-
-    Raises:
-        ValueError: an unknown or ill-formed genotype, an unknown stem, or a number out of its range.
     """
 
     def __init__(
@@ -369,11 +354,7 @@ class DartsNet(nn.Module):
         return drop_path_figures(self)
 
     def _outputs(self, images: Tensor) -> list[Tensor]:
-        """Return every cell's output, in order.
-
-        Raises:
-            ValueError: in training the images are too small for the auxiliary head.
-        """
+        """Return every cell's output, in order."""
         if self.auxiliary_head is not None and self.training:
             require_image_size(images, self.smallest_image_in_training, "model.auxiliary=true")
         before = self.stem(images)

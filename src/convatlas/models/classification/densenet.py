@@ -3,8 +3,6 @@
 Huang, Liu, van der Maaten, Weinberger, "Densely Connected Convolutional Networks" (CVPR 2017), Table 1.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -12,8 +10,6 @@ from torch import nn
 
 from convatlas.models.adapters import torchvision_model
 from convatlas.models.checks import require_image_size, require_probability
-
-__all__ = ["densenet"]
 
 DEPTHS = (121, 161, 169, 201)
 
@@ -24,9 +20,6 @@ def densenet(depth: int = 121, dropout: float = 0.0, num_classes: int = 1000, in
     Args:
         depth: layers with weights.
         dropout: probability of dropping an activation behind each dense layer.
-
-    Raises:
-        ValueError: the paper has no such depth, or `dropout` is no probability; in a call, the images are too small.
     """
     if depth not in DEPTHS:
         raise ValueError(f"model.depth={depth} is not in the paper; choose one of {', '.join(map(str, DEPTHS))}.")

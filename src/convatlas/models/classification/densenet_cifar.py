@@ -7,8 +7,6 @@ DenseNets" (2017): what a layer computes from the concatenation is computed agai
 stored activations grow linearly with depth instead of quadratically.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -19,8 +17,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from convatlas.models.checks import blocks_for_depth, require_image_size, require_positive, require_probability
-
-__all__ = ["DenseBlock", "DenseLayer", "DenseNetCifar", "Transition"]
 
 
 class DenseLayer(nn.Module):
@@ -57,7 +53,6 @@ class DenseLayer(nn.Module):
         return nullcontext(), _statistics_untouched(self.norm1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Compute the new maps from all earlier ones."""
         if self.memory_saving and self.training and torch.is_grad_enabled():
             out: Tensor = checkpoint(
                 self._first, *maps, use_reentrant=False, context_fn=self._first_again, preserve_rng_state=False
@@ -93,7 +88,6 @@ class DenseBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Concatenate the input and every layer's maps in the order of the layers."""
         maps = [x]
         for layer in self.layers:
             maps.append(layer(maps))
@@ -125,10 +119,6 @@ class DenseNetCifar(nn.Module):
             augmentation).
         memory_saving: compute concatenations, their normalisations and the convolutions on them again for the backward
             pass instead of storing them; gradients and statistics are the same bits.
-
-    Raises:
-        ValueError: `depth` does not fit the kind of layer, `growth_rate` is less than 1, `compression` is not in
-            (0, 1], or `dropout` is no probability.
     """
 
     def __init__(
@@ -175,14 +165,9 @@ class DenseNetCifar(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, channels, H/4, W/4)`, behind the last BN and ReLU.
-
-        Raises:
-            ValueError: images lower or narrower than 4 pixels, of which the transitions would leave nothing.
-        """
+        """`(B, C, H, W) -> (B, channels, H/4, W/4)`, behind the last BN and ReLU."""
         require_image_size(images, 4, "densenet_cifar")
         return F.relu(self.norm(self.stages(self.stem(images))))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.classifier(self.forward_features(images).mean((2, 3)))

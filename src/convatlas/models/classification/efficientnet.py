@@ -5,8 +5,6 @@ blocks are timm's, with TensorFlow's padding; the baseline and the rounding are 
 be scaled alone, as the paper does to compare.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +12,6 @@ from functools import partial
 from torch import nn
 
 from convatlas.models.checks import require_choice, require_positive, require_probability, timm_rows
-
-__all__ = ["SCALINGS", "Scaling", "efficientnet", "round_width"]
 
 
 @dataclass(frozen=True)

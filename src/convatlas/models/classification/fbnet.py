@@ -6,8 +6,6 @@ As in the nets that the authors released, a block with expansion 1 has no first 
 has a bias though batch norm follows. `BlockNet` takes any such choice; `convatlas.search` finds others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,8 +14,6 @@ from torch import Tensor, nn
 from convatlas.models.checks import require_choice, require_probability
 from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.models.layers.shuffle import ChannelShuffle
-
-__all__ = ["BLOCKS", "FOUND", "SKIP", "BlockKind", "BlockNet", "FBNet", "FBNetBlock"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +115,6 @@ class FBNetBlock(nn.Module):
         self.layers.append(ConvNormAct(middle, out_channels, groups=kind.groups, bias=bias, activation=None))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the block."""
         return x + self.layers(x) if self.residual else self.layers(x)
 
 
@@ -135,9 +130,6 @@ class BlockNet(nn.Module):
         always_expand: keep the first 1x1 convolution of blocks with expansion 1.
         conv_bias: give the convolutions biases; batch norm takes their effect away.
         dropout: probability of setting a feature before the classifier to zero.
-
-    Raises:
-        ValueError: lists of different lengths, an unknown block, or a skipped layer that must change the shape.
     """
 
     def __init__(
@@ -193,7 +185,6 @@ class BlockNet(nn.Module):
         return self.head(self.stages(self.stem(images)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.classifier(self.dropout(self.forward_features(images).mean((2, 3))))
 
 

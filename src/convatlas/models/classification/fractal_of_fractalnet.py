@@ -4,8 +4,6 @@ Smith, Topin, "Deep Convolutional Neural Network Design Patterns" (2016, arXiv 1
 follow the authors' published Caffe files; the fractal block is in `models/layers/fractal.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -20,8 +18,6 @@ from convatlas.models.checks import (
     require_width,
 )
 from convatlas.models.layers.fractal import FractalBlock, LocalDropPath, initialise_as_caffe, join
-
-__all__ = ["FractalOfFractalNet", "FreezeSchedule", "freeze_drop_path"]
 
 TRAININGS = ("joint", "freeze_drop_path")
 SCHEDULES = ("stochastic", "deterministic")
@@ -70,9 +66,6 @@ class FreezeSchedule:
         proportions: what a branch's probability, or its part of a cycle, is proportional to: `squares` of its number
             from 1, `equal`, or `reversed_squares`, the same squares from the most complex branch down.
         cycle: steps of a cycle; None is the whole training, each branch in one go.
-
-    Raises:
-        ValueError: an unknown schedule or proportions, or a cycle of no steps.
     """
 
     def __init__(self, branches: int, schedule: str, proportions: str, cycle: int | None) -> None:
@@ -144,9 +137,6 @@ class FractalOfFractalNet(nn.Module):
         dropout: probability of dropping a value in the blocks of a (two), b, c (two), d and e: seven in this order.
         freeze_schedule, freeze_proportions, freeze_cycle: see `FreezeSchedule`; used by `freeze_drop_path` alone.
         image_size: side of the images in pixels, at least 16; it decides the size of the linear layer.
-
-    Raises:
-        ValueError: a number out of its range, another number of dropout rates than seven, or an unknown name.
     """
 
     def __init__(
@@ -288,11 +278,7 @@ class FractalOfFractalNet(nn.Module):
         return freeze_drop_path(branches, self._active)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """`(B, C, S, S) -> (B, 512 * width, S/16, S/16)`: the last join, under `freeze_drop_path` before its BN.
-
-        Raises:
-            ValueError: the images do not have `image_size`.
-        """
+        """`(B, C, S, S) -> (B, 512 * width, S/16, S/16)`: the last join, under `freeze_drop_path` before its BN."""
         require_exact_size(images, self.image_size)
         paths = LocalDropPath(self.drop_path_rate if self.training else 0.0, self._seed if self.training else None)
         features = self._in_stages(images, paths) if self.freezes else self._all_joined(images, paths)
@@ -301,7 +287,6 @@ class FractalOfFractalNet(nn.Module):
         return features
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, S, S) -> (B, num_classes)` logits."""
         features = self.forward_features(images)
         if self.freezes:
             features = self.norms[self._active if self.training else -1](features)

@@ -4,8 +4,6 @@ Larsson, Maire, Shakhnarovich, "FractalNet: Ultra-Deep Neural Networks without R
 leaves open follows the authors' published generator of Caffe definitions; the block is in `models/layers/fractal.py`.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -13,8 +11,6 @@ from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_image_size, require_positive, require_probability
 from convatlas.models.layers.fractal import FractalBlock, Kept, initialise_as_caffe, seeded_generator
-
-__all__ = ["FractalNet", "Paths"]
 
 
 class Paths(NamedTuple):
@@ -57,9 +53,6 @@ class FractalNet(nn.Module):
             have it. The authors' definition is the reverse.
         stem: `none`; or `imagenet`, the first layers of ResNet-34, which leave a quarter of the height and width, and
             no pooling after the last block, whose maps the classifier averages.
-
-    Raises:
-        ValueError: a number out of its range, no width, an unknown name, or separate statistics with `affine`.
     """
 
     def __init__(
@@ -179,9 +172,6 @@ class FractalNet(nn.Module):
 
         Args:
             number: from 1, the shallowest, with one convolution a block, to `columns`, with 2^(columns-1).
-
-        Raises:
-            ValueError: there is no such column.
         """
         if not 1 <= number <= self.columns:
             raise ValueError(f"column={number}: this net has the columns 1 to {self.columns}.")
@@ -200,11 +190,7 @@ class FractalNet(nn.Module):
     # ---- the computation --------------------------------------------------------------------------------------------
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, widths[-1], H/2^B, W/2^B)`; behind the ImageNet stem H/2^(B+1), and W likewise.
-
-        Raises:
-            ValueError: the images are too small to be halved so often.
-        """
+        """`(B, C, H, W) -> (B, widths[-1], H/2^B, W/2^B)`; behind the ImageNet stem H/2^(B+1), and W likewise."""
         require_image_size(images, self.smallest_image, "this net")
         paths = self.draw_paths() if self.training else self._all_paths()
         if self.training:

@@ -5,8 +5,6 @@ section 5, table 1 and figure 3. No batch normalisation, biases everywhere, real
 this name has neither of the three, so it is written here.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -21,8 +19,6 @@ from convatlas.models.checks import (
     require_width,
 )
 from convatlas.models.layers.normalisation import LocalResponseNorm
-
-__all__ = ["AuxiliaryClassifier", "GoogLeNet", "GoogLeNetOutput", "Inception"]
 
 INITIALISATIONS = ("xavier", "he")
 
@@ -73,7 +69,6 @@ class ImageNetStem(nn.Module):
         self.norm = LocalResponseNorm()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Convolve and pool twice, normalising after the first pooling and before the second."""
         x = self.norm(self.pool(F.relu(self.conv1(images))))
         x = F.relu(self.conv2(F.relu(self.reduce(x))))
         return self.pool(self.norm(x))
@@ -90,7 +85,6 @@ class SmallStem(nn.Module):
         self.norm = LocalResponseNorm()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Convolve, pool, convolve, normalise."""
         x = self.pool(F.relu(self.conv1(images)))
         return self.norm(F.relu(self.conv2(x)))
 
@@ -114,7 +108,6 @@ class Inception(nn.Module):
         self.pooled = nn.Conv2d(in_channels, widths.pooled, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Concatenate the branches: 1x1, 3x3, 5x5, pooled."""
         three = self.three(F.relu(self.reduce_three(x)))
         five = self.five(F.relu(self.reduce_five(x)))
         pooled = self.pooled(F.max_pool2d(x, 3, stride=1, padding=1))
@@ -141,7 +134,6 @@ class AuxiliaryClassifier(nn.Module):
         self.classifier = nn.Linear(hidden, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify from inner maps."""
         x = F.relu(self.conv(self.pool(x)))
         x = F.relu(self.fc(x.flatten(1)))
         return self.classifier(self.dropout(x))
@@ -164,11 +156,6 @@ class GoogLeNet(nn.Module):
         width: factor on the maps of all convolutions and on the hidden units of the auxiliary classifiers.
         dropout: probability in front of the last layer.
         initialisation: `xavier` with biases of 0.2 as in Caffe's replica (the paper does not say), or `he`.
-
-    Raises:
-        ValueError: an unknown stem or initialisation, a width or dropout out of range, or images too small for the
-            auxiliary classifiers; when called: images too small for the net, or, in training with these classifiers,
-            of another size.
     """
 
     def __init__(
@@ -250,11 +237,7 @@ class GoogLeNet(nn.Module):
 
 
 def side_of_4a(image_size: int, stem: str) -> int:
-    """Return the pixels a side of the maps that the auxiliary classifiers see.
-
-    Raises:
-        ValueError: they are smaller than the classifiers' 5x5 pooling window.
-    """
+    """Return the pixels a side of the maps that the auxiliary classifiers see."""
     # The first convolution halves the side rounding up, each pooling rounding down.
     side = (image_size + 1) // 2 // 2**3 if stem == "imagenet" else image_size // 2**2
     if side < 5:

@@ -11,8 +11,6 @@ Shapes in capitals: T steps, B images, F features of a step, G gates (1 in an RN
 o), H hidden units, N_z the size of an embedding.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from typing import TypedDict, Unpack
@@ -22,8 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_positive, require_probability
-
-__all__ = ["LSTM", "RNN", "HyperLSTM", "HyperRNN"]
 
 READINGS = ("rows", "pixels")
 
@@ -45,7 +41,6 @@ class RNNUpdate(nn.Module):
         self.hidden_size = hidden_size
 
     def forward(self, y: Tensor, state: State) -> State:
-        """Return the state after this step."""
         return (torch.tanh(y[0]),)
 
 
@@ -73,7 +68,6 @@ class LSTMUpdate(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, y: Tensor, state: State) -> State:
-        """Return the state after this step."""
         _, cell = state
         if self.norm_gain is not None and self.norm_bias is not None:
             y = torch.addcmul(self.norm_bias, F.layer_norm(y, (self.hidden_size,)), self.norm_gain)
@@ -113,7 +107,6 @@ class Recurrence(nn.Module):
         return y.unflatten(-1, (self.update.gates, self.update.hidden_size)).transpose(-3, -2)
 
     def forward(self, sequence: Tensor) -> Tensor:
-        """Read the sequence; what depends on the input alone is computed for all steps at once."""
         state = self.first_state(sequence)
         for x in self.by_gate(self.from_input(sequence)).unbind():
             state = self.update(self.by_gate(self.from_hidden(state[0])) + x, state)
@@ -181,7 +174,6 @@ class HyperRecurrence(nn.Module):
         )
 
     def forward(self, sequence: Tensor) -> Tensor:
-        """Read the sequence; what depends on the input alone is computed for all steps at once."""
         main, hyper, joined = self.main, self.hyper, self.scales.joined()
         split = [main.update.hidden_size, sequence.shape[2]]
         hyper_from_main, hyper_from_input = hyper.from_input.weight.split(split, dim=1)
@@ -220,9 +212,6 @@ class SequenceReader(nn.Module):
         reading: `rows`: a step is one row of all channels; `pixels`: one pixel of all channels, row by row.
         image_size: side of the images in pixels.
         permutation_seed: put the pixels of every image in one random order first; null leaves them as they are.
-
-    Raises:
-        ValueError: there is no such reading, or `image_size` is below 1.
     """
 
     order: Tensor | None
@@ -253,11 +242,7 @@ class SequenceReader(nn.Module):
         self.classifier = nn.Linear(hidden_size, num_classes)
 
     def sequence(self, images: Tensor) -> Tensor:
-        """`(B, C, side, side) -> (T, B, F)`: rows are `(side, B, C * side)`, pixels `(side^2, B, C)`.
-
-        Raises:
-            ValueError: the images are of another size.
-        """
+        """`(B, C, side, side) -> (T, B, F)`: rows are `(side, B, C * side)`, pixels `(side^2, B, C)`."""
         batch, channels, height, width = images.shape
         if height != self.image_size or width != self.image_size:
             raise ValueError(
@@ -275,7 +260,6 @@ class SequenceReader(nn.Module):
         return self.recurrence(self.sequence(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, side, side) -> (B, num_classes)` logits."""
         return self.classifier(self.forward_features(images))
 
 
@@ -290,9 +274,6 @@ class RNN(SequenceReader):
     Args:
         hidden_size: units.
         options: see `SequenceReader`.
-
-    Raises:
-        ValueError: a size is below 1, or there is no such reading.
     """
 
     def __init__(self, *, hidden_size: int = 128, **options: Unpack[SequenceOptions]) -> None:
@@ -308,9 +289,6 @@ class LSTM(SequenceReader):
         layer_norm: normalise the gates and the cell.
         dropout: probability of dropping a unit of the candidate; the paper keeps 0.9 of the characters' LSTM.
         options: see `SequenceReader`.
-
-    Raises:
-        ValueError: a size is below 1, `dropout` is no probability, or there is no such reading.
     """
 
     def __init__(
@@ -341,9 +319,6 @@ class HyperRNN(SequenceReader):
             in which no normalisation undoes it: a state fades to a tenth at each step until the scales have grown.
             With 1 the net starts as a plain RNN.
         options: see `SequenceReader`.
-
-    Raises:
-        ValueError: a size is below 1, or there is no such reading.
     """
 
     def __init__(
@@ -375,9 +350,6 @@ class HyperLSTM(SequenceReader):
         layer_norm: normalise the gates and the cells of both.
         dropout: probability of dropping a unit of the main net's candidate.
         options: see `SequenceReader`.
-
-    Raises:
-        ValueError: a size is below 1, `dropout` is no probability, or there is no such reading.
     """
 
     def __init__(

@@ -5,8 +5,6 @@ Ha, Dai, Le, "HyperNetworks" (arXiv 1609.09106), sections 3.1 and 4.2: of a pre-
 embeddings. The stem, batch normalisation, biases, shortcuts and the classifier have weights of their own.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 
@@ -17,8 +15,6 @@ from torch import Tensor, nn
 from convatlas.models.checks import blocks_for_depth, require_choice, require_positive
 from convatlas.models.layers.generated_kernels import GeneratedKernels, KernelShape, LearntKernels
 from convatlas.models.layers.shortcuts import ZeroPadShortcut
-
-__all__ = ["HyperBlock", "HyperWideResNet"]
 
 SHORTCUTS = ("identity", "projection")
 
@@ -44,7 +40,6 @@ class HyperBlock(nn.Module):
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor, kernel1: Tensor, kernel2: Tensor) -> Tensor:
-        """Add the two convolutions to the shortcut; no ReLU behind the sum."""
         activated = F.relu(self.norm1(x))
         out = F.conv2d(activated, kernel1, self.bias1, stride=self.stride, padding=1)
         out = F.conv2d(F.relu(self.norm2(out)), kernel2, self.bias2, padding=1)
@@ -66,10 +61,6 @@ class HyperWideResNet(nn.Module):
         kernel_decay: weight of the sum of squares of all convolution kernels, the generated ones among them, in the
             loss, see `loss_terms`. The paper prints "0.0005%".
         stem_stride: stride of the first convolution: 1, the paper's, or more for a cheaper net.
-
-    Raises:
-        ValueError: `depth` is not 6n+4, a number is below 1 (`kernel_decay`: below 0), `basic_channels` does not divide
-            the channels of every layer, or there is no such shortcut.
     """
 
     def __init__(
@@ -137,7 +128,6 @@ class HyperWideResNet(nn.Module):
         return F.relu(self.norm(x))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.classifier(self.forward_features(images).mean((2, 3)))
 
     def loss_terms(self) -> dict[str, Tensor]:

@@ -10,8 +10,6 @@ The libraries have each net at one width and for large images. Here `stem="small
 the stem, and `width` makes every layer narrower by the same factor; both leave the structure as it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,8 +18,6 @@ from torch import Tensor, nn
 
 from convatlas.models.adapters import timm_model, torchvision_model
 from convatlas.models.checks import require_choice, require_image_size, require_probability
-
-__all__ = ["InceptionResNetV2", "InceptionV3", "InceptionV3Output", "Xception"]
 
 STEMS = ("imagenet", "small")
 
@@ -42,11 +38,6 @@ class InceptionV3(nn.Module):
         stem: `imagenet`, or `small`: stride 1 instead of 2 and no first pooling, so that 32 pixels become 12 and not 1.
         width: factor on the channels of every layer.
         dropout: probability in front of the last layer.
-
-    Raises:
-        ValueError: an unknown stem, `small` with an auxiliary classifier (its 5x5 kernels need larger maps), or a width
-            that leaves broken numbers of channels; when called: images below 75 pixels, in training with the auxiliary
-            classifier below 299, with `small` below 21.
     """
 
     def __init__(
@@ -105,10 +96,6 @@ class InceptionResNetV2(nn.Module):
         stem: `imagenet`, or `small`: stride 1 instead of 2 and no first pooling, so that 32 pixels become 12 and not 1.
         width: factor on the channels of every layer.
         dropout: probability in front of the last layer; the paper keeps 0.8.
-
-    Raises:
-        ValueError: an unknown stem, more blocks than released, or a width that leaves broken numbers of channels; when
-            called: images that are too small.
     """
 
     def __init__(
@@ -145,7 +132,6 @@ class InceptionResNetV2(nn.Module):
         return self.net.forward_features(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.net.forward_head(self.forward_features(images))
 
 
@@ -156,10 +142,6 @@ class Xception(nn.Module):
         stem: `imagenet`, or `small`: stride 1 instead of 2 in the first convolution.
         width: factor on the channels of every layer.
         dropout: probability in front of the last layer; the paper has 0.5 for ImageNet.
-
-    Raises:
-        ValueError: an unknown stem, or a width that leaves broken numbers of channels; when called: images that are
-            too small.
     """
 
     def __init__(
@@ -189,7 +171,6 @@ class Xception(nn.Module):
         return self.net.forward_features(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.net.forward_head(self.forward_features(images))
 
 
@@ -243,11 +224,7 @@ def narrow_classifier(layer: nn.Linear, width: float) -> None:
 
 
 def whole(channels: int, width: float) -> int:
-    """Return `width` times as many channels.
-
-    Raises:
-        ValueError: that is no whole number, with which branches would not fit together.
-    """
+    """Return `width` times as many channels."""
     narrow = channels * width
     if narrow < 1 or narrow != int(narrow):
         raise ValueError(f"model.width={width} of {channels} channels is no whole number; 0.5, 0.25 and 0.125 fit.")

@@ -7,8 +7,6 @@ channels to the image first. F is a bottleneck of a quarter of the channels: 1x1
 3x3 convolutions as in the authors' later released code.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -18,8 +16,6 @@ from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_probability
 from convatlas.models.layers.reversible import Coupling, ReversibleSequence, depth_to_space, halves, space_to_depth
-
-__all__ = ["KERNELS", "IRevNet", "make_bottleneck"]
 
 KERNELS = {"paper": (1, 3, 1), "released": (3, 3, 3)}
 
@@ -89,9 +85,6 @@ class IRevNet(nn.Module):
         dropout: probability of dropping an activation in each branch, in the CIFAR script 0.1.
         memory_saving: store the last features alone and compute the other activations again; the gradients are those
             of plain autograd up to rounding, and the parameters have the same names.
-
-    Raises:
-        ValueError: the lists do not belong together, or channels and strides do not.
     """
 
     def __init__(
@@ -141,9 +134,6 @@ class IRevNet(nn.Module):
         """Compute the features, of which `inverse` makes the images again; `(B, C, H, W)` to `(B, C', H/s, W/s)`.
 
         Both halves of the last block are concatenated: C' is twice the last stage's channels, s is all downsampling.
-
-        Raises:
-            ValueError: height or width is not a multiple of s.
         """
         height, width = images.shape[-2:]
         if height % self.total_stride or width % self.total_stride:
@@ -160,9 +150,6 @@ class IRevNet(nn.Module):
         Precise to about 1e-6; of an injective net in training, or after it, to 1e-5, or with 54 blocks to 1e-3; float64
         makes each about nine digits better. In training the features must be those of the same batch, and drawn
         without dropout.
-
-        Raises:
-            ValueError: another number of channels.
         """
         if features.shape[1] != self.features:
             raise ValueError(f"The features of this i-RevNet have {self.features} channels, not {features.shape[1]}.")

@@ -4,15 +4,11 @@ LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Rec
 86(11), 1998), section II.B and figure 2. Layers have the paper's names: C convolution, S subsampling, F full.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-__all__ = ["LeNet5", "LeNet5Modern", "RBFOutput", "ScaledTanh", "SparseConvolution", "Subsampling", "class_codes"]
 
 IMAGE_SIDE = 32  # the paper's; C5 then covers the whole 5x5 map of S4
 
@@ -68,9 +64,6 @@ def class_codes(num_classes: int) -> Tensor:
     """Return the target of F6 for each class: `(num_classes, 84)` of +1 and -1.
 
     Up to ten classes are taken for the digits from 0 on. More classes take the first of `hadamard_codes`.
-
-    Raises:
-        ValueError: there are fewer codes than classes.
     """
     codes = digit_codes() if num_classes <= 10 else hadamard_codes()
     if num_classes > len(codes):
@@ -92,7 +85,6 @@ class ScaledTanh(nn.Module):
     """The squashing function f(a) = 1.7159 tanh(2a/3) of appendix A, so that f(1) = 1 and f(-1) = -1; any shape."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Squash every value."""
         return 1.7159 * torch.tanh(x * (2 / 3))
 
 
@@ -108,7 +100,7 @@ class Subsampling(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Sum, scale and shift; pairs of rows, then of columns, since pooling is slow backwards on a CPU."""
+        # Pairs of rows, then of columns, since pooling is slow backwards on a CPU.
         upper, lower = x.unflatten(2, (-1, 2)).unbind(3)
         left, right = (upper + lower).unflatten(3, (-1, 2)).unbind(4)
         return self.weight * (left + right) + self.bias
@@ -140,8 +132,7 @@ class SparseConvolution(nn.Module):
         return nn.Conv2d(len(inputs) * len(inputs[0]), len(inputs), 5, groups=len(inputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve; the two ways differ by rounding."""
-        if self.training:
+        if self.training:  # the two ways differ by rounding
             parts = (self.of_three, self.of_four, self.of_six)
             kernels = torch.cat([part.weight.flatten(0, 1) for part in parts])
             full = kernels.new_zeros(len(C3_INPUTS) * 6, 5, 5).index_copy(0, self.places, kernels)
@@ -173,7 +164,6 @@ class RBFOutput(nn.Module):
         self.register_buffer("codes", class_codes(num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Measure the squared distance from each class's code."""
         distances = (x.unsqueeze(1) - self.codes).square().sum(2)
         return -distances / self.temperature
 
@@ -186,10 +176,6 @@ class LeNet5(nn.Module):
             distances up to 600 is saturated from the start.
         num_classes: classes; see `class_codes` for what the output layer aims at.
         in_channels: channels of the images, which are 32x32 pixels.
-
-    Raises:
-        ValueError: `temperature` is not positive, there are more classes than codes, or (when called) the images are
-            not 32x32.
     """
 
     def __init__(self, temperature: float = 10.0, num_classes: int = 10, in_channels: int = 1) -> None:
@@ -234,9 +220,6 @@ class LeNet5Modern(nn.Module):
 
     Args:
         in_channels: channels of the images, which are 32x32 pixels.
-
-    Raises:
-        ValueError: when called, images are not 32x32.
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
@@ -255,6 +238,5 @@ class LeNet5Modern(nn.Module):
         return F.relu(self.c5(x))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, 32, 32) -> (B, num_classes)` logits."""
         features = self.forward_features(images).flatten(1)
         return self.output(F.relu(self.f6(features)))

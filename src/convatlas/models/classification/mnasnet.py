@@ -4,16 +4,12 @@ Tan et al., "MnasNet: Platform-Aware Neural Architecture Search for Mobile" (CVP
 timm's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 
 from torch import nn
 
 from convatlas.models.checks import require_positive, require_probability, timm_rows
-
-__all__ = ["mnasnet_a1"]
 
 STEM_CHANNELS = 32
 HEAD_CHANNELS = 1280

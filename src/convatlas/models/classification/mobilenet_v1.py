@@ -6,16 +6,12 @@ convolution over all channels (pointwise), which divides the cost by 8 to 9. The
 layer; the resolution multiplier rho is the size of the images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_probability
 from convatlas.models.layers.conv_norm import ConvNormAct
-
-__all__ = ["ConvMobileNet", "DepthwiseSeparable", "MobileNetV1"]
 
 STEM_CHANNELS = 32
 STAGES = ((64, 1), (128, 2), (256, 2), (512, 6), (1024, 2))
@@ -102,7 +98,6 @@ class MobileNetV1(nn.Module):
         return self.stages(self.stem(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.classifier(self.dropout(self.forward_features(images).mean((2, 3))))
 
 

@@ -4,16 +4,12 @@ Sandler, Howard, Zhu, Zhmoginov, Chen, "MobileNetV2: Inverted Residuals and Line
 The blocks are timm's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 
 from torch import nn
 
 from convatlas.models.checks import require_positive, require_probability, timm_rows
-
-__all__ = ["mobilenet_v2"]
 
 STEM_CHANNELS = 32
 HEAD_CHANNELS = 1280

@@ -3,8 +3,6 @@
 Howard et al., "Searching for MobileNetV3" (ICCV 2019), tables 1 and 2. The blocks are timm's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import TypedDict, Unpack
@@ -12,8 +10,6 @@ from typing import TypedDict, Unpack
 from torch import nn
 
 from convatlas.models.checks import require_positive, require_probability
-
-__all__ = ["mobilenet_v3_large", "mobilenet_v3_small"]
 
 STEM_CHANNELS = 16
 LARGE_STAGES = (

@@ -5,8 +5,6 @@ and figure 4. Liu, Zoph et al., "Progressive Neural Architecture Search" (ECCV 2
 open (stems, how sizes are matched, TensorFlow's padding) follows the authors' published TF-slim definition.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,21 +15,6 @@ from torch import Tensor, nn
 from convatlas.core.errors import near_matches
 from convatlas.models.checks import require_image_size, require_positive, require_probability
 from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath, drop_path_figures, set_training_progress
-
-__all__ = [
-    "CELLS",
-    "COMBINATIONS",
-    "OPERATIONS",
-    "Block",
-    "Cell",
-    "Cells",
-    "NASNet",
-    "NASNetOutput",
-    "Wiring",
-    "read_cells",
-    "unused_states",
-]
-
 
 # ---- the cells as data ----------------------------------------------------------------------------------------------
 
@@ -125,9 +108,6 @@ def read_cells(cells: str | Mapping[str, Any]) -> Cells:
 
     A block is `[operation, state, operation, state, combination]`. States that no block uses make the output;
     `concatenated` beside `blocks` names others.
-
-    Raises:
-        ValueError: no such name, an unknown operation or combination, or a state that does not exist yet.
     """
     if isinstance(cells, str):
         if cells not in CELLS:
@@ -209,7 +189,6 @@ class SeparableConv(nn.Module):
         return total // 2, total - total // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pad and convolve."""
         height, width = x.shape[-2:]
         return self.pointwise(self.depthwise(F.pad(x, self._padding(width) + self._padding(height))))
 
@@ -241,8 +220,8 @@ class Pool(nn.Module):
         self.kernel_size = kernel_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool; with stride 2 an even size gets the larger part of its padding behind, by rounding the size up."""
         height, width = x.shape[-2:]
+        # With stride 2 an even size gets the larger part of its padding behind, by rounding the size up.
         half = self.kernel_size // 2
         padding = (half, half) if self.stride == 1 else (half - 1 + height % 2, half - 1 + width % 2)
         if self.kind == "max":
@@ -266,7 +245,6 @@ class FactorizedReduction(nn.Module):
         self.norm = Norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """ReLU, both convolutions, BN."""
         x = F.relu(x)
         shifted = F.pad(x, (-1, 1, -1, 1))
         return self.norm(torch.cat([self.even(x), self.odd(shifted)], 1))
@@ -354,7 +332,6 @@ class Combination(nn.Module):
         return operation if name == "identity" else nn.Sequential(operation, ScheduledDropPath(drop_path_rate))
 
     def forward(self, states: list[Tensor]) -> Tensor:
-        """Apply the operations to the states that the wiring names, and bring them together."""
         left, right = self.left(states[self.states[0]]), self.right(states[self.states[1]])
         return left + right if self.fit_both is None else self.fit_both(torch.cat([left, right], 1))
 
@@ -397,7 +374,6 @@ class Cell(nn.Module):
         return relu_conv_norm(previous.channels, filters)
 
     def forward(self, current: Tensor, previous: Tensor) -> Tensor:
-        """Compute the states one after another and concatenate those that the wiring names."""
         states = [self.fit_current(current), self.fit_previous(previous)]
         for block in self.blocks:
             states.append(block(states))
@@ -467,7 +443,6 @@ class AuxiliaryHead(nn.Module):
         self.classifier = nn.Linear(768, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool, two convolutions, one linear layer."""
         x = self.reduce(F.avg_pool2d(F.relu(x), 5, stride=3))
         return self.classifier(self.whole(x).mean((2, 3)))
 
@@ -496,9 +471,6 @@ class NASNet(nn.Module):
         dropout: probability of dropping a feature before the classifier.
         auxiliary: add a classifier before the second reduction, with loss weight 0.4; training then returns a
             `NASNetOutput`.
-
-    Raises:
-        ValueError: unknown cells or stem, a number out of its range, or a reduction input to skip where there is none.
     """
 
     def __init__(
@@ -574,11 +546,7 @@ class NASNet(nn.Module):
         return drop_path_figures(self)
 
     def _outputs(self, images: Tensor) -> list[Tensor]:
-        """Return the stem's and every cell's output, in order.
-
-        Raises:
-            ValueError: the images are too small for the stem, or for the auxiliary head in training.
-        """
+        """Return the stem's and every cell's output, in order."""
         require_image_size(images, self.smallest_image, "this net")
         if self.auxiliary_head is not None and self.training:
             require_image_size(images, self.smallest_image_in_training, "model.auxiliary=true")

@@ -7,16 +7,12 @@ on the first 1x1 convolution, as the authors' code has it. Blocks can have the g
 `convatlas.models.layers.stochastic_depth`).
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import blocks_for_depth, require_positive
 from convatlas.models.layers.shortcuts import ZeroPadShortcut
 from convatlas.models.layers.stochastic_depth import GatedBlocks, GatedNet, Gates, survival_probabilities, weighted
-
-__all__ = ["PreactBasicBlock", "PreactBottleneck", "PreactResNetCifar"]
 
 
 class PreactBasicBlock(nn.Module):
@@ -39,7 +35,6 @@ class PreactBasicBlock(nn.Module):
         self.shared = shared
 
     def forward(self, x: Tensor, weight: float = 1.0) -> Tensor:
-        """Add the weighted convolutions to the shortcut; no ReLU behind the sum."""
         if weight == 0 and not self.shared:
             return self.shortcut(x)
         activated = F.relu(self.bn1(x))
@@ -74,7 +69,6 @@ class PreactBottleneck(nn.Module):
         self.shared = shared
 
     def forward(self, x: Tensor, weight: float = 1.0) -> Tensor:
-        """Add the weighted convolutions to the shortcut; no ReLU behind the sum."""
         if weight == 0 and not self.shared:
             return self.shortcut(x)
         activated = F.relu(self.bn1(x))
@@ -94,9 +88,6 @@ class PreactResNetCifar(GatedNet):
         depth: layers with weights: 6n+2, with bottlenecks 9n+2.
         bottleneck: use 1x1-3x3-1x1 blocks, whose outputs are four times as wide.
         width: filters of the first stage; the next two have twice and four times as many.
-
-    Raises:
-        ValueError: `depth` does not fit the kind of block, or `width` is less than 1.
     """
 
     def __init__(
@@ -147,5 +138,4 @@ class PreactResNetCifar(GatedNet):
         return F.relu(self.norm(x))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.classifier(self.forward_features(images).mean((2, 3)))

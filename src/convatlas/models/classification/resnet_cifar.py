@@ -7,15 +7,11 @@ added. Without shortcuts it is the plain net that the paper compares with. Witho
 initialisation it is what came before: a net whose gradients shrink from layer to layer.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import blocks_for_depth, require_choice, require_positive
 from convatlas.models.layers.shortcuts import ZeroPadShortcut
-
-__all__ = ["BasicBlock", "ResNetCifar"]
 
 SHORTCUTS = ("identity", "projection", "none")
 INITIALISATIONS = ("he", "xavier")
@@ -55,7 +51,6 @@ class BasicBlock(nn.Module):
         self.shortcut = make_shortcut(shortcut, in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the shortcut to the two convolutions; the last ReLU comes after the sum."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         return F.relu(out if self.shortcut is None else out + self.shortcut(x))
@@ -70,9 +65,6 @@ class ResNetCifar(nn.Module):
         shortcut: `identity` (option A, the paper's for CIFAR), `projection` (option B), or `none`: the plain net.
         batch_norm: normalise after each convolution, as the paper does.
         initialisation: `he`, the paper's, or `xavier` (Glorot and Bengio 2010), which does not allow for ReLU.
-
-    Raises:
-        ValueError: `depth` is not 6n+2, `width` is less than 1, or there is no such shortcut or initialisation.
     """
 
     def __init__(
@@ -121,5 +113,4 @@ class ResNetCifar(nn.Module):
         return self.stage3(self.stage2(self.stage1(self.stem(images))))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.classifier(self.forward_features(images).mean((2, 3)))

@@ -7,8 +7,6 @@ convolutions. A unit that changes the shape has no inverse: its input is stored.
 the activation left out of the first branch, epsilon) follows the authors' published code.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -20,8 +18,6 @@ from torch import Tensor, nn
 
 from convatlas.models.checks import blocks_for_depth, require_choice, require_positive
 from convatlas.models.layers.reversible import AdditiveBlock, ReversibleSequence, halves, recomputed
-
-__all__ = ["PaddedPool", "RevNet", "ShapeChange", "Stage", "make_branch", "revnet_cifar"]
 
 STEMS = ("small", "imagenet")
 EXPANSION = 4
@@ -76,7 +72,6 @@ class PaddedPool(nn.Module):
         self.padding = (out_channels - in_channels) // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool and pad."""
         return F.pad(F.avg_pool2d(x, self.stride), (0, 0, 0, 0, self.padding, self.padding))
 
 
@@ -99,7 +94,6 @@ class ShapeChange(nn.Module):
         )
 
     def forward(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute both halves."""
         y1 = self.shortcut1(x1) + self.f(x2)
         return y1, self.shortcut2(x2) + self.g(y1)
 
@@ -171,9 +165,6 @@ class RevNet(nn.Module):
         stem: `small` (3x3) or `imagenet` (7x7 with stride 2 and 3x3 max pooling).
         memory_saving: store one input a stage and compute the other activations again; the gradients are those of plain
             autograd up to rounding, and the parameters have the same names.
-
-    Raises:
-        ValueError: the lists do not belong together, or the filters cannot be halved or padded.
     """
 
     def __init__(
@@ -220,11 +211,7 @@ class RevNet(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W)` to the last stage's channels, `(B, C', H', W')`, behind the last BN and ReLU.
-
-        Raises:
-            ValueError: the size of the images does not divide by the strides of a net with basic units.
-        """
+        """`(B, C, H, W)` to the last stage's channels, `(B, C', H', W')`, behind the last BN and ReLU."""
         height, width = images.shape[-2:]
         if height % self.required_multiple or width % self.required_multiple:
             raise ValueError(
@@ -237,7 +224,6 @@ class RevNet(nn.Module):
         return F.relu(self.norm(torch.cat([x1, x2], 1)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.classifier(self.forward_features(images).mean((2, 3)))
 
 
@@ -315,9 +301,6 @@ def revnet_cifar(
         filters: channels behind the stem and of the three stages; None takes the paper's of this depth, and at others
             32, 32, 64 and 128.
         memory_saving: see `RevNet`.
-
-    Raises:
-        ValueError: `depth` does not fit the kind of unit, or `filters` cannot be halved or padded.
     """
     published = PUBLISHED.get(depth, PUBLISHED[110])
     if bottleneck is None:

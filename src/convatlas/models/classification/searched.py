@@ -9,8 +9,6 @@ An architecture file says which family of this project the net belongs to and wi
 `python -m convatlas.search` writes such files; users may write them as well.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,6 @@ from convatlas.models.classification.darts import DartsNet
 from convatlas.models.classification.efficientnet import efficientnet
 from convatlas.models.classification.fbnet import BlockNet
 from convatlas.models.classification.nasnet import NASNet
-
-__all__ = ["FAMILIES", "read_architecture", "searched"]
 
 FAMILIES: Mapping[str, Callable[..., nn.Module]] = {
     "fbnet": BlockNet,

@@ -5,8 +5,6 @@ Zhang, Zhou, Lin, Sun, "ShuffleNet: An Extremely Efficient Convolutional Neural 
 those that the authors released.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -16,8 +14,6 @@ from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice
 from convatlas.models.layers.shuffle import ChannelShuffle
-
-__all__ = ["ShuffleNetV1", "ShuffleUnit"]
 
 STAGE2_CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
 """Table 1: output channels of stage 2 by groups, chosen for about equal cost; each later stage has twice as many."""
@@ -76,7 +72,6 @@ class ShuffleUnit(nn.Module):
         return self.bn3(self.expand(self.bn2(self.depthwise(x))))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Join the branch with the shortcut."""
         if self.stride == 1:
             return F.relu(x + self.branch(x))
         return F.relu(torch.cat((F.avg_pool2d(x, 3, stride=2, padding=1), self.branch(x)), dim=1))
@@ -155,5 +150,4 @@ class ShuffleNetV1(nn.Module):
         return self.stages(self.stem(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.classifier(self.forward_features(images).mean((2, 3)))

@@ -6,8 +6,6 @@ others in the long one (torchvision gives each branch half), and the classifier 
 multiply-adds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -16,8 +14,6 @@ from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice
 from convatlas.models.layers.shuffle import channel_shuffle
-
-__all__ = ["DownsamplingUnit", "ShuffleNetV2", "ShuffleUnitV2", "shufflenet_v2"]
 
 CHANNELS = {
     0.5: (48, 96, 192, 1024),
@@ -49,7 +45,6 @@ class ShuffleUnitV2(nn.Module):
         self.branch = nn.Sequential(pointwise(half, half), depthwise(half, 1), pointwise(half, half))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Leave the first half of the channels as it is."""
         untouched, convolved = x.chunk(2, dim=1)
         return channel_shuffle(torch.cat((untouched, self.branch(convolved)), dim=1), 2)
 
@@ -66,7 +61,6 @@ class DownsamplingUnit(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Join both branches and shuffle."""
         return channel_shuffle(torch.cat((self.short(x), self.long(x)), dim=1), 2)
 
 
@@ -127,7 +121,6 @@ class ShuffleNetV2(nn.Module):
         return self.head(self.stages(self.stem(images)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.classifier(self.forward_features(images).mean((2, 3)))
 
 
@@ -136,9 +129,6 @@ def shufflenet_v2(width: float = 1.0, num_classes: int = 1000, in_channels: int 
 
     Args:
         width: 0.5, 1.0, 1.5 or 2.0.
-
-    Raises:
-        ValueError: the paper has no net of that width.
     """
     if width not in CHANNELS:
         raise ValueError(

@@ -5,8 +5,6 @@ and table 1. The units are ShuffleNet V2's (Ma et al., ECCV 2018, figure 3); bot
 half of its channels. The numbers in the names are the paper's million multiply-adds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,8 +14,6 @@ from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_positive
 from convatlas.models.layers.shuffle import channel_shuffle
-
-__all__ = ["VARIANTS", "DownsamplingUnit", "SNet", "ShuffleUnit", "Variant", "snet"]
 
 KERNEL = 5
 """Side of the depthwise filters: a wider field of view than ShuffleNet V2's 3 for hardly more cost."""
@@ -66,7 +62,6 @@ class ShuffleUnit(nn.Module):
         self.branch = nn.Sequential(pointwise(half, half), depthwise(half, 1), pointwise(half, half))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Leave the first half of the channels as it is."""
         untouched, convolved = x.chunk(2, dim=1)
         return channel_shuffle(torch.cat((untouched, self.branch(convolved)), dim=1), 2)
 
@@ -81,7 +76,6 @@ class DownsamplingUnit(nn.Module):
         self.long = nn.Sequential(pointwise(in_channels, half), depthwise(half, 2), pointwise(half, half))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Join both branches and shuffle."""
         return channel_shuffle(torch.cat((self.short(x), self.long(x)), dim=1), 2)
 
 
@@ -160,7 +154,6 @@ class SNet(nn.Module):
         return self.forward_maps(images)[1]
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.classifier(self.forward_features(images).mean((2, 3)))
 
 
@@ -169,9 +162,6 @@ def snet(variant: str | int = "49", num_classes: int = 1000, in_channels: int = 
 
     Args:
         variant: `49`, `146` or `535`.
-
-    Raises:
-        ValueError: the paper has no such net.
     """
     require_choice("variant", str(variant), VARIANTS)
     size = VARIANTS[str(variant)]

@@ -8,8 +8,6 @@ A level l has 1/2^l of the image's resolution. A block takes two earlier blocks,
 width; five of the blocks, one at each of the levels 3 to 7, are the net's outputs.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -20,31 +18,6 @@ from torchvision.ops import StochasticDepth
 
 from convatlas.models.checks import require_choice, require_positive, require_probability, require_width
 from convatlas.models.layers.conv_norm import ConvNormAct
-
-__all__ = [
-    "ALLOCATIONS",
-    "OUTPUT_LEVELS",
-    "PERMUTATIONS",
-    "STEM_STRIDES",
-    "STEM_WIDTH",
-    "VARIANTS",
-    "Allocation",
-    "BlockSpec",
-    "MaxPool",
-    "Permutation",
-    "Resample",
-    "ResidualBlock",
-    "SpineNet",
-    "SpineNetBackbone",
-    "Variant",
-    "block_group",
-    "conv_norm",
-    "extra_edges",
-    "level_strides",
-    "make_stem",
-    "zero_last_norms",
-]
-
 
 # ---- the nets as data -----------------------------------------------------------------------------------------------
 
@@ -205,7 +178,6 @@ class MaxPool(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool; where the padding is odd the greater part is behind."""
         return max_pool(x, (self.kernel_size,) * 2, (self.stride,) * 2)
 
 
@@ -308,7 +280,6 @@ class ResidualBlock(nn.Module):
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add branch and shortcut."""
         return self.activation(self.drop(self.branch(x)) + self.shortcut(x))
 
 
@@ -418,10 +389,6 @@ class SpineNetBackbone(nn.Module):
     Attributes:
         out_channels: channels of every map.
         strides: by how much every map is smaller than the images.
-
-    Raises:
-        ValueError: there is no such variant, permutation, stem or activation, `drop_connect_rate` is no probability
-            below 1, or a width is not positive or leaves a layer without channels.
     """
 
     def __init__(
@@ -540,11 +507,7 @@ class SpineNetBackbone(nn.Module):
 
 
 def level_widths(variant: Variant, width: float) -> dict[int, int]:
-    """Return the channels of the 3x3 convolutions by level.
-
-    Raises:
-        ValueError: `width` is not positive, or so small that a layer has no channels.
-    """
+    """Return the channels of the 3x3 convolutions by level."""
     require_width(width)
     widths = {level: int(channels * variant.width * width) for level, channels in LEVEL_WIDTH.items()}
     if int(widths[2] * variant.alpha) < 1 or int(STEM_WIDTH * width) < 1:
@@ -564,9 +527,6 @@ class SpineNet(nn.Module):
         activation: `relu` or `swish`.
         drop_connect_rate: see `SpineNetBackbone`.
         zero_init_last: see `SpineNetBackbone`.
-
-    Raises:
-        ValueError: as `SpineNetBackbone`.
     """
 
     def __init__(
@@ -604,5 +564,4 @@ class SpineNet(nn.Module):
         return total / len(OUTPUT_LEVELS)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.classifier(self.forward_features(images).mean((2, 3)))

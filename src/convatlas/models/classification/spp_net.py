@@ -4,8 +4,6 @@ He, Zhang, Ren, Sun, "Spatial Pyramid Pooling in Deep Convolutional Networks for
 2015), sections 2 and 3.1. The convolutions are the paper's ZF-5, as in the authors' release (Zeiler_conv5.prototxt).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -14,8 +12,6 @@ from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_image_size, require_probability, require_width
 from convatlas.models.layers.normalisation import WithinChannelResponseNorm
-
-__all__ = ["SPPNet", "SpatialPyramidPooling"]
 
 CHANNELS = (96, 256, 384, 384, 256)
 HIDDEN = 4096
@@ -34,9 +30,6 @@ class SpatialPyramidPooling(nn.Module):
 
     Args:
         levels: bins a side of each level.
-
-    Raises:
-        ValueError: no level, or one without bins.
     """
 
     def __init__(self, levels: Sequence[int]) -> None:
@@ -53,11 +46,9 @@ class SpatialPyramidPooling(nn.Module):
         return sum(level * level for level in self.levels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool every level and lay them behind each other."""
         return torch.cat([F.adaptive_max_pool2d(x, level).flatten(1) for level in self.levels], dim=1)
 
     def extra_repr(self) -> str:
-        """Show the levels."""
         return f"levels={self.levels}"
 
 
@@ -72,10 +63,6 @@ class SPPNet(nn.Module):
         dropout: probability after each hidden layer.
         initialisation: `paper` (std 0.01, biases 0), or `he` for nets much narrower than the paper's, through
             which signals of that size do not pass.
-
-    Raises:
-        ValueError: an unknown stem or initialisation, a width or dropout out of range, or levels without bins; when
-            called: images that are too small.
     """
 
     def __init__(
@@ -131,7 +118,6 @@ class SPPNet(nn.Module):
         return F.relu(self.conv5(x))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         x = self.pyramid(self.forward_features(images))
         x = self.dropout(F.relu(self.fc6(x)))
         x = self.dropout(F.relu(self.fc7(x)))

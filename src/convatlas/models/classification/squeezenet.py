@@ -5,16 +5,12 @@ Iandola, Han, Moskewicz, Ashraf, Dally, Keutzer, "SqueezeNet: AlexNet-level accu
 expands with 1x1 and 3x3 ones; the nets differ in the metaparameters of section 5.1 and in the bypass of section 6.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_image_size, require_positive, require_probability
 from convatlas.models.layers.conv_norm import ConvNormAct
-
-__all__ = ["Fire", "SqueezeNet"]
 
 FIRE_MODULES = 8  # fire2 to fire9
 POOLED_AFTER = (2, 6)  # max pooling follows fire4 and fire8, besides conv1
@@ -45,7 +41,6 @@ class Fire(nn.Module):
         self.bypass = bypass
 
     def forward(self, x: Tensor) -> Tensor:
-        """Squeeze, expand, and add the bypass."""
         squeezed = self.squeeze(x)
         expanded = torch.cat((self.expand1x1(squeezed), self.expand3x3(squeezed)), dim=1)
         return expanded if self.bypass is None else expanded + self.bypass(x)
@@ -68,9 +63,6 @@ class SqueezeNet(nn.Module):
         dropout: probability of setting a value after fire9 to zero.
         batch_norm: normalise after each convolution but conv10; the paper has no batch norm.
         rectify_logits: apply ReLU to conv10's maps too, as the released net does. With few classes it can kill some.
-
-    Raises:
-        ValueError: an argument is outside its range, or, when called, the images are too small.
     """
 
     def __init__(

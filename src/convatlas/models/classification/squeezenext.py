@@ -5,8 +5,6 @@ of the nets that the authors released: no convolution and no linear layer has a 
 change places from block to block, and in version 5 the residual branch starts behind the shortcut's convolution.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +13,6 @@ from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_image_size
 from convatlas.models.layers.conv_norm import ConvNormAct
-
-__all__ = ["SqueezeNext", "SqueezeNextBlock"]
 
 WIDTHS = (32, 64, 128, 256)
 STEM_CHANNELS = 64
@@ -73,7 +69,6 @@ class SqueezeNextBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add branch and shortcut."""
         shortcut = self.shortcut(x)
         return F.relu(shortcut + self.branch(shortcut if self.branch_behind_shortcut else x))
 
@@ -88,9 +83,6 @@ class SqueezeNext(nn.Module):
         blocks: blocks of the four stages; null takes the version's.
         stem: `imagenet` (7x7 or 5x5 convolution with stride 2 and 3x3 max pooling with stride 2, both without padding)
             or `small`, for small images (3x3 convolution with stride 2, no pooling).
-
-    Raises:
-        ValueError: an argument is outside its range, or, when called, the images are too small.
     """
 
     def __init__(
@@ -162,5 +154,4 @@ class SqueezeNext(nn.Module):
         return self.head(self.stages(self.stem(images)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.classifier(self.forward_features(images).mean((2, 3)))

@@ -6,8 +6,6 @@ layer, 6n+2 layers in all. What the paper leaves open of the two shortcuts that 
 released code: the mean of 2x2 pixels, and zero channels. They carry no weights, so that all 3n blocks can be left out.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch.nn.functional as F
@@ -16,9 +14,6 @@ from torch import Tensor, nn
 from convatlas.models.adapters import timm_model
 from convatlas.models.checks import blocks_for_depth, require_positive
 from convatlas.models.layers.stochastic_depth import GatedBlocks, GatedNet, Gates, survival_probabilities, weighted
-
-__all__ = ["BasicBlock", "GatedTimmBlock", "StochasticDepthResNet", "TimmWithStochasticDepth"]
-
 
 # ---- the paper's net ------------------------------------------------------------------------------------------------
 
@@ -36,7 +31,6 @@ class AveragePoolShortcut(nn.Module):
         self.new_channels = out_channels - in_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool and pad."""
         if self.stride > 1:
             x = F.avg_pool2d(x, self.stride, ceil_mode=True)
         return F.pad(x, (0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x
@@ -76,10 +70,6 @@ class StochasticDepthResNet(GatedNet):
         schedule: `linear`, from near 1 at the first block down to `survival`, or `uniform`, see
             `survival_probabilities`.
         width: filters of the first stage; the next two have twice and four times as many.
-
-    Raises:
-        ValueError: `depth` is not 6n+2, `survival` is not above 0 and at most 1, an unknown schedule, or `width` is
-            less than 1.
     """
 
     def __init__(
@@ -125,7 +115,6 @@ class StochasticDepthResNet(GatedNet):
         return self.stage3(x, weights[2 * blocks :])
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.classifier(self.forward_features(images).mean((2, 3)))
 
 
@@ -161,7 +150,6 @@ class BranchWeight(nn.Module):
         return branch if self.training else weighted(branch, self.survival)
 
     def extra_repr(self) -> str:
-        """Show the probability."""
         return f"survival={self.survival:g}"
 
 
@@ -187,7 +175,6 @@ class GatedTimmBlock(nn.Module):
         block.drop_path = BranchWeight(gates.survival[index])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Call the block, or only its shortcut and what follows the sum."""
         if self.training and not self.gates.open[self.index]:
             return self._without_branch(x)
         return self.block(x)
@@ -212,10 +199,6 @@ class TimmWithStochasticDepth(GatedNet):
         survival: p_L, probability of keeping the last residual block in a training batch.
         schedule: `linear` or `uniform`, see `survival_probabilities`.
         options: passed on to the net.
-
-    Raises:
-        ValueError: timm has no such net or it has no block that fits, `survival` is not above 0 and at most 1, an
-            unknown schedule, or a `drop_path_rate` beside it.
     """
 
     def __init__(
@@ -254,7 +237,6 @@ class TimmWithStochasticDepth(GatedNet):
         return self.net.forward_features(images)  # type: ignore[operator]
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.net.forward_head(self.forward_features(images))  # type: ignore[operator]
 
 

@@ -4,8 +4,6 @@ Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Rec
 Layers are numbered as in torchvision, so that its weights load into A, B, D and E, with and without batch norm.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from convatlas.models.checks import (
@@ -16,8 +14,6 @@ from convatlas.models.checks import (
     require_width,
 )
 from convatlas.models.layers.normalisation import LocalResponseNorm
-
-__all__ = ["CONFIGURATIONS", "VGG"]
 
 CONFIGURATIONS = {
     "A": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
@@ -41,10 +37,6 @@ class VGG(nn.Module):
         image_size: side of the images in pixels, 32 or more; the first fully connected layer fixes it.
         width: factor on the maps of all convolutions and on the 4096 hidden units.
         dropout: probability after each hidden layer.
-
-    Raises:
-        ValueError: an unknown configuration, a width or dropout out of range, or an image size that is too small; when
-            called: images of another size.
     """
 
     def __init__(
@@ -93,7 +85,6 @@ class VGG(nn.Module):
         return self.features(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, image_size, image_size) -> (B, num_classes)` logits."""
         require_exact_size(images, self.image_size)
         return self.classifier(self.forward_features(images).flatten(1))
 

@@ -5,15 +5,11 @@ of section 5.1 with 512, 1024 and 512 maps in the last three convolutions. Again
 with stride 2, a second one with stride 2, no groups.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_exact_size, require_probability, require_width
 from convatlas.models.layers.normalisation import LocalContrastNorm, LocalResponseNorm, WithinChannelResponseNorm
-
-__all__ = ["ZFNet"]
 
 CHANNELS = {"a": (96, 256, 384, 384, 256), "b": (96, 256, 512, 1024, 512)}
 HIDDEN = 4096
@@ -42,10 +38,6 @@ class ZFNet(nn.Module):
         dropout: probability after each hidden layer.
         initialisation: `paper` (std 0.01, biases 0), or `he` for nets much narrower than the paper's, through
             which signals of that size do not pass.
-
-    Raises:
-        ValueError: an unknown variant, normalisation, stem or initialisation, a width or dropout out of range, or an
-            image size that is too small; when called: images of another size.
     """
 
     def __init__(
@@ -105,7 +97,6 @@ class ZFNet(nn.Module):
         return self.pool(F.relu(self.conv5(x)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, image_size, image_size) -> (B, num_classes)` logits."""
         x = self.forward_features(images).flatten(1)
         x = self.dropout(F.relu(self.fc6(x)))
         x = self.dropout(F.relu(self.fc7(x)))
@@ -113,11 +104,7 @@ class ZFNet(nn.Module):
 
 
 def last_map_side(image_size: int, stem: str) -> int:
-    """Return the side of the maps after the third pooling, in pixels.
-
-    Raises:
-        ValueError: the images are too small to leave any.
-    """
+    """Return the side of the maps after the third pooling, in pixels."""
     stride1, padding1, stride2, padding2 = STEMS[stem]
     side = pooled((image_size + 2 * padding1 - 7) // stride1 + 1)
     side = pooled((side + 2 * padding2 - 5) // stride2 + 1)

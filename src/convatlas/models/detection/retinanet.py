@@ -4,8 +4,6 @@ Lin, Goyal, Girshick, He, Dollár, "Focal Loss for Dense Object Detection" (ICCV
 anchors and pyramid are torchvision's; the backbone is any net of timm that gives feature maps.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from functools import partial
 from typing import Any
@@ -20,8 +18,6 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from convatlas.core.errors import near_matches
 from convatlas.models.layers.detector_transform import FixedSizeTransform
-
-__all__ = ["PyramidBackbone", "retinanet"]
 
 PADDING = 32
 """Images are padded to a multiple of the stride of the backbone's last map, as torchvision has it."""
@@ -38,9 +34,6 @@ class PyramidBackbone(nn.Module):
         levels: rising numbers of the levels that are taken from the backbone; the paper takes 3, 4 and 5.
         top_levels: add P6 and P7 by 3x3 convolutions of stride 2, the first on the backbone's last map.
         width: channels of all levels.
-
-    Raises:
-        ValueError: timm has no such net, or the net has no such options or levels.
     """
 
     def __init__(
@@ -65,7 +58,6 @@ class PyramidBackbone(nn.Module):
         self.out_channels = width
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the levels by name, the finest first."""
         maps = self.body(images)
         return self.pyramid(OrderedDict((str(number), each) for number, each in enumerate(maps)))
 
@@ -120,9 +112,6 @@ def retinanet(
             at stride 8). Each place has nine anchors: three sizes within an octave, each in three shapes.
         image_size: side of the images in pixels; they are not rescaled.
         num_classes: classes, the background counted as class 0.
-
-    Raises:
-        ValueError: no such backbone, it lacks a level or an option, or the groups do not divide the width.
     """
     if head_norm_groups < 0 or (head_norm_groups and pyramid_width % head_norm_groups):
         raise ValueError(

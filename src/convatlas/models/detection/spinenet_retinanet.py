@@ -6,8 +6,6 @@ al., "Feature Pyramid Networks", CVPR 2017) is as in the authors' published code
 with a normalisation.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 from torch import Tensor, nn
@@ -30,8 +28,6 @@ from convatlas.models.classification.spinenet import (
 )
 from convatlas.models.layers.retinanet_head import LevelNormRetinaNet
 
-__all__ = ["ResNetPyramid", "resnet50_fpn_retinanet", "spinenet_retinanet"]
-
 PYRAMID_WIDTH = 256
 
 
@@ -47,9 +43,6 @@ class ResNetPyramid(nn.Module):
     Attributes:
         out_channels: channels of every map.
         strides: by how much every map is smaller than the images.
-
-    Raises:
-        ValueError: there is no such stem or activation, or `width` leaves a layer without channels.
     """
 
     def __init__(
@@ -149,9 +142,6 @@ def spinenet_retinanet(
         size_divisible: images are padded to a multiple of this. With 128 every map of the paper's net is exactly as
             large as its stride says; with less the coarsest are rounded up.
         num_classes: classes, the background counted as class 0.
-
-    Raises:
-        ValueError: an argument that does not fit.
     """
     require_choice("variant", str(variant), VARIANTS)
     require_width(width)
@@ -201,11 +191,7 @@ def resnet50_fpn_retinanet(
     num_classes: int = 91,
     in_channels: int = 3,
 ) -> nn.Module:
-    """Build the RetinaNet on ResNet-50-FPN that the paper sets beside SpineNet-49: see `spinenet_retinanet`.
-
-    Raises:
-        ValueError: an argument that does not fit.
-    """
+    """Build the RetinaNet on ResNet-50-FPN that the paper sets beside SpineNet-49: see `spinenet_retinanet`."""
     backbone = ResNetPyramid(
         width=width, stem=stem, activation=activation, zero_init_last=zero_init_last, in_channels=in_channels
     )

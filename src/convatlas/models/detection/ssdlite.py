@@ -7,8 +7,6 @@ compare the backbones. Head, matching, losses, decoding and suppression are torc
 MobileNetV3-Large is here too.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -29,16 +27,6 @@ from convatlas.models.classification.mnasnet import mnasnet_a1
 from convatlas.models.classification.mobilenet_v1 import MobileNetV1
 from convatlas.models.classification.mobilenet_v2 import mobilenet_v2
 from convatlas.models.layers.detector_transform import FixedSizeTransform
-
-__all__ = [
-    "LowestReducedBoxes",
-    "SSDLiteMaps",
-    "mnasnet_ssdlite",
-    "mobilenet_v1_ssdlite",
-    "mobilenet_v2_ssdlite",
-    "mobilenet_v3_ssdlite",
-    "ssdlite_mobilenet_v3_large",
-]
 
 EXTRA_CHANNELS = (512, 256, 256, 128)
 LEAST_CHANNELS = 16
@@ -129,7 +117,6 @@ class SSDLiteMaps(nn.Module):
         return [maps[name].shape[1] for name in ("C4", "C5")]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the maps by name, the largest first."""
         maps: dict[str, Tensor] = self.body(images)
         x = maps["C5"]
         for number, extra in enumerate(self.extra, start=6):
@@ -334,9 +321,6 @@ def ssdlite_mobilenet_v3_large(image_size: int = 320, num_classes: int = 91, in_
     Args:
         image_size: side of the images in pixels, 320 in the paper; they are not rescaled.
         num_classes: classes, the background counted as class 0.
-
-    Raises:
-        ValueError: `image_size` below 32.
     """
     if image_size < 32:
         raise ValueError(f"model.image_size={image_size} leaves the first map without a pixel; use 32 or more.")

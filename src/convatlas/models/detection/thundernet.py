@@ -7,8 +7,6 @@ sum, and the spatial attention module uses what it finds to weigh the sum once m
 Anchors, matching, sampling, decoding, suppression and pooling are torchvision's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -27,19 +25,6 @@ from convatlas.core.errors import near_matches
 from convatlas.models.checks import require_choice, require_positive
 from convatlas.models.classification.snet import VARIANTS, SNet
 from convatlas.models.layers.detector_transform import FixedSizeTransform
-
-__all__ = [
-    "ContextEnhancement",
-    "HardestRegions",
-    "ProposalConvolutions",
-    "ProposalPredictor",
-    "RegionPooling",
-    "RegionPredictor",
-    "SpatialAttention",
-    "SqueezedMaps",
-    "ThunderNetMaps",
-    "thundernet",
-]
 
 BACKBONES = {f"snet{name}": variant for name, variant in VARIANTS.items()}
 BINS = 7
@@ -64,10 +49,9 @@ class ContextEnhancement(nn.Module):
         self.of_global = nn.Conv2d(c5_channels, channels, 1)
 
     def forward(self, c4: Tensor, c5: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sum twice: the proposals and the regions are made of the same map."""
         enlarged = F.interpolate(self.of_c5(c5), scale_factor=2.0, mode="nearest")
         context = self.of_c4(c4) + enlarged + self.of_global(c5.mean((2, 3), keepdim=True))
-        return context, context
+        return context, context  # proposals and regions are made of the same map
 
 
 class SqueezedMaps(nn.Module):
@@ -222,7 +206,6 @@ class RegionPredictor(nn.Module):
         initialise_prediction(self.offsets, deviation=0.001)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict."""
         offsets = self.offsets(x)
         return self.logits(x), offsets.repeat(1, self.num_classes) if self.class_agnostic_boxes else offsets
 
@@ -407,11 +390,7 @@ def thundernet(
 
 
 def make_backbone(name: str, options: Mapping[str, Any], in_channels: int) -> SNet:
-    """Build an SNet without its classifier.
-
-    Raises:
-        ValueError: there is no such SNet, or it has no such option.
-    """
+    """Build an SNet without its classifier."""
     require_choice("backbone", name, BACKBONES)
     arguments = {**asdict(BACKBONES[name]), **options}
     known = ("stage_channels", "last_channels", "stem_channels", "stem_stride", "repeats")

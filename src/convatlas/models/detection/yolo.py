@@ -6,8 +6,6 @@ object belongs to the one anchor that is most like it in shape, in the cell that
 the nets on PANet follow the authors' published darknet files (csresnext50-panet-spp.cfg and others).
 """
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -33,19 +31,6 @@ from convatlas.models.layers.conv_norm import conv_norm, initialise_convolutions
 from convatlas.models.layers.detector_transform import FixedSizeTransform
 from convatlas.models.layers.path_aggregation import PathAggregation
 from convatlas.models.layers.scale_fusion import exact_fusion, global_fusion
-
-__all__ = [
-    "COCO_ANCHORS",
-    "Priors",
-    "Pyramid",
-    "Yolo",
-    "assign",
-    "best_anchors",
-    "decode",
-    "encode",
-    "make_priors",
-    "yolo",
-]
 
 BACKBONES: dict[str, Callable[..., StagedNet]] = {
     "csp_resnet50": csp.csp_resnet50,
@@ -234,7 +219,6 @@ class Pyramid(nn.Module):
         self.out_channels = (channels,) * len(in_channels)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps in, the finest first, and as many out."""
         return list(self.pyramid(OrderedDict((str(number), each) for number, each in enumerate(maps))).values())
 
 
@@ -308,11 +292,7 @@ class Yolo(nn.Module):
     def forward(
         self, images: Sequence[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Return losses in training, detections in evaluation.
-
-        Raises:
-            ValueError: training without targets, a box without area, or images of another shape.
-        """
+        """Return losses in training, detections in evaluation."""
         batch, targets = self.transform(images, targets)
         outputs, sizes = self._outputs(batch.tensors)
         priors = make_priors(sizes, self.strides, self.anchors)
@@ -461,9 +441,6 @@ def yolo(
         detections_per_image: most detections of an image.
         image_size: side of the images in pixels; they are not rescaled.
         num_classes: classes, the background counted as class 0.
-
-    Raises:
-        ValueError: an unknown backbone, neck or loss, an option that the backbone lacks, or numbers that do not fit.
     """
     require_choice("backbone", backbone, BACKBONES)
     require_choice("neck", neck, NECKS)

@@ -1,13 +1,9 @@
 """Convolution, normalisation and activation, the unit that most nets are made of."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 
 from torch import nn
-
-__all__ = ["ACTIVATIONS", "ConvNormAct", "conv_norm", "initialise_convolutions"]
 
 SLOPE = 0.1
 """Slope of darknet's leaky ReLU below zero."""

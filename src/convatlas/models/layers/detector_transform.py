@@ -1,13 +1,9 @@
 """What torchvision's detectors do to images before the net: here, normalise them and nothing else."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-
-__all__ = ["FixedSizeTransform"]
 
 
 class FixedSizeTransform(GeneralizedRCNNTransform):

@@ -10,23 +10,10 @@ several columns end on the same row there is one join of them all, the mean of i
 what every convolution that begins there takes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-
-__all__ = [
-    "FractalBlock",
-    "FractalConv",
-    "Kept",
-    "LocalDropPath",
-    "draw_survivors",
-    "initialise_as_caffe",
-    "join",
-    "seeded_generator",
-]
 
 Kept = Mapping[int, Sequence[int]]
 """Row of a fractal block -> the columns whose outputs are let through there; see `FractalBlock.ending_at`."""

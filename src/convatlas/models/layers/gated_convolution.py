@@ -4,12 +4,8 @@ Takikawa, Acuna, Jampani, Fidler, "Gated-SCNN: Gated Shape CNNs for Semantic Seg
 SAUNet (Sun et al. 2020) takes it over.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
-
-__all__ = ["GatedConvolution"]
 
 
 class GatedConvolution(nn.Module):

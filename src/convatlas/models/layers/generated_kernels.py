@@ -4,16 +4,12 @@ Ha, Dai, Le, "HyperNetworks" (arXiv 1609.09106), section 3.1, equations 2 and 3.
 their size, N_in and N_out the channels of a basic kernel, f its side, d the hidden size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-__all__ = ["GeneratedKernels", "KernelGenerator", "KernelShape", "LearntKernels"]
 
 
 class KernelShape(NamedTuple):
@@ -54,7 +50,6 @@ class KernelGenerator(nn.Module):
         nn.init.zeros_(self.second.bias)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Make one basic kernel of each embedding."""
         side = self.kernel_size
         hidden = self.first(embeddings).unflatten(1, (self.channels, self.hidden_size))
         slices = self.second(hidden).unflatten(2, (side, self.channels, side))  # (E, N_in, row, N_out, column)

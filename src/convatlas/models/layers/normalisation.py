@@ -7,13 +7,9 @@
   Recognition?" (ICCV 2009), section 2: subtract the local mean and divide by the local deviation.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-__all__ = ["LocalContrastNorm", "LocalResponseNorm", "WithinChannelResponseNorm"]
 
 
 class LocalResponseNorm(nn.Module):
@@ -34,7 +30,6 @@ class LocalResponseNorm(nn.Module):
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
     def forward(self, x: Tensor) -> Tensor:
-        """Divide every response by its neighbourhood."""
         channels, before = x.shape[1], self.size // 2
         squares = F.pad(x.square(), (0, 0, 0, 0, before, self.size - 1 - before))
         energy = squares[:, :channels]
@@ -43,7 +38,6 @@ class LocalResponseNorm(nn.Module):
         return x / (self.k + self.alpha * energy) ** self.beta
 
     def extra_repr(self) -> str:
-        """Show the constants."""
         return f"size={self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
 
 
@@ -64,12 +58,10 @@ class WithinChannelResponseNorm(nn.Module):
         self.size, self.alpha, self.beta = size, alpha, beta
 
     def forward(self, x: Tensor) -> Tensor:
-        """Divide every response by its neighbourhood."""
         energy = F.avg_pool2d(x.square(), self.size, stride=1, padding=self.size // 2)
         return x / (1 + self.alpha * energy) ** self.beta
 
     def extra_repr(self) -> str:
-        """Show the constants."""
         return f"size={self.size}, alpha={self.alpha}, beta={self.beta}"
 
 
@@ -101,11 +93,9 @@ class LocalContrastNorm(nn.Module):
         return F.conv2d(x.mean(1, keepdim=True), self.window, padding=pad) / weights
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the local contrast."""
         centred = x - self._local_mean(x)
         deviation = (self._local_mean(centred.square()) + self.epsilon**2).sqrt()
         return centred / torch.maximum(deviation, deviation.mean((2, 3), keepdim=True))
 
     def extra_repr(self) -> str:
-        """Show the constants."""
         return f"size={self.size}, epsilon={self.epsilon}"

@@ -5,8 +5,6 @@ the authors of CSPNet published for YOLO (csresnext50-panet-spp.cfg): scales mee
 convolutions have batch normalisation, and the coarsest scale passes through spatial pyramid pooling.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -16,8 +14,6 @@ from torch import Tensor, nn
 
 from convatlas.models.layers.conv_norm import conv_norm
 from convatlas.models.layers.spatial_pyramid_block import SpatialPyramidBlock
-
-__all__ = ["PathAggregation", "alternating_convolutions"]
 
 
 def alternating_convolutions(in_channels: int, channels: int, count: int = 5) -> nn.Sequential:
@@ -66,7 +62,6 @@ class PathAggregation(nn.Module):
         self.out_channels = tuple(channels)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Merge towards the finest map, then towards the coarsest."""
         merged = [self.top(maps[-1])]
         for level in reversed(range(len(self.lateral))):
             coarse = F.interpolate(self.reduce[level](merged[0]), scale_factor=2.0, mode="nearest")

@@ -5,8 +5,6 @@ detector. Du et al., "SpineNet" (CVPR 2020), section 4.1, and the authors' publi
 normalisation, initial weights) and the losses (gamma 1.5, Huber loss of weight 50, sums over the whole batch).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,8 +18,6 @@ from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from convatlas.models.checks import require_positive
 from convatlas.models.layers.detector_transform import FixedSizeTransform
-
-__all__ = ["CentredAnchors", "LevelNormHead", "LevelNormRetinaNet", "LevelNormTower"]
 
 PRIOR = 0.01
 """Every class's probability at every anchor before the first step: its bias is -log(99)."""

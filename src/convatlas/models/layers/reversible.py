@@ -26,8 +26,6 @@ must not change: neither `train()` and `eval()` nor its parameters. A layer that
 Under `torch.compile` and `torch.export` a sequence is a chain of ordinary layers.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -37,18 +35,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
-__all__ = [
-    "AdditiveBlock",
-    "Coupling",
-    "Recomputed",
-    "ReversibleBlock",
-    "ReversibleSequence",
-    "depth_to_space",
-    "halves",
-    "recomputed",
-    "space_to_depth",
-]
 
 Pair = tuple[Tensor, Tensor]
 
@@ -199,7 +185,6 @@ class Coupling(ReversibleBlock):
         return Recomputed((x1, x2), (space_to_depth(x2, self.downsampling), self._sum(x1, residual)))
 
     def extra_repr(self) -> str:
-        """Show the downsampling when the net is printed."""
         return f"downsampling={self.downsampling}"
 
 
@@ -229,7 +214,7 @@ class ReversibleSequence(ReversibleBlock):
         return steps
 
     def forward(self, x1: Tensor, x2: Tensor) -> Pair:
-        """Compute the outputs of the last block; half precision becomes float32 and stays it."""
+        # Half precision becomes float32 and stays it.
         x1, x2 = _at_least_single(x1), _at_least_single(x2)
         steps = self.steps()
         saving = self.memory_saving and torch.is_grad_enabled() and not torch.compiler.is_compiling()
@@ -254,7 +239,6 @@ class ReversibleSequence(ReversibleBlock):
         return y1, y2
 
     def extra_repr(self) -> str:
-        """Show how the activations are kept."""
         return f"memory_saving={self.memory_saving}, stored={self.stored}"
 
 

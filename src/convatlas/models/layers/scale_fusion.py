@@ -9,8 +9,6 @@ Maxout takes its maximum of (Goodfellow et al., "Maxout Networks", ICML 2013), m
 nearest neighbours towards finer ones, and YOLOv3's convolutions behind the concatenation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -19,8 +17,6 @@ from torch import Tensor, nn
 
 from convatlas.models.layers.conv_norm import conv_norm
 from convatlas.models.layers.path_aggregation import alternating_convolutions
-
-__all__ = ["Maxout", "ScaleFusion", "exact_fusion", "global_fusion", "resize"]
 
 
 class Maxout(nn.Module):
@@ -35,7 +31,6 @@ class Maxout(nn.Module):
         self.out_channels = out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the pieces and keep the largest."""
         return self.pieces(x).unflatten(1, (-1, self.out_channels)).amax(1)
 
 
@@ -76,7 +71,6 @@ class ScaleFusion(nn.Module):
         self.out_channels = tuple(channels)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Compress every map once, then join."""
         small = [compress(each) for compress, each in zip(self.compress, maps, strict=True)]
         return [
             join(torch.cat([resize(small[source], scale - source) for source in sources], 1))

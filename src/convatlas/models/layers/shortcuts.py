@@ -1,11 +1,7 @@
 """Parameter-free shortcuts of residual nets."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-__all__ = ["ZeroPadShortcut"]
 
 
 class ZeroPadShortcut(nn.Module):
@@ -20,7 +16,6 @@ class ZeroPadShortcut(nn.Module):
         self.new_channels = out_channels - in_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Subsample and pad."""
         if self.stride > 1:
             x = x[:, :, :: self.stride, :: self.stride]
         return F.pad(x, (0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x

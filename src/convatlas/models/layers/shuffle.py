@@ -4,11 +4,7 @@ Zhang, Zhou, Lin, Sun, "ShuffleNet: An Extremely Efficient Convolutional Neural 
 2018), section 3.1, figure 1.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
-
-__all__ = ["ChannelShuffle", "channel_shuffle"]
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
@@ -36,9 +32,7 @@ class ChannelShuffle(nn.Module):
         self.groups = groups
 
     def extra_repr(self) -> str:
-        """Show the groups when the net is printed."""
         return f"groups={self.groups}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shuffle the channels."""
         return channel_shuffle(x, self.groups)

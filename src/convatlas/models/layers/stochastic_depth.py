@@ -14,16 +14,12 @@ whole net is no one graph, and would be compiled anew for each combination of ga
 form of a whole block is an empty graph, after which PyTorch 2.15 runs all blocks uncompiled.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice
-
-__all__ = ["GatedBlocks", "GatedNet", "Gates", "survival_probabilities", "weighted"]
 
 SCHEDULES = ("linear", "uniform")
 
@@ -96,7 +92,6 @@ class GatedBlocks(nn.ModuleList):
     """Blocks one after another, each called as `block(x, weight)` with a weight of its own."""
 
     def forward(self, x: Tensor, weights: Sequence[float]) -> Tensor:
-        """Call each block with its weight; a weight of 0 asks for the shortcut alone."""
         for block, weight in zip(self, weights, strict=True):
             x = block(x, weight)
         return x

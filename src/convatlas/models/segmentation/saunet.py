@@ -13,8 +13,6 @@ Shape stream: at the image's full size, three residual blocks and gates that the
 of the classes' edges, which has a loss of its own. Decoder: at each of four scales channel and spatial attention.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -27,8 +25,6 @@ from torchvision.models import DenseNet
 from convatlas.models.checks import require_positive
 from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.models.layers.gated_convolution import GatedConvolution
-
-__all__ = ["DualAttention", "Inspection", "SAUNet", "SAUNetOutput", "ShapeStream"]
 
 STEP = 32
 """Images are multiples of it: the texture stream halves four times, the decoder's centre once more."""
@@ -152,7 +148,6 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the branch, then ReLU."""
         return F.relu(x + self.branch(x))
 
 
@@ -265,9 +260,6 @@ class SAUNet(nn.Module):
         attention: whether the decoder attends.
         num_classes: classes, the background counted.
         in_channels: channels of the input, the last of which has the Canny edges.
-
-    Raises:
-        ValueError: a width of no use, not four dense blocks, or no channel beside the Canny edges.
     """
 
     def __init__(
@@ -310,9 +302,6 @@ class SAUNet(nn.Module):
 
         Returns:
             `(B, num_classes, H, W)` logits; in training and with a shape stream beside the logits of the edges.
-
-        Raises:
-            ValueError: H or W is no multiple of 32.
         """
         logits, edges, _ = self.inspect(images)
         return SAUNetOutput(logits, edges) if self.training and edges is not None else logits

@@ -8,16 +8,12 @@ a 1x1 convolution at the end. A picture of 572 x 572 becomes a map of 388 x 388.
 `padded` and `batch_norm` give the form in use today, whose map is as large as its picture.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from convatlas.models.layers.crop import centre_crop
-
-__all__ = ["DoubleConvolution", "UNet"]
 
 
 class DoubleConvolution(nn.Module):
@@ -35,7 +31,6 @@ class DoubleConvolution(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply both."""
         return self.layers(x)
 
 
@@ -51,9 +46,6 @@ class UNet(nn.Module):
         dropout: probability at the end of the contracting path, behind its two lowest levels. The paper gives neither
             the place nor the rate; both are those of the authors' Caffe files.
         num_classes: classes, the background counted.
-
-    Raises:
-        ValueError: `depth` or `base_width` below 1.
     """
 
     def __init__(
@@ -105,11 +97,7 @@ class UNet(nn.Module):
         return 0 if self.padded else 6 * 2**self.depth - 4
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes, H - 2 * margin, W - 2 * margin)` logits.
-
-        Raises:
-            ValueError: the images are of a size that the poolings cannot halve evenly.
-        """
+        """`(B, C, H, W) -> (B, num_classes, H - 2 * margin, W - 2 * margin)` logits."""
         self._check_size(images.shape[-2:])
         x, copies = images, []
         for level, convolutions in enumerate(self.down):
