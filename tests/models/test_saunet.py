@@ -208,8 +208,8 @@ def test_without_attention_there_is_nothing_of_it() -> None:
 
 @pytest.mark.parametrize(("options", "words"), [
     ({"in_channels": 1}, "model.in_channels=1 must be 2 or more: .* data.in_channels"),
-    ({"block_config": (2, 2, 2)}, r"model.block_config=\[2, 2, 2\] must be four"),
-    ({"block_config": (2, 2, 0, 2)}, r"model.block_config=\[2, 2, 0, 2\] must be four"),
+    ({"block_config": (2, 2, 2)}, r"model.block_config=\[2, 2, 2\] must be 4"),
+    ({"block_config": (2, 2, 0, 2)}, r"model.block_config=\[2, 2, 0, 2\] must be 4"),
     ({"growth_rate": 0}, "model.growth_rate=0 must be at least 1"),
     ({"stem_width": 0}, "model.stem_width=0 must be at least 1"),
     ({"decoder_width": 6}, "model.decoder_width=6 must be a multiple of 4"),

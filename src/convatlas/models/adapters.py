@@ -12,7 +12,6 @@ def timm_model(model_name: str, num_classes: int = 1000, in_channels: int = 3, *
 
     Args:
         model_name: a name of `timm.list_models()`.
-        num_classes: classes of the new classifier.
         options: passed on to the net, for example `drop_path_rate`.
 
     Raises:
@@ -32,9 +31,7 @@ def torchvision_model(model_name: str, num_classes: int = 1000, in_channels: int
 
     Args:
         model_name: a name of `torchvision.models.list_models(torchvision.models)`.
-        num_classes: classes of the new classifier.
         in_channels: channels of the images; other than 3, the first convolution is made anew.
-        options: passed on to the net.
 
     Raises:
         ValueError: torchvision has no such net.

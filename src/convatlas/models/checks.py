@@ -36,10 +36,8 @@ def timm_rows(
     Raises:
         ValueError: there are not as many of them as stages, or one is outside its range.
     """
-    if len(strides) != len(rows) or not set(strides) <= {1, 2}:
-        raise ValueError(f"model.strides={list(strides)} must be {len(rows)} numbers, each 1 or 2.")
-    if len(repeats) != len(rows) or min(repeats) < 1:
-        raise ValueError(f"model.repeats={list(repeats)} must be {len(rows)} numbers, each at least 1.")
+    require_strides(strides, len(rows))
+    require_counts("repeats", repeats, len(rows))
     counts = [math.ceil(count * depth) for count in repeats]
     return [[row.format(repeats=n, stride=s)] for row, n, s in zip(rows, counts, strides, strict=True)]
 
@@ -49,6 +47,12 @@ def require_choice(option: str, value: str, choices: Iterable[str]) -> None:
     known = list(choices)
     if value not in known:
         raise ValueError(f"model.{option}={value} is not known; choose one of {', '.join(known)}.")
+
+
+def require_counts(option: str, values: Sequence[int], count: int) -> None:
+    """Raise a ValueError unless `values`, given as `model.<option>`, are `count` numbers from 1."""
+    if len(values) != count or min(values) < 1:
+        raise ValueError(f"model.{option}={list(values)} must be {count} numbers, each at least 1.")
 
 
 def require_exact_size(images: Tensor, image_size: int) -> None:
@@ -81,6 +85,12 @@ def require_probability(option: str, value: float) -> None:
     """Raise a ValueError unless `value`, given as `model.<option>`, is a probability below 1."""
     if not 0 <= value < 1:
         raise ValueError(f"model.{option}={value} is a probability; choose from 0 up to, but not including, 1.")
+
+
+def require_strides(strides: Sequence[int], count: int) -> None:
+    """Raise a ValueError unless `model.strides` are `count` numbers, each 1 or 2."""
+    if len(strides) != count or not set(strides) <= {1, 2}:
+        raise ValueError(f"model.strides={list(strides)} must be {count} numbers, each 1 or 2.")
 
 
 def require_width(width: float) -> None:

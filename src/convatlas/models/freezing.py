@@ -18,7 +18,6 @@ def freeze(net: nn.Module, trainable: str, num_classes: int, image: Tensor) -> l
     """Let only a part of a net get gradients, and return the names of its layers.
 
     Args:
-        net: the net.
         trainable: "all", "last_stage" or "head", as `recipe.trainable` has it.
         num_classes: classes that the head tells apart.
         image: `(1, C, H, W)`, any image that the net takes.

@@ -20,9 +20,7 @@ def take_weights(net: nn.Module, state: State, num_classes: int, source: str) ->
     """Copy weights into a net; classifiers of another number of classes keep what they were drawn with.
 
     Args:
-        net: the net.
         state: as many tensors as the net has, under the same names.
-        num_classes: classes of the net.
         source: where they come from, for the messages.
 
     Returns:

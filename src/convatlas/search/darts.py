@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.classification import darts
+from convatlas.models.layers.cells import FactorizedReduction, relu_conv_norm
 from convatlas.search.budget import INPUT_GRADIENTS, TRAINING, macs_of
 from convatlas.search.config import Darts, DartsSpaceConfig
 from convatlas.search.proxy import correct_answers
@@ -54,9 +55,9 @@ class MixedCell(nn.Module):
         after_reduction: bool,
     ) -> None:
         super().__init__()
-        fit = darts.FactorizedReduction if after_reduction else darts.relu_conv_norm
+        fit = FactorizedReduction if after_reduction else relu_conv_norm
         self.fit_before = fit(before_channels, channels)
-        self.fit_last = darts.relu_conv_norm(last_channels, channels)
+        self.fit_last = relu_conv_norm(last_channels, channels)
         self.nodes = config.nodes
         self.edges = nn.ModuleList(
             MixedEdge(config.operations, channels, 2 if reduction and state < 2 else 1)
@@ -86,9 +87,7 @@ class MixedNet(nn.Module):
 
     def __init__(self, config: DartsSpaceConfig, num_classes: int, in_channels: int) -> None:
         super().__init__()
-        self.stem, self.second_stem, stem_channels = darts.DartsNet._make_stem(
-            config.stem, in_channels, config.channels
-        )
+        self.stem, self.second_stem, stem_channels = darts.make_stem(config.stem, in_channels, config.channels)
         edges = sum(node + 2 for node in range(config.nodes))
         shape = (edges, 1 + len(config.operations))
         self.alphas = nn.ParameterDict({name: nn.Parameter(1e-3 * torch.randn(shape)) for name in CELL_NAMES})

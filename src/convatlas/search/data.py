@@ -23,10 +23,8 @@ class SearchData:
     Batches are a function of (seed, epoch, batch number), as everywhere in this project.
 
     Args:
-        config: the data set.
         recipe: its augmentation serves the training batches, except for what changes labels or sizes.
         weights_share: share of the training split in `weights`; classes are divided alike, groups stay whole.
-        seed: decides which image goes where.
 
     Raises:
         UserError: the data are not prepared, or too few for two parts.

@@ -44,8 +44,6 @@ class SuperNet(nn.Module):
 
     Args:
         space: layers and candidates.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Attributes:
         thetas: for every layer the logits of its candidates; 0 at the beginning.

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from convatlas.models.classification.nasnet import (
     Block,
     Cells,
-    FactorizedReduction,
     Stem,
     Wiring,
+    factorized_reduction,
     layout,
     make_operation,
     relu_conv_norm,
@@ -50,7 +50,7 @@ class SharedCell(nn.Module):
     ) -> None:
         super().__init__()
         self.fit_current = relu_conv_norm(in_channels, filters)
-        fit = FactorizedReduction if halve_before else relu_conv_norm
+        fit = factorized_reduction if halve_before else relu_conv_norm
         self.fit_before = fit(before_channels, filters)
         self.operations = nn.ModuleDict(
             {

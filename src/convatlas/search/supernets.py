@@ -14,7 +14,6 @@ class SuperNetSearch(Strategy):
     """What FBNet's search and DARTS share.
 
     Args:
-        context: the run.
         config: optimisers and batch size.
         net: the super-net.
         architecture: those of its parameters that stand for the architecture; all others are weights.

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_exact_size, require_probability, require_width
+from convatlas.models.layers.initialisation import initialise
 from convatlas.models.layers.normalisation import LocalResponseNorm
 
 CHANNELS = (96, 256, 384, 384, 256)
@@ -74,7 +75,6 @@ class AlexNet(nn.Module):
             its 55x55 maps come from 227.
         stem: first convolution, `imagenet` (11x11, stride 4), or `small` (5x5, stride 1) for small images.
         width: factor on the maps of all convolutions and on the 4096 hidden units.
-        dropout: probability after each hidden layer.
         initialisation: `paper` (std 0.01, biases 1 where `STARTS_AT_ONE`), or `he` for nets much narrower than
             the paper's, through which signals of that size do not pass.
         devices: two devices, one a tower, for example `[cuda:0, cuda:1]`; the logits are on the first. The net then
@@ -109,18 +109,9 @@ class AlexNet(nn.Module):
         self.tower2 = Tower(in_channels, channels, hidden, STEMS[stem], pixels)
         self.fc8 = nn.Linear(2 * hidden, num_classes)
         self.dropout = nn.Dropout(dropout)
-        self._initialise(initialisation)
+        paper = initialisation == "paper"
+        initialise(self, initialisation, lambda name: float(paper and name.split(".")[-2] in STARTS_AT_ONE))
         self._place()
-
-    def _initialise(self, initialisation: str) -> None:
-        for name, parameter in self.named_parameters():
-            layer = name.split(".")[-2]
-            if name.endswith("bias"):
-                nn.init.constant_(parameter, float(initialisation == "paper" and layer in STARTS_AT_ONE))
-            elif initialisation == "paper":
-                nn.init.normal_(parameter, std=0.01)
-            else:
-                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
 
     def _place(self) -> None:
         """Put each tower on its device, the last layer on the first one."""

@@ -53,7 +53,6 @@ def csp_resnet50(
         blocks: blocks of each stage. A stage but the first begins with a strided convolution, which stands for one of
             ResNet-50's blocks.
         channels: width of both paths and of the output of each stage; a block is half as wide inside.
-        options: see `StemOptions`.
     """
     inners = [width // 2 for width in channels]
     return _csp_bottlenecks(blocks, channels, divisor=2, inners=inners, outs=channels, groups=1, **options)
@@ -72,7 +71,6 @@ def csp_resnext50(
         blocks: blocks of each stage, as in `csp_resnet50`.
         channels: width of both paths of each stage and of its blocks inside; a stage puts out twice as many.
         groups: of every 3x3 convolution, also of the strided ones between the stages.
-        options: see `StemOptions`.
     """
     require_positive("groups", groups)
     outs = [2 * width for width in channels]

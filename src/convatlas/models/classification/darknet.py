@@ -10,6 +10,7 @@ from typing import TypedDict, Unpack
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_image_size, require_positive
+from convatlas.models.layers.classifier import PooledClassifier
 from convatlas.models.layers.conv_norm import ACTIVATIONS, conv_norm, initialise_convolutions
 from convatlas.models.layers.shortcuts import ZeroPadShortcut
 
@@ -72,7 +73,7 @@ class DarknetBlock(nn.Module):
 # ---- the net --------------------------------------------------------------------------------------------------------
 
 
-class StagedNet(nn.Module):
+class StagedNet(PooledClassifier):
     """A stem, stages, the mean over all places and a linear layer: `(B, C, H, W) -> (B, num_classes)`.
 
     Attributes:
@@ -110,9 +111,6 @@ class StagedNet(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, channels, H', W')`, the last stage's map."""
         return self.forward_pyramid(images)[-1]
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.forward_features(images).mean((2, 3)))
 
 
 def check_stages(blocks: Sequence[int], channels: Sequence[int], divisor: int, activation: str) -> None:
@@ -156,7 +154,6 @@ def darknet_resnet50(
     Args:
         blocks: blocks of each stage.
         channels: channels that each stage puts out; its blocks have a quarter inside.
-        options: see `StemOptions`.
     """
     return _bottlenecks(blocks, channels, narrowing=4, groups=1, **options)
 
@@ -174,7 +171,6 @@ def darknet_resnext50(
         blocks: blocks of each stage.
         channels: channels that each stage puts out; its blocks have half of them inside.
         groups: of the 3x3 convolutions.
-        options: see `StemOptions`.
     """
     require_positive("groups", groups)
     return _bottlenecks(blocks, channels, narrowing=2, groups=groups, **options)

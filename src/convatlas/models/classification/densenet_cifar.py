@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from convatlas.models.checks import blocks_for_depth, require_image_size, require_positive, require_probability
+from convatlas.models.layers.classifier import PooledClassifier
+from convatlas.models.layers.initialisation import initialise_he
 
 
 class DenseLayer(nn.Module):
@@ -107,7 +109,7 @@ class Transition(nn.Sequential):
         )
 
 
-class DenseNetCifar(nn.Module):
+class DenseNetCifar(PooledClassifier):
     """DenseNet of `depth` layers; with `bottleneck` and `compression` below 1 it is DenseNet-BC.
 
     Args:
@@ -155,19 +157,10 @@ class DenseNetCifar(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.norm = nn.BatchNorm2d(channels)
         self.classifier = nn.Linear(channels, num_classes)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """He initialisation over a filter's outputs, as in the authors' code; the classifier starts without bias."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise_he(self)
         nn.init.zeros_(self.classifier.bias)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, channels, H/4, W/4)`, behind the last BN and ReLU."""
         require_image_size(images, 4, "densenet_cifar")
         return F.relu(self.norm(self.stages(self.stem(images))))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.forward_features(images).mean((2, 3)))

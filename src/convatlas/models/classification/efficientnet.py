@@ -90,7 +90,6 @@ def efficientnet(
         depth: factor of the blocks in a stage; null takes the variant's.
         dropout: probability of setting a feature before the classifier to zero; null takes the variant's.
         drop_path_rate: probability of dropping the last residual branch; it grows linearly with the block's place.
-        strides: strides of the first blocks of the seven stages; the stem always has 2.
         repeats: blocks of the seven stages before `depth` scales them.
         divisor: scaled channels are multiples of it.
         bn_momentum: weight of a new batch in the running statistics; 0.01 is TensorFlow's 0.99.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_choice, require_probability
+from convatlas.models.checks import require_choice, require_probability, require_strides
 from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.models.layers.shuffle import ChannelShuffle
 
@@ -85,12 +85,9 @@ class FBNetBlock(nn.Module):
     1x1 convolutions are grouped and a channel shuffle follows the first.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
         kind: kernel, expansion and groups.
         stride: stride of the depthwise convolution.
         always_expand: keep the first 1x1 convolution where the expansion is 1.
-        bias: give the convolutions biases.
     """
 
     def __init__(
@@ -123,13 +120,10 @@ class BlockNet(nn.Module):
 
     Args:
         blocks: for every stage the candidate of each of its layers, a name of `BLOCKS` or `skip`.
-        stem_channels: channels of the first convolution.
         stage_channels: output channels of each stage.
-        head_channels: channels of the last convolution.
         strides: of the first convolution and of the first layer of each stage.
         always_expand: keep the first 1x1 convolution of blocks with expansion 1.
         conv_bias: give the convolutions biases; batch norm takes their effect away.
-        dropout: probability of setting a feature before the classifier to zero.
     """
 
     def __init__(
@@ -153,8 +147,7 @@ class BlockNet(nn.Module):
                 f"model.blocks has {len(blocks)} stages, model.stage_channels {len(stage_channels)}, and model.strides "
                 f"{len(strides)} numbers; there must be as many stages as channels, and one stride more for the stem."
             )
-        if not set(strides) <= {1, 2}:
-            raise ValueError(f"model.strides={list(strides)} must be {len(blocks) + 1} numbers, each 1 or 2.")
+        require_strides(strides, len(blocks) + 1)
         channels = stem_channels
         self.stem = ConvNormAct(in_channels, channels, 3, stride=strides[0], bias=conv_bias)
         self.stages = nn.Sequential()
@@ -198,7 +191,6 @@ class FBNet(BlockNet):
         always_expand: keep the first 1x1 convolution of blocks with expansion 1, as in figure 3 of the paper; the
             released nets leave it out.
         conv_bias: give the convolutions biases, as in the released nets; batch norm takes their effect away.
-        dropout: probability of setting a feature before the classifier to zero.
     """
 
     def __init__(
@@ -216,8 +208,7 @@ class FBNet(BlockNet):
         require_choice("variant", variant, FOUND)
         if width <= 0:
             raise ValueError(f"model.width={width} must be above 0.")
-        if len(strides) != len(STRIDES) or not set(strides) <= {1, 2}:
-            raise ValueError(f"model.strides={list(strides)} must be {len(STRIDES)} numbers, each 1 or 2.")
+        require_strides(strides, len(STRIDES))
         for names, stage_stride in zip(FOUND[variant], strides[1:], strict=True):
             if names[0] == SKIP and stage_stride > 1:
                 raise ValueError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_image_size, require_positive, require_probability
+from convatlas.models.layers.classifier import PooledClassifier
 from convatlas.models.layers.fractal import FractalBlock, Kept, initialise_as_caffe, seeded_generator
 
 
@@ -31,7 +32,7 @@ STEMS = ("none", "imagenet")
 MOST_COLUMNS = 6
 
 
-class FractalNet(nn.Module):
+class FractalNet(PooledClassifier):
     """B fractal blocks of C columns and one linear layer; the paper counts the B * 2^(C-1) convolutions as layers.
 
     Drop-path is drawn once for a whole mini-batch, and what it leaves unused is not computed. `local`: every join drops
@@ -199,10 +200,3 @@ class FractalNet(nn.Module):
         for block, kept in zip(self.blocks, paths.kept, strict=True):
             x = block(x, kept, alone=paths.column is not None)
         return x
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits.
-
-        The paper has no pooling at the end: of images of 2^B pixels one is left, and its mean changes nothing.
-        """
-        return self.classifier(self.forward_features(images).mean((2, 3)))

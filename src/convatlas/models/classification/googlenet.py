@@ -18,6 +18,8 @@ from convatlas.models.checks import (
     require_probability,
     require_width,
 )
+from convatlas.models.interfaces import AuxiliaryOutput
+from convatlas.models.layers.initialisation import initialise
 from convatlas.models.layers.normalisation import LocalResponseNorm
 
 INITIALISATIONS = ("xavier", "he")
@@ -139,22 +141,14 @@ class AuxiliaryClassifier(nn.Module):
         return self.classifier(self.dropout(x))
 
 
-class GoogLeNetOutput(NamedTuple):
-    """What the net returns in training; each tensor is `(B, num_classes)`."""
-
-    logits: Tensor
-    auxiliary: tuple[Tensor, ...]
-
-
 class GoogLeNet(nn.Module):
-    """GoogLeNet: `(B, C, H, W) -> (B, num_classes)`, in training with auxiliary classifiers a `GoogLeNetOutput`.
+    """GoogLeNet: `(B, C, H, W) -> (B, num_classes)`, in training with auxiliary classifiers a `AuxiliaryOutput`.
 
     Args:
         auxiliary: classifiers on 4a and 4d in training; `auxiliary_loss_weights` are the paper's 0.3.
         image_size: side of the images in pixels, to which the auxiliary classifiers are bound.
         stem: `imagenet` (224 pixels become 28), or `small`: two 3x3 convolutions and one pooling (32 become 16).
         width: factor on the maps of all convolutions and on the hidden units of the auxiliary classifiers.
-        dropout: probability in front of the last layer.
         initialisation: `xavier` with biases of 0.2 as in Caffe's replica (the paper does not say), or `he`.
     """
 
@@ -199,17 +193,8 @@ class GoogLeNet(nn.Module):
             for row in (widths["4a"], widths["4d"]):
                 self.auxiliary.append(AuxiliaryClassifier(row.out_channels, side, width, num_classes))
             self.auxiliary_loss_weights = (0.3, 0.3)
-        self._initialise(initialisation)
-
-    def _initialise(self, initialisation: str) -> None:
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                hidden = not name.endswith("classifier.bias")
-                nn.init.constant_(parameter, 0.2 if initialisation == "xavier" and hidden else 0.0)
-            elif initialisation == "xavier":
-                nn.init.xavier_uniform_(parameter)
-            else:
-                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+        hidden = 0.2 if initialisation == "xavier" else 0.0
+        initialise(self, initialisation, lambda name: 0.0 if name.endswith("classifier.bias") else hidden)
 
     def _inner_maps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the outputs of 4a and 4d, which the auxiliary classifiers see, and of 5b."""
@@ -225,7 +210,7 @@ class GoogLeNet(nn.Module):
         """`(B, C, H, W) -> (B, 1024 * width, H', W')`, 7x7 maps for 224 pixels."""
         return self._inner_maps(images)[-1]
 
-    def forward(self, images: Tensor) -> Tensor | GoogLeNetOutput:
+    def forward(self, images: Tensor) -> Tensor | AuxiliaryOutput:
         """`(B, C, H, W) -> (B, num_classes)` logits, in training with those of the auxiliary classifiers."""
         *inner, features = self._inner_maps(images)
         logits = self.classifier(self.dropout(features.mean((2, 3))))
@@ -233,7 +218,7 @@ class GoogLeNet(nn.Module):
             return logits
         require_exact_size(images, self.image_size)
         pairs = zip(self.auxiliary, inner, strict=True)
-        return GoogLeNetOutput(logits, tuple(classifier(maps) for classifier, maps in pairs))
+        return AuxiliaryOutput(logits, tuple(classifier(maps) for classifier, maps in pairs))
 
 
 def side_of_4a(image_size: int, stem: str) -> int:

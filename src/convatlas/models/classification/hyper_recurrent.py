@@ -51,7 +51,6 @@ class LSTMUpdate(nn.Module):
     the cell remembers is never lost. The forget gate's 1 is from the authors' published cell.
 
     Args:
-        hidden_size: units.
         layer_norm: normalise the gates and the cell; without, this is equation 9.
         dropout: probability of dropping a unit of the candidate.
     """
@@ -210,7 +209,6 @@ class SequenceReader(nn.Module):
         recurrence: builds, for the number of features of a step, a module `(T, B, features) -> (B, hidden_size)`.
         hidden_size: features of the linear layer.
         reading: `rows`: a step is one row of all channels; `pixels`: one pixel of all channels, row by row.
-        image_size: side of the images in pixels.
         permutation_seed: put the pixels of every image in one random order first; null leaves them as they are.
     """
 
@@ -269,12 +267,7 @@ def _require_sizes(**sizes: int) -> None:
 
 
 class RNN(SequenceReader):
-    """The plain recurrent net, equation 4: h_t = tanh(W_h h_{t-1} + W_x x_t + b).
-
-    Args:
-        hidden_size: units.
-        options: see `SequenceReader`.
-    """
+    """The plain recurrent net, equation 4: h_t = tanh(W_h h_{t-1} + W_x x_t + b)."""
 
     def __init__(self, *, hidden_size: int = 128, **options: Unpack[SequenceOptions]) -> None:
         _require_sizes(hidden_size=hidden_size)
@@ -285,10 +278,8 @@ class LSTM(SequenceReader):
     """The plain LSTM with layer normalisation, equations 9 and 13.
 
     Args:
-        hidden_size: units.
         layer_norm: normalise the gates and the cell.
         dropout: probability of dropping a unit of the candidate; the paper keeps 0.9 of the characters' LSTM.
-        options: see `SequenceReader`.
     """
 
     def __init__(
@@ -312,13 +303,11 @@ class HyperRNN(SequenceReader):
     """An RNN whose weights a smaller RNN scales, equations 6 and 8.
 
     Args:
-        hidden_size: units of the main net.
         hyper_size: units of the hypernetwork.
         embedding_size: N_z, length of the embeddings between the two.
         initial_scale: what every scale starts at. A.2.3 has 0.1, for HyperLSTM; the paper says nothing for HyperRNN,
             in which no normalisation undoes it: a state fades to a tenth at each step until the scales have grown.
             With 1 the net starts as a plain RNN.
-        options: see `SequenceReader`.
     """
 
     def __init__(
@@ -343,13 +332,11 @@ class HyperLSTM(SequenceReader):
     """An LSTM whose weights a smaller LSTM scales, equations 10 to 13.
 
     Args:
-        hidden_size: units of the main net.
         hyper_size: units of the hypernetwork.
         embedding_size: N_z, length of the embeddings between the two.
         initial_scale: what every scale starts at, 0.1 in A.2.3.
         layer_norm: normalise the gates and the cells of both.
         dropout: probability of dropping a unit of the main net's candidate.
-        options: see `SequenceReader`.
     """
 
     def __init__(

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import blocks_for_depth, require_choice, require_positive
+from convatlas.models.layers.classifier import PooledClassifier
 from convatlas.models.layers.generated_kernels import GeneratedKernels, KernelShape, LearntKernels
+from convatlas.models.layers.initialisation import initialise_he
 from convatlas.models.layers.shortcuts import ZeroPadShortcut
 
 SHORTCUTS = ("identity", "projection")
@@ -46,7 +48,7 @@ class HyperBlock(nn.Module):
         return out + (x if self.shortcut is None else self.shortcut(activated))
 
 
-class HyperWideResNet(nn.Module):
+class HyperWideResNet(PooledClassifier):
     """Hyper WRN-`depth`-`width`; with `generated=False` the plain net that the paper compares it with.
 
     Args:
@@ -101,17 +103,9 @@ class HyperWideResNet(nn.Module):
         )
         self.norm = nn.BatchNorm2d(widths[-1])
         self.classifier = nn.Linear(widths[-1], num_classes)
-        self._initialise()
-        self._kernels_of_step: list[Tensor] | None = None
-
-    def _initialise(self) -> None:
-        """He initialisation over a filter's outputs, which the kernels start from as well; no bias."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_he(self)
         nn.init.zeros_(self.classifier.bias)
+        self._kernels_of_step: list[Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy does not take the graph of the last step along; tensors inside a graph cannot be copied.
@@ -126,9 +120,6 @@ class HyperWideResNet(nn.Module):
         for block, kernel1, kernel2 in zip(self.blocks, kernels[::2], kernels[1::2], strict=True):
             x = block(x, kernel1, kernel2)
         return F.relu(self.norm(x))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.forward_features(images).mean((2, 3)))
 
     def loss_terms(self) -> dict[str, Tensor]:
         """Return `kernel_decay`, the weighted sum of squares of the kernels that the last training pass has used.

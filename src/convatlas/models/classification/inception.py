@@ -11,33 +11,25 @@ the stem, and `width` makes every layer narrower by the same factor; both leave 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from convatlas.models.adapters import timm_model, torchvision_model
 from convatlas.models.checks import require_choice, require_image_size, require_probability
+from convatlas.models.interfaces import AuxiliaryOutput
 
 STEMS = ("imagenet", "small")
 
 
-class InceptionV3Output(NamedTuple):
-    """What Inception-v3 returns in training; each tensor is `(B, num_classes)`."""
-
-    logits: Tensor
-    auxiliary: tuple[Tensor, ...]
-
-
 class InceptionV3(nn.Module):
-    """Inception-v3: `(B, C, H, W) -> (B, num_classes)`, in training with its auxiliary classifier `InceptionV3Output`.
+    """Inception-v3: `(B, C, H, W) -> (B, num_classes)`, in training with its auxiliary classifier `AuxiliaryOutput`.
 
     Args:
         auxiliary: a classifier on the last 17x17 maps in training; `auxiliary_loss_weights` is the 0.4 of the authors'
             release (the paper names no weight).
         stem: `imagenet`, or `small`: stride 1 instead of 2 and no first pooling, so that 32 pixels become 12 and not 1.
-        width: factor on the channels of every layer.
-        dropout: probability in front of the last layer.
     """
 
     def __init__(
@@ -67,7 +59,7 @@ class InceptionV3(nn.Module):
             self.net.Conv2d_1a_3x3.conv.stride = (1, 1)
             self.net.maxpool1 = nn.Identity()
 
-    def forward(self, images: Tensor) -> Tensor | InceptionV3Output:
+    def forward(self, images: Tensor) -> Tensor | AuxiliaryOutput:
         """`(B, C, H, W) -> (B, num_classes)` logits, in training with those of the auxiliary classifier."""
         # The kernels of the auxiliary classifier cover 17x17 maps just so.
         with_auxiliary = self.training and bool(self.auxiliary_loss_weights)
@@ -75,7 +67,7 @@ class InceptionV3(nn.Module):
         output = self.net(images)
         if isinstance(output, Tensor):
             return output
-        return InceptionV3Output(output.logits, (output.aux_logits,))
+        return AuxiliaryOutput(output.logits, (output.aux_logits,))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 2048 * width, H', W')`, 8x8 maps for 299 pixels."""
@@ -94,7 +86,6 @@ class InceptionResNetV2(nn.Module):
         blocks: residual blocks at 35x35, 17x17 and 8x8 pixels, of which the released net has 10, 20 and 9; one more
             follows the last ones.
         stem: `imagenet`, or `small`: stride 1 instead of 2 and no first pooling, so that 32 pixels become 12 and not 1.
-        width: factor on the channels of every layer.
         dropout: probability in front of the last layer; the paper keeps 0.8.
     """
 
@@ -140,7 +131,6 @@ class Xception(nn.Module):
 
     Args:
         stem: `imagenet`, or `small`: stride 1 instead of 2 in the first convolution.
-        width: factor on the channels of every layer.
         dropout: probability in front of the last layer; the paper has 0.5 for ImageNet.
     """
 

@@ -42,10 +42,6 @@ def mnasnet_a1(
 
     Args:
         width: factor of all channels but the head's, rounded to multiples of 8 (the paper's depth multiplier).
-        strides: strides of the first blocks of the seven stages; the stem always has 2.
-        repeats: blocks of the seven stages.
-        head_channels: channels of the last 1x1 convolution.
-        dropout: probability of setting a feature before the classifier to zero.
         bn_momentum: weight of a new batch in the running statistics; 0.01 is the paper's 0.99.
     """
     from timm.models._efficientnet_builder import decode_arch_def, round_channels

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_choice, require_probability
+from convatlas.models.checks import require_choice, require_probability, require_strides
 from convatlas.models.layers.conv_norm import ConvNormAct
 
 STEM_CHANNELS = 32
@@ -47,7 +47,6 @@ class MobileNetV1(nn.Module):
         strides: strides of the stem and of the first layers with 128, 256, 512 and 1024 channels.
         middle_layers: layers of 512 channels that keep the resolution; 0 is the paper's shallow MobileNet (table 5).
         activation: `relu` as the paper says, or `relu6` as the released code has it.
-        dropout: probability of setting a feature before the classifier to zero.
     """
 
     def __init__(
@@ -66,8 +65,7 @@ class MobileNetV1(nn.Module):
             raise ValueError(f"model.width={width} must be above 0; the paper has 0.25, 0.5, 0.75 and 1.0.")
         if middle_layers < 0:
             raise ValueError(f"model.middle_layers={middle_layers} must be 0 or more; the paper has 5 and 0.")
-        if len(strides) != len(STAGES) or not set(strides) <= {1, 2}:
-            raise ValueError(f"model.strides={list(strides)} must be {len(STAGES)} numbers, each 1 or 2.")
+        require_strides(strides, len(STAGES))
         require_choice("activation", activation, ACTIVATIONS)
         require_probability("dropout", dropout)
         act = ACTIVATIONS[activation]

@@ -41,10 +41,7 @@ def mobilenet_v2(
 
     Args:
         width: factor of all channels, rounded to multiples of 8; below 1 the head keeps its channels (section 4).
-        strides: strides of the first blocks of the seven stages; the stem always has 2.
-        repeats: blocks of the seven stages.
         head_channels: channels of the last 1x1 convolution at width 1.
-        dropout: probability of setting a feature before the classifier to zero.
     """
     from timm.models._efficientnet_builder import decode_arch_def, round_channels
     from timm.models.efficientnet import EfficientNet

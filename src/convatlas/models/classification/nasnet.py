@@ -6,15 +6,21 @@ open (stems, how sizes are matched, TensorFlow's padding) follows the authors' p
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from convatlas.core.errors import near_matches
-from convatlas.models.checks import require_image_size, require_positive, require_probability
-from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath, drop_path_figures, set_training_progress
+from convatlas.models.checks import require_choice, require_image_size, require_positive, require_probability
+from convatlas.models.interfaces import AuxiliaryOutput
+from convatlas.models.layers import cells
+from convatlas.models.layers.cells import AuxiliaryHead, CellNet
+from convatlas.models.layers.conv_norm import ConvNormAct
+from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath
 
 # ---- the cells as data ----------------------------------------------------------------------------------------------
 
@@ -155,17 +161,10 @@ def _read_block(key: str, number: int, block: Sequence[Any]) -> Block:
 # ---- operations -----------------------------------------------------------------------------------------------------
 
 
-class Norm(nn.BatchNorm2d):
-    """Batch normalisation with the authors' epsilon."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-3)
-
-
-def relu_conv_norm(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    """ReLU, 1x1 convolution, BN."""
-    convolution = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-    return nn.Sequential(nn.ReLU(), convolution, Norm(out_channels))
+Norm = partial(nn.BatchNorm2d, eps=1e-3)
+"""Batch normalisation with the authors' epsilon."""
+relu_conv_norm = partial(cells.relu_conv_norm, norm=Norm)
+factorized_reduction = partial(cells.FactorizedReduction, norm=Norm)
 
 
 class SeparableConv(nn.Module):
@@ -177,20 +176,11 @@ class SeparableConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(in_channels, in_channels, kernel_size, stride=stride, groups=in_channels, bias=False)
+        self.depthwise = Conv2dSame(in_channels, in_channels, kernel_size, stride, groups=in_channels, bias=False)
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-        self.kernel_size = kernel_size
-        self.stride = stride
-
-    def _padding(self, size: int) -> tuple[int, int]:
-        """Zeros before and behind a dimension of `size` pixels."""
-        steps = (size - 1) // self.stride
-        total = max(steps * self.stride + self.kernel_size - size, 0)
-        return total // 2, total - total // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        return self.pointwise(self.depthwise(F.pad(x, self._padding(width) + self._padding(height))))
+        return self.pointwise(self.depthwise(x))
 
 
 class StackedSeparableConv(nn.Sequential):
@@ -231,35 +221,14 @@ class Pool(nn.Module):
         )
 
 
-class FactorizedReduction(nn.Module):
-    """Halve a map without losing every second pixel: two 1x1 convolutions look at the even and at the odd diagonal.
-
-    `(B, in, H, W) -> (B, out, ceil(H/2), ceil(W/2))`.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        half = out_channels // 2
-        self.even = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
-        self.norm = Norm(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(x)
-        shifted = F.pad(x, (-1, 1, -1, 1))
-        return self.norm(torch.cat([self.even(x), self.odd(shifted)], 1))
-
-
 def relu_convs_norm(in_channels: int, out_channels: int, kernels: list[tuple[int, int]], stride: int) -> nn.Sequential:
     """ReLU, convolution and BN for every kernel `(height, width)`; the first one strides and changes the channels."""
-    layers = nn.Sequential()
+    layers: list[nn.Module] = []
     for kernel in kernels:
-        padding = (kernel[0] // 2, kernel[1] // 2)
-        layers.append(nn.ReLU())
-        layers.append(nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=False))
-        layers.append(Norm(out_channels))
+        unit = ConvNormAct(in_channels, out_channels, kernel, stride, norm=Norm, activation=None)
+        layers += [nn.ReLU(), *unit]
         in_channels, stride = out_channels, 1
-    return layers
+    return nn.Sequential(*layers)
 
 
 def make_operation(name: str, in_channels: int, out_channels: int, stride: int) -> nn.Module:
@@ -363,14 +332,14 @@ class Cell(nn.Module):
         if 1 in wiring.concatenated and channels[1] != filters and stride == 1:
             self.fit_raw = nn.Sequential(nn.Conv2d(channels[1], filters, 1, bias=False), Norm(filters))
         halved = [state for state in wiring.concatenated if state < 2 and stride > 1]
-        self.halve = nn.ModuleDict({str(state): FactorizedReduction(channels[state], filters) for state in halved})
+        self.halve = nn.ModuleDict({str(state): factorized_reduction(channels[state], filters) for state in halved})
 
     @staticmethod
     def _fit_previous(filters: int, current: Shape, previous: Shape | None) -> nn.Module:
         if previous is None or previous == Shape(filters, current.halvings):
             return nn.Identity()
         if previous.halvings < current.halvings:
-            return FactorizedReduction(previous.channels, filters)
+            return factorized_reduction(previous.channels, filters)
         return relu_conv_norm(previous.channels, filters)
 
     def forward(self, current: Tensor, previous: Tensor) -> Tensor:
@@ -400,14 +369,13 @@ class Stem(nn.Sequential):
     """
 
     def __init__(self, kind: str, in_channels: int, filters: int) -> None:
+        unit = partial(ConvNormAct, out_channels=filters, kernel_size=3, norm=Norm)
         if kind == "small":
-            first = nn.Conv2d(in_channels, filters, 3, stride=2, padding=1, bias=False)
-            second = nn.Conv2d(filters, filters, 3, stride=2, padding=1, bias=False)
-            super().__init__(first, Norm(filters), nn.ReLU(), second, Norm(filters))
+            super().__init__(*unit(in_channels, stride=2), *unit(filters, stride=2, activation=None))
         elif kind == "imagenet":
-            super().__init__(nn.Conv2d(in_channels, filters, 3, stride=2, bias=False), Norm(filters))
+            super().__init__(*unit(in_channels, stride=2, padding=0, activation=None))
         else:
-            super().__init__(nn.Conv2d(in_channels, filters, 3, padding=1, bias=False), Norm(filters))
+            super().__init__(*unit(in_channels, activation=None))
         self.halvings = {"cifar": 0, "imagenet": 1, "small": 2}[kind]
 
 
@@ -429,32 +397,7 @@ def layout(cells: Cells, repeats: int, filters: int, stem: str, skip_reduction_i
     return steps
 
 
-class AuxiliaryHead(nn.Module):
-    """Classifier on the maps before the second reduction; `(B, channels, H, W) -> (B, num_classes)`.
-
-    Average pooling 5x5 with stride 3 leaves 4x4 of the papers' 16x16 (CIFAR) and 14x14 (224 pixels), which one
-    convolution takes whole; of larger maps it takes every position, and the mean follows.
-    """
-
-    def __init__(self, channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.reduce = nn.Sequential(nn.Conv2d(channels, 128, 1, bias=False), Norm(128), nn.ReLU())
-        self.whole = nn.Sequential(nn.Conv2d(128, 768, 4, bias=False), Norm(768), nn.ReLU())
-        self.classifier = nn.Linear(768, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.reduce(F.avg_pool2d(F.relu(x), 5, stride=3))
-        return self.classifier(self.whole(x).mean((2, 3)))
-
-
-class NASNetOutput(NamedTuple):
-    """What a net with an auxiliary head returns in training."""
-
-    logits: Tensor
-    auxiliary: tuple[Tensor, ...]
-
-
-class NASNet(nn.Module):
+class NASNet(CellNet):
     """A net of searched cells, for example NASNet-A (6 @ 768): `repeats` 6, last output 6 * 4 * `filters` = 768.
 
     Args:
@@ -468,9 +411,8 @@ class NASNet(nn.Module):
         drop_path_rate: probability of dropping an operation's result in the last cell at the end of the training; it
             grows in proportion to the cell's position and to the training's progress, see `begin_step`. The
             authors' values are 0.4 (CIFAR), 0.3 (large) and 0 (mobile).
-        dropout: probability of dropping a feature before the classifier.
         auxiliary: add a classifier before the second reduction, with loss weight 0.4; training then returns a
-            `NASNetOutput`.
+            `AuxiliaryOutput`.
     """
 
     def __init__(
@@ -488,7 +430,7 @@ class NASNet(nn.Module):
         num_classes: int = 10,
         in_channels: int = 3,
     ) -> None:
-        super().__init__()
+        super().__init__(auxiliary, SMALLEST_IMAGE_WITH_AUXILIARY.get(stem, 0))
         found = read_cells(cells)
         self._check(repeats, filters, stem, stem_filters)
         require_probability("drop_path_rate", drop_path_rate)
@@ -508,22 +450,19 @@ class NASNet(nn.Module):
             channels = step.filters * len(step.wiring.concatenated)
             shapes.append(Shape(channels, current.halvings + int(step.stride == 2)))
         self.smallest_image = SMALLEST_IMAGE[stem]
-        self.smallest_image_in_training = SMALLEST_IMAGE_WITH_AUXILIARY[stem]
         self.backs = [step.back for step in steps]
         self.auxiliary_index = max(i for i, step in enumerate(steps) if step.stride == 2) - 1
-        self.auxiliary_head: AuxiliaryHead | None = None
-        self.auxiliary_loss_weights: tuple[float, ...] = ()
+        self.auxiliary_head = None
         if auxiliary:
-            self.auxiliary_head = AuxiliaryHead(shapes[self.auxiliary_index + 1].channels, num_classes)
-            self.auxiliary_loss_weights = (0.4,)
+            inner = shapes[self.auxiliary_index + 1].channels
+            self.auxiliary_head = AuxiliaryHead(inner, num_classes, pool_stride=3, side=4, norm=Norm)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(shapes[-1].channels, num_classes)
         self._initialise()
 
     @staticmethod
     def _check(repeats: int, filters: int, stem: str, stem_filters: int) -> None:
-        if stem not in SMALLEST_IMAGE:
-            raise ValueError(f"model.stem={stem} is not known; choose one of {', '.join(SMALLEST_IMAGE)}.")
+        require_choice("stem", stem, SMALLEST_IMAGE)
         require_positive("repeats", repeats)
         require_positive("filters", filters)
         require_positive("stem_filters", stem_filters)
@@ -537,19 +476,9 @@ class NASNet(nn.Module):
                 depthwise = module.groups > 1
                 nn.init.kaiming_normal_(module.weight, mode="fan_in" if depthwise else "fan_out", nonlinearity="relu")
 
-    def begin_step(self, step: int, steps: int, seed: int) -> None:
-        """Tell the drop paths which share of the training is done; what they drop is drawn by each process alone."""
-        set_training_progress(self, step / steps)
-
-    def step_figures(self) -> dict[str, float]:
-        """Return the mean rate of the drop paths in the last training batch, if there are any."""
-        return drop_path_figures(self)
-
     def _outputs(self, images: Tensor) -> list[Tensor]:
         """Return the stem's and every cell's output, in order."""
         require_image_size(images, self.smallest_image, "this net")
-        if self.auxiliary_head is not None and self.training:
-            require_image_size(images, self.smallest_image_in_training, "model.auxiliary=true")
         outputs = [self.stem(images)]
         for cell, back in zip(self.cells, self.backs, strict=True):
             previous = outputs[-back] if len(outputs) > 1 else outputs[-1]
@@ -563,10 +492,11 @@ class NASNet(nn.Module):
         """
         return F.relu(self._outputs(images)[-1])
 
-    def forward(self, images: Tensor) -> Tensor | NASNetOutput:
-        """`(B, C, H, W) -> (B, num_classes)` logits; with an auxiliary head, in training, a `NASNetOutput`."""
+    def forward(self, images: Tensor) -> Tensor | AuxiliaryOutput:
+        """`(B, C, H, W) -> (B, num_classes)` logits; with an auxiliary head, in training, a `AuxiliaryOutput`."""
+        with_auxiliary = self.uses_auxiliary_head(images)
         outputs = self._outputs(images)
         logits = self.classifier(self.dropout(F.relu(outputs[-1]).mean((2, 3))))
-        if self.auxiliary_head is None or not self.training:
+        if self.auxiliary_head is None or not with_auxiliary:
             return logits
-        return NASNetOutput(logits, (self.auxiliary_head(outputs[self.auxiliary_index + 1]),))
+        return AuxiliaryOutput(logits, (self.auxiliary_head(outputs[self.auxiliary_index + 1]),))

@@ -13,6 +13,7 @@ from convatlas.models.checks import (
     require_probability,
     require_width,
 )
+from convatlas.models.layers.initialisation import initialise_he
 
 HEADS = ("global_average_pooling", "fully_connected", "fully_connected_dropout")
 
@@ -67,14 +68,7 @@ class NetworkInNetwork(nn.Module):
         self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)  # halves the side, rounded down
         self.dropout = nn.Dropout(dropout)
         self.head = build_head(head, num_classes, pixels=(image_size // 4) ** 2, dropout=dropout)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+        initialise_he(self, "fan_in", (nn.Conv2d, nn.Linear))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, num_classes, H/4, W/4)`: one map of confidence a class."""

@@ -11,51 +11,63 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import blocks_for_depth, require_positive
+from convatlas.models.layers.initialisation import initialise_he
 from convatlas.models.layers.shortcuts import ZeroPadShortcut
 from convatlas.models.layers.stochastic_depth import GatedBlocks, GatedNet, Gates, survival_probabilities, weighted
 
 
-class PreactBasicBlock(nn.Module):
-    """Two 3x3 convolutions, each after BN and ReLU; `(B, in, H, W) -> (B, out, H/stride, W/stride)`.
+class PreactBlock(nn.Module):
+    """A branch beside a shortcut; `(B, in, H, W) -> (B, expansion * channels, H/stride, W/stride)`.
 
     `shared` says that the shortcut starts behind the first BN and ReLU instead of before it: so it is in the net's
     first block (the paper's appendix) and wherever the shape changes. There they belong to the shortcut, which is
     computed even if the gate leaves the rest of the branch out.
     """
 
-    expansion = 1
+    expansion: int
+    bn1: nn.BatchNorm2d
+    shortcut: nn.Module
 
-    def __init__(self, in_channels: int, channels: int, stride: int = 1, shared: bool = False) -> None:
+    def __init__(self, shared: bool) -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.shortcut = ZeroPadShortcut(in_channels, channels, stride)
         self.shared = shared
+
+    def convolutions(self, activated: Tensor) -> Tensor:
+        """Compute the branch behind its first BN and ReLU."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor, weight: float = 1.0) -> Tensor:
         if weight == 0 and not self.shared:
             return self.shortcut(x)
         activated = F.relu(self.bn1(x))
         shortcut = self.shortcut(activated if self.shared else x)
-        if weight == 0:
-            return shortcut
-        out = self.conv1(activated)
-        out = self.conv2(F.relu(self.bn2(out)))
-        return weighted(out, weight) + shortcut
+        return shortcut if weight == 0 else weighted(self.convolutions(activated), weight) + shortcut
 
 
-class PreactBottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, each after BN and ReLU.
+class PreactBasicBlock(PreactBlock):
+    """Two 3x3 convolutions, each after BN and ReLU."""
 
-    `(B, in, H, W) -> (B, 4 * channels, H/stride, W/stride)`; for `shared` see `PreactBasicBlock`.
-    """
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, shared: bool = False) -> None:
+        super().__init__(shared)
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.shortcut = ZeroPadShortcut(in_channels, channels, stride)
+
+    def convolutions(self, activated: Tensor) -> Tensor:
+        return self.conv2(F.relu(self.bn2(self.conv1(activated))))
+
+
+class PreactBottleneck(PreactBlock):
+    """1x1, 3x3 and 1x1 convolutions, each after BN and ReLU."""
 
     expansion = 4
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1, shared: bool = False) -> None:
-        super().__init__()
+        super().__init__(shared)
         out_channels = self.expansion * channels
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
@@ -63,22 +75,13 @@ class PreactBottleneck(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
-        self.shortcut: nn.Module = nn.Identity()
+        self.shortcut = nn.Identity()
         if in_channels != out_channels:
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-        self.shared = shared
 
-    def forward(self, x: Tensor, weight: float = 1.0) -> Tensor:
-        if weight == 0 and not self.shared:
-            return self.shortcut(x)
-        activated = F.relu(self.bn1(x))
-        shortcut = self.shortcut(activated if self.shared else x)
-        if weight == 0:
-            return shortcut
-        out = self.conv1(activated)
-        out = self.conv2(F.relu(self.bn2(out)))
-        out = self.conv3(F.relu(self.bn3(out)))
-        return weighted(out, weight) + shortcut
+    def convolutions(self, activated: Tensor) -> Tensor:
+        out = self.conv2(F.relu(self.bn2(self.conv1(activated))))
+        return self.conv3(F.relu(self.bn3(out)))
 
 
 class PreactResNetCifar(GatedNet):
@@ -113,7 +116,7 @@ class PreactResNetCifar(GatedNet):
         self.stage3 = self._stage(block, 2 * out, 4 * width, blocks, stride=2)
         self.norm = nn.BatchNorm2d(4 * out)
         self.classifier = nn.Linear(4 * out, num_classes)
-        self._initialise()
+        initialise_he(self)
 
     @staticmethod
     def _stage(
@@ -122,20 +125,6 @@ class PreactResNetCifar(GatedNet):
         first = block(in_channels, channels, stride, shared=True)
         return GatedBlocks([first, *(block(block.expansion * channels, channels) for _ in range(blocks - 1))])
 
-    def _initialise(self) -> None:
-        """He initialisation over a filter's outputs, as in the authors' code."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 4 * width * expansion, H/4, W/4)`, behind the last BN and ReLU."""
-        blocks = len(self.stage1)
-        weights = self.gates.weights(self.training)
-        x = self.stage1(self.stem(images), weights[:blocks])
-        x = self.stage2(x, weights[blocks : 2 * blocks])
-        x = self.stage3(x, weights[2 * blocks :])
-        return F.relu(self.norm(x))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.forward_features(images).mean((2, 3)))
+        return F.relu(self.norm(self.gated_stages(self.stem(images))))

@@ -9,6 +9,7 @@ the activation left out of the first branch, epsilon) follows the authors' publi
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -17,18 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import blocks_for_depth, require_choice, require_positive
+from convatlas.models.layers.classifier import PooledClassifier
+from convatlas.models.layers.initialisation import initialise_he
 from convatlas.models.layers.reversible import AdditiveBlock, ReversibleSequence, halves, recomputed
 
 STEMS = ("small", "imagenet")
 EXPANSION = 4
 
 
-class Norm(nn.BatchNorm2d):
-    """Batch normalisation with the authors' epsilon."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-3)
-
+Norm = partial(nn.BatchNorm2d, eps=1e-3)
+"""Batch normalisation with the authors' epsilon."""
 
 # ---- branches and shortcuts -----------------------------------------------------------------------------------------
 
@@ -47,24 +46,15 @@ def make_branch(
     for number, kernel_size in enumerate((1, 3, 1) if bottleneck else (3, 3)):
         if activated or number > 0:
             layers += [Norm(widths[number]), nn.ReLU()]
+        step = stride if number == 0 else 1
         layers.append(
-            nn.Conv2d(
-                widths[number],
-                widths[number + 1],
-                kernel_size,
-                stride=stride if number == 0 else 1,
-                padding=kernel_size // 2,
-                bias=False,
-            )
+            nn.Conv2d(widths[number], widths[number + 1], kernel_size, step, padding=kernel_size // 2, bias=False)
         )
     return nn.Sequential(*layers)
 
 
 class PaddedPool(nn.Module):
-    """The basic unit's shortcut: average pooling, and as many zero channels before the others as behind them.
-
-    `(B, in, H, W) -> (B, out, H/stride, W/stride)`.
-    """
+    """The basic unit's shortcut: average pooling, and as many zero channels before the others as behind them."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -106,7 +96,6 @@ class Stage(nn.Module):
 
     Args:
         in_channels: channels of the input, both halves together.
-        out_channels: channels of the output.
         units: units, the first one included.
         stride: stride of the first unit.
         bottleneck: use 1x1-3x3-1x1 branches.
@@ -153,7 +142,7 @@ class Stage(nn.Module):
 # ---- the net --------------------------------------------------------------------------------------------------------
 
 
-class RevNet(nn.Module):
+class RevNet(PooledClassifier):
     """RevNet of any size.
 
     Args:
@@ -201,13 +190,7 @@ class RevNet(nn.Module):
         self.classifier = nn.Linear(widths[-1], num_classes)
         # Average pooling and a padded convolution halve an odd size differently; two strided convolutions do not.
         self.required_multiple = 1 if bottleneck else math.prod(strides) * (4 if stem == "imagenet" else 1)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """He initialisation over a filter's outputs, as in the authors' code; the classifier starts without bias."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise_he(self)
         nn.init.zeros_(self.classifier.bias)
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -222,9 +205,6 @@ class RevNet(nn.Module):
         for stage in self.stages:
             x1, x2 = stage(x1, x2)
         return F.relu(self.norm(torch.cat([x1, x2], 1)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.forward_features(images).mean((2, 3)))
 
 
 def _make_stem(kind: str, in_channels: int, channels: int) -> nn.Sequential:
@@ -300,7 +280,6 @@ def revnet_cifar(
         bottleneck: use 1x1-3x3-1x1 branches; None does what the paper does at this depth, and at others does not.
         filters: channels behind the stem and of the three stages; None takes the paper's of this depth, and at others
             32, 32, 64 and 128.
-        memory_saving: see `RevNet`.
     """
     published = PUBLISHED.get(depth, PUBLISHED[110])
     if bottleneck is None:

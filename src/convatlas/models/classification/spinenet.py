@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from convatlas.models.checks import require_choice, require_positive, require_probability, require_width
+from convatlas.models.layers.classifier import PooledClassifier
 from convatlas.models.layers.conv_norm import ConvNormAct
 
 # ---- the nets as data -----------------------------------------------------------------------------------------------
@@ -203,7 +204,6 @@ class Resample(nn.Module):
         width: channels between the two 1x1 convolutions.
         out_channels: channels that the block takes.
         down: the block is at a higher level, of less resolution, than the parent.
-        activation: `relu` or `swish`.
     """
 
     def __init__(self, in_channels: int, width: int, out_channels: int, *, down: bool, activation: str) -> None:
@@ -245,10 +245,8 @@ class ResidualBlock(nn.Module):
 
     Args:
         kind: `bottleneck` or `residual`.
-        in_channels: channels of the input.
         width: channels of the 3x3 convolutions.
         stride: of the first 3x3 convolution.
-        activation: `relu` or `swish`.
         drop_connect_rate: probability that an image's branch is left out in training.
     """
 
@@ -330,7 +328,6 @@ def make_stem(kind: str, in_channels: int, width: int, activation: str) -> nn.Se
             convolution that leaves `half` or the `full` resolution. With `full` level l has 1/2^(l-2) of it, so that
             images of 32 pixels have the maps of images of 128.
         width: channels of the convolution.
-        activation: `relu` or `swish`.
     """
     if kind == "imagenet":
         return nn.Sequential(conv_norm(in_channels, width, 7, 2, activation), MaxPool(3, 2))
@@ -378,7 +375,6 @@ class SpineNetBackbone(nn.Module):
     Args:
         variant: `49S`, `49`, `96`, `143` or `190`.
         permutation: wiring of the blocks, a key of `PERMUTATIONS`.
-        width: factor on all channels; 1 is the paper's width.
         endpoint_width: channels of the maps; none for the variant's own, which `width` scales.
         stem: `imagenet` or, for small images, `half` or `full`, see `make_stem`.
         activation: `relu`, or `swish` as in the paper's longest trainings.
@@ -516,17 +512,13 @@ def level_widths(variant: Variant, width: float) -> dict[int, int]:
     return widths
 
 
-class SpineNet(nn.Module):
+class SpineNet(PooledClassifier):
     """SpineNet for classification (section 4.5): the maps P3 to P7, enlarged to P3 and averaged, then pooled.
 
     Args:
         variant: `49S`, `49`, `96`, `143` or `190`.
         permutation: wiring of the blocks, a key of `PERMUTATIONS`.
-        width: factor on all channels; 1 is the paper's width.
         stem: `imagenet` or, for small images, `half` or `full`, see `make_stem`.
-        activation: `relu` or `swish`.
-        drop_connect_rate: see `SpineNetBackbone`.
-        zero_init_last: see `SpineNetBackbone`.
     """
 
     def __init__(
@@ -562,6 +554,3 @@ class SpineNet(nn.Module):
         for each in others:
             total = total + F.interpolate(each, finest.shape[-2:], mode="nearest")
         return total / len(OUTPUT_LEVELS)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.forward_features(images).mean((2, 3)))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_image_size, require_probability, require_width
+from convatlas.models.layers.initialisation import initialise
 from convatlas.models.layers.normalisation import WithinChannelResponseNorm
 
 CHANNELS = (96, 256, 384, 384, 256)
@@ -60,7 +61,6 @@ class SPPNet(nn.Module):
             a net without a pyramid that still takes any size.
         stem: strides 2 and 2 of the first two convolutions (`imagenet`), or 1 and 1 for small images (`small`).
         width: factor on the maps of all convolutions and on the 4096 hidden units.
-        dropout: probability after each hidden layer.
         initialisation: `paper` (std 0.01, biases 0), or `he` for nets much narrower than the paper's, through
             which signals of that size do not pass.
     """
@@ -97,16 +97,7 @@ class SPPNet(nn.Module):
         self.norm = WithinChannelResponseNorm()
         self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)  # 224 pixels become 13, as in figure 3
         self.dropout = nn.Dropout(dropout)
-        self._initialise(initialisation)
-
-    def _initialise(self, initialisation: str) -> None:
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif initialisation == "paper":
-                nn.init.normal_(parameter, std=0.01)
-            else:
-                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+        initialise(self, initialisation)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 256 * width, H', W')`, 13x13 maps for 224 pixels and 10x10 for 180."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_choice, require_image_size
+from convatlas.models.checks import require_choice, require_counts, require_image_size
+from convatlas.models.layers.classifier import PooledClassifier
 from convatlas.models.layers.conv_norm import ConvNormAct
 
 WIDTHS = (32, 64, 128, 256)
@@ -73,7 +74,7 @@ class SqueezeNextBlock(nn.Module):
         return F.relu(shortcut + self.branch(shortcut if self.branch_behind_shortcut else x))
 
 
-class SqueezeNext(nn.Module):
+class SqueezeNext(PooledClassifier):
     """SqueezeNext of 23 layers: a stem, 21 blocks in four stages, a 1x1 convolution, global pooling, one linear layer.
 
     Args:
@@ -101,8 +102,7 @@ class SqueezeNext(nn.Module):
         require_choice("stem", stem, ("imagenet", "small"))
         released = VERSIONS[version]
         blocks = released.blocks if blocks is None else blocks
-        if len(blocks) != len(WIDTHS) or min(blocks) < 1:
-            raise ValueError(f"model.blocks={list(blocks)} must be {len(WIDTHS)} numbers of blocks, each at least 1.")
+        require_counts("blocks", blocks, len(WIDTHS))
         if groups < 1 or STEM_CHANNELS % groups:
             raise ValueError(
                 f"model.groups={groups} does not divide the stem's {STEM_CHANNELS} channels; choose 1 or 2."
@@ -152,6 +152,3 @@ class SqueezeNext(nn.Module):
         """`(B, C, H, W) -> (B, 128, H/32, W/32)`; H/16, W/16 with the small stem."""
         require_image_size(images, self.smallest_image, "SqueezeNext with this stem")
         return self.head(self.stages(self.stem(images)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.forward_features(images).mean((2, 3)))

@@ -13,6 +13,7 @@ from convatlas.models.checks import (
     require_probability,
     require_width,
 )
+from convatlas.models.layers.initialisation import initialise_he
 from convatlas.models.layers.normalisation import LocalResponseNorm
 
 CONFIGURATIONS = {
@@ -36,7 +37,6 @@ class VGG(nn.Module):
         batch_norm: normalise each batch after every convolution, which the paper does not.
         image_size: side of the images in pixels, 32 or more; the first fully connected layer fixes it.
         width: factor on the maps of all convolutions and on the 4096 hidden units.
-        dropout: probability after each hidden layer.
     """
 
     def __init__(
@@ -69,15 +69,9 @@ class VGG(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(hidden, num_classes),
         )
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """He initialisation, which trains all depths at once; the paper starts the deep nets from a trained A."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+        initialise_he(
+            self, "fan_in", (nn.Conv2d, nn.Linear)
+        )  # trains all depths at once; the paper starts deep nets from a trained A
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 512 * width, H/32, W/32)`, for images of any size from 32 pixels on."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import blocks_for_depth, require_positive, require_probability
+from convatlas.models.layers.initialisation import initialise_he
 from convatlas.models.layers.stochastic_depth import GatedBlocks, GatedNet, Gates, survival_probabilities, weighted
 
 
@@ -95,18 +96,9 @@ class WideResNet(GatedNet):
             self.blocks.extend(WideBlock(after, after, block, 1, dropout) for _ in range(blocks - 1))
         self.norm = nn.BatchNorm2d(widths[-1])
         self.classifier = nn.Linear(widths[-1], num_classes)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """He initialisation over a filter's outputs; the classifier starts without bias."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise_he(self)
         nn.init.zeros_(self.classifier.bias)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 64 * width, H/4, W/4)`, behind the last BN and ReLU."""
         return F.relu(self.norm(self.blocks(self.stem(images), self.gates.weights(self.training))))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.forward_features(images).mean((2, 3)))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_exact_size, require_probability, require_width
+from convatlas.models.layers.initialisation import initialise
 from convatlas.models.layers.normalisation import LocalContrastNorm, LocalResponseNorm, WithinChannelResponseNorm
 
 CHANNELS = {"a": (96, 256, 384, 384, 256), "b": (96, 256, 512, 1024, 512)}
@@ -35,7 +36,6 @@ class ZFNet(nn.Module):
         image_size: side of the images in pixels; the first fully connected layer fixes it.
         stem: strides 2 and 2 of the first two convolutions (`imagenet`), or 1 and 1 for small images (`small`).
         width: factor on the maps of all convolutions and on the 4096 hidden units.
-        dropout: probability after each hidden layer.
         initialisation: `paper` (std 0.01, biases 0), or `he` for nets much narrower than the paper's, through
             which signals of that size do not pass.
     """
@@ -76,16 +76,7 @@ class ZFNet(nn.Module):
         # Rounding up keeps the maps at the figure's 55, 13 and 6 pixels.
         self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.dropout = nn.Dropout(dropout)
-        self._initialise(initialisation)
-
-    def _initialise(self, initialisation: str) -> None:
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif initialisation == "paper":
-                nn.init.normal_(parameter, std=0.01)
-            else:
-                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+        initialise(self, initialisation)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, image_size, image_size) -> (B, 256 * width, H', W')`, 6x6 maps for 224 pixels."""

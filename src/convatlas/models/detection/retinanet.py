@@ -30,7 +30,6 @@ class PyramidBackbone(nn.Module):
 
     Args:
         name: a net of timm that gives feature maps, for example `resnet50`.
-        options: keyword arguments of that net.
         levels: rising numbers of the levels that are taken from the backbone; the paper takes 3, 4 and 5.
         top_levels: add P6 and P7 by 3x3 convolutions of stride 2, the first on the backbone's last map.
         width: channels of all levels.
@@ -110,8 +109,6 @@ def retinanet(
             of 256 channels learn and starves four of 48. torchvision's second recipe has 32 groups.
         anchor_scale: side of a level's smallest square anchor, in strides of that level; the paper's is 4 (32 pixels
             at stride 8). Each place has nine anchors: three sizes within an octave, each in three shapes.
-        image_size: side of the images in pixels; they are not rescaled.
-        num_classes: classes, the background counted as class 0.
     """
     if head_norm_groups < 0 or (head_norm_groups and pyramid_width % head_norm_groups):
         raise ValueError(

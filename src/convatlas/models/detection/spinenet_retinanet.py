@@ -35,9 +35,7 @@ class ResNetPyramid(nn.Module):
     """ResNet-50 under a feature pyramid: `(B, C, H, W)` becomes the maps P3 to P7, the finest first.
 
     Args:
-        width: factor on all channels; 1 is the paper's width.
         stem: `imagenet`, `half` or `full`, see `spinenet.make_stem`.
-        activation: `relu` or `swish`, of the blocks.
         zero_init_last: residual blocks begin as their shortcuts, see `spinenet.zero_last_norms`.
 
     Attributes:
@@ -138,10 +136,8 @@ def spinenet_retinanet(
         focal_gamma: exponent of the focal loss.
         huber_delta: error of an offset from which the box loss is linear.
         box_weight: factor on the box loss.
-        image_size: side of the images in pixels; they are not rescaled.
         size_divisible: images are padded to a multiple of this. With 128 every map of the paper's net is exactly as
             large as its stride says; with less the coarsest are rounded up.
-        num_classes: classes, the background counted as class 0.
     """
     require_choice("variant", str(variant), VARIANTS)
     require_width(width)

@@ -22,7 +22,7 @@ from torchvision.models.mobilenetv3 import MobileNetV3, _mobilenet_v3_conf
 from torchvision.ops import Conv2dNormActivation
 
 from convatlas.models.adapters import with_input_channels
-from convatlas.models.checks import require_choice, require_width
+from convatlas.models.checks import require_choice, require_strides, require_width
 from convatlas.models.classification.mnasnet import mnasnet_a1
 from convatlas.models.classification.mobilenet_v1 import MobileNetV1
 from convatlas.models.classification.mobilenet_v2 import mobilenet_v2
@@ -78,7 +78,6 @@ class SSDLiteMaps(nn.Module):
     """The maps that are searched for objects: C4 and C5 of a backbone, and smaller ones made from C5.
 
     Args:
-        net: the backbone.
         nodes: names of what gives C4 (stride 16) and C5 (stride 32) in it.
         extra_channels: channels of the extra maps, each half as large as the one before.
         norm: makes the extra maps' normalisations.
@@ -165,7 +164,6 @@ def ssdlite(
         reduce_lowest: give C4 three default boxes at a place instead of six, see `LowestReducedBoxes`.
         bn_momentum: weight of a new batch in the running statistics, the backbone's too.
         image_size: side of the images in pixels, 320 in the papers; they are not rescaled.
-        num_classes: classes, the background counted as class 0.
     """
     extra_channels = [max(LEAST_CHANNELS, int(each * width)) for each in extra_channels]
     if image_size < 32:
@@ -219,10 +217,8 @@ def mobilenet_v1_ssdlite(
     """Build SSDLite on MobileNet; C4 and C5 are the ends of its stages of 512 and 1024 channels.
 
     Args:
-        width: factor on all channels.
         strides: strides of the stem and of the first layers with 128, 256, 512 and 1024 channels.
         middle_layers: layers of 512 channels that keep the resolution.
-        options: see `ssdlite`, for what the net takes and gives as well.
     """
     net = MobileNetV1(
         width,
@@ -247,9 +243,6 @@ def mobilenet_v2_ssdlite(
 
     Args:
         width: factor on all channels, also on those of the last layer and of the extra maps.
-        strides: strides of the first blocks of the seven stages; the stem always has 2.
-        repeats: blocks of the seven stages.
-        options: see `ssdlite`, for what the net takes and gives as well.
     """
     stages = {"strides": strides, "repeats": repeats}
     return _on_inverted_residuals(mobilenet_v2, options, width=width, in_channels=in_channels, **stages)
@@ -294,16 +287,13 @@ def mobilenet_v3_ssdlite(
     Args:
         variant: `large` or `small`.
         reduced_tail: halve the channels between C4 and C5 (section 6.3; the rows with a star in table 6).
-        width: factor on all channels.
         strides: strides of the four blocks that halve the resolution of an image behind the stem; large: rows 2, 4, 7
             and 13 of table 1; small: rows 1, 2, 4 and 9 of table 2.
-        options: see `ssdlite`, for what the net takes and gives as well.
     """
     require_choice("variant", variant, V3_STRIDED)
     require_width(width)
     places = V3_STRIDED[variant]
-    if len(strides) != len(places) or not set(strides) <= {1, 2}:
-        raise ValueError(f"model.strides={list(strides)} must be {len(places)} numbers, each 1 or 2.")
+    require_strides(strides, len(places))
     rows, last_channels = _mobilenet_v3_conf(f"mobilenet_v3_{variant}", width_mult=width, reduced_tail=reduced_tail)
     for place, stride in zip(places, strides, strict=True):
         rows[place].stride = stride
@@ -320,7 +310,6 @@ def ssdlite_mobilenet_v3_large(image_size: int = 320, num_classes: int = 91, in_
 
     Args:
         image_size: side of the images in pixels, 320 in the paper; they are not rescaled.
-        num_classes: classes, the background counted as class 0.
     """
     if image_size < 32:
         raise ValueError(f"model.image_size={image_size} leaves the first map without a pixel; use 32 or more.")

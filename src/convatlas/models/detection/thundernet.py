@@ -105,7 +105,6 @@ class ThunderNetMaps(nn.Module):
 
     Args:
         backbone: gives C4 and C5.
-        channels: of the map that regions are pooled from.
         proposal_width: channels of the proposal network.
         context_enhancement: use the context enhancement module, otherwise `SqueezedMaps`.
         spatial_attention: use the spatial attention module.
@@ -332,7 +331,6 @@ def thundernet(
         hard_mining: train on the regions of the highest loss, as in the paper, and not on random ones.
         training_regions: how many regions of an image are trained on.
         image_size: side of the images in pixels; they are not rescaled, but padded to a multiple of C5's stride.
-        num_classes: classes, the background counted as class 0.
     """
     numbers = {
         "proposal_width": proposal_width,

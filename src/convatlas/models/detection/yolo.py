@@ -234,7 +234,6 @@ class Yolo(nn.Module):
         backbone: its last stages, as many as there are levels of anchors, are used.
         neck: takes and returns one map a level; tells its `out_channels`.
         anchors: by level.
-        num_classes: classes, the background counted as class 0.
         image_size: side of the images in pixels; they are not rescaled, only padded to a multiple of the last stride.
         box_loss: `squared`, `giou` or `ciou`.
         ignore_overlap: IoU from which the objectness loss leaves out a place without an object of its own.
@@ -439,8 +438,6 @@ def yolo(
         score_threshold: least score of a detection.
         nms_threshold: IoU from which the less sure of two detections of a class is dropped.
         detections_per_image: most detections of an image.
-        image_size: side of the images in pixels; they are not rescaled.
-        num_classes: classes, the background counted as class 0.
     """
     require_choice("backbone", backbone, BACKBONES)
     require_choice("neck", neck, NECKS)

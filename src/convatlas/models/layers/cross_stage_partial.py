@@ -79,7 +79,6 @@ def cross_stage_partial(
     """Make any stage cross-stage partial, in one of the orders of figure 3; `(B, in, H, W) -> (B, out, H, W)`.
 
     Args:
-        in_channels: channels that come in.
         out_channels: channels that go out. Where both transitions are there, the first makes as many channels as the
             concatenation needs to have `out_channels` already; the paper does not say how many.
         make_blocks: builds the blocks for a number of channels; returns them and the number that they put out.

@@ -15,8 +15,6 @@ class FixedSizeTransform(GeneralizedRCNNTransform):
     where the user sees it, so another size or another number of channels is an error.
 
     Args:
-        image_size: side of the images.
-        in_channels: their channels.
         size_divisible: pad with zeros to a multiple of this, at the right and at the bottom.
     """
 

@@ -61,8 +61,6 @@ class FractalConv(nn.Module):
     """3x3 convolution, dropout, BN, ReLU; `(B, in, H, W) -> (B, out, H, W)`.
 
     Args:
-        in_channels: channels that come in.
-        out_channels: channels that go out.
         dropout: probability of dropping a value, before normalisation, where the authors have it.
         affine: BN scales and shifts, and the convolution has no biases. The published definition is the reverse.
         separate: a BN of its own for the batches in which a column is used alone; without scale and shift the two
@@ -98,13 +96,10 @@ class FractalBlock(nn.Module):
     The maximum is taken of every column by itself, before the last join: it does not commute with the mean.
 
     Args:
-        in_channels: channels that come in.
         out_channels: channels of every convolution.
         columns: C, at least 1; there are 2^C - 1 convolutions.
         pools: times that 2x2 max pooling halves every column's output.
         dropout: probability of dropping a value in every convolution's output.
-        affine: see `FractalConv`.
-        separate: see `FractalConv`.
     """
 
     def __init__(

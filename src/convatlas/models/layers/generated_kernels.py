@@ -65,7 +65,6 @@ class GeneratedKernels(nn.Module):
 
     Args:
         shapes: channels of the layers.
-        kernel_size: side of every kernel.
         embedding_size: length of an embedding.
         basic_channels: input and output channels of a basic kernel, 16 in the paper.
 
@@ -115,7 +114,6 @@ class LearntKernels(nn.Module):
 
     Args:
         shapes: channels of the layers.
-        kernel_size: side of every kernel.
     """
 
     def __init__(self, shapes: Sequence[KernelShape], kernel_size: int = 3) -> None:

@@ -31,7 +31,6 @@ class PathAggregation(nn.Module):
     `(B, channels[i], H_i, W_i)`.
 
     Args:
-        in_channels: channels of the backbone's maps.
         channels: channels of the new maps; twice as many inside.
         count: convolutions where two scales have met, odd; the authors have 5.
         windows: of the spatial pyramid pooling, in pixels of the coarsest map.

@@ -42,11 +42,7 @@ class LevelNormTower(nn.Module):
     The convolutions have biases, without use before a normalisation, because the authors' have them.
 
     Args:
-        in_channels: channels of the maps.
-        width: channels of the convolutions.
         convs: how many.
-        levels: how many maps there are.
-        activation: class of the activation.
     """
 
     def __init__(self, in_channels: int, *, width: int, convs: int, levels: int, activation: type[nn.Module]) -> None:
@@ -71,13 +67,9 @@ class LevelNormHead(nn.Module):
     """Class logits and box offsets of every anchor; the weights are shared by all levels, the normalisation is not.
 
     Args:
-        in_channels: channels of the maps.
-        width: channels of the convolutions.
         convs: convolutions before the last one.
-        levels: how many maps there are.
         anchors: anchors of every pixel.
         object_classes: classes without the background.
-        activation: class of the activation.
     """
 
     def __init__(
@@ -147,15 +139,12 @@ class LevelNormRetinaNet(RetinaNet):
         backbone: gives maps, the finest first, and has their `out_channels` and `strides`.
         head_width: channels of the head.
         head_convs: its convolutions before the last one.
-        activation: class of the head's activation.
         anchor_scale: side of a level's smallest square anchor, in strides of the level.
         focal_alpha: weight of the objects in the focal loss; the background has the rest to 1.
         focal_gamma: exponent with which the focal loss turns away from what is sure.
         huber_delta: error of an offset from which the box loss is linear.
         box_weight: factor on the box loss.
-        image_size: side of the images in pixels.
         size_divisible: images are padded with zeros, at the right and at the bottom, to a multiple of this.
-        num_classes: classes, the background counted as class 0.
 
     Raises:
         ValueError: a number that does not fit.

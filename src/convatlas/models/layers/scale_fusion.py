@@ -48,7 +48,6 @@ class ScaleFusion(nn.Module):
     `(B, channels[i], H_i, W_i)`.
 
     Args:
-        in_channels: channels of the backbone's maps.
         channels: channels of each scale behind the Maxout, and of each new map.
         reach: farthest scale that is joined, counted in scales.
         count: convolutions behind each concatenation, odd.

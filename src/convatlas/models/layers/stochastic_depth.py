@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice
+from convatlas.models.layers.classifier import PooledClassifier
 
 SCHEDULES = ("linear", "uniform")
 
@@ -97,10 +98,21 @@ class GatedBlocks(nn.ModuleList):
         return x
 
 
-class GatedNet(nn.Module):
+class GatedNet(PooledClassifier):
     """A net of blocks with gates, and what it offers the training; see `convatlas.models.interfaces`."""
 
     gates: Gates
+    stage1: GatedBlocks
+    stage2: GatedBlocks
+    stage3: GatedBlocks
+
+    def gated_stages(self, x: Tensor) -> Tensor:
+        """Compute `stage1` to `stage3`, which have equally many `GatedBlocks`, with the weights of this pass."""
+        stages, weights = (self.stage1, self.stage2, self.stage3), self.gates.weights(self.training)
+        blocks = len(weights) // 3
+        for number, stage in enumerate(stages):
+            x = stage(x, weights[number * blocks : (number + 1) * blocks])
+        return x
 
     @property
     def leaves_gradients_out(self) -> bool:

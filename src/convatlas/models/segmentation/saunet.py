@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import DenseNet
 
-from convatlas.models.checks import require_positive
+from convatlas.models.checks import require_counts, require_positive
 from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.models.layers.gated_convolution import GatedConvolution
 
@@ -258,7 +258,6 @@ class SAUNet(nn.Module):
         shape_width: channels at the beginning of the shape stream; the paper has 64.
         shape_stream: whether there is a shape stream; without it the Canny channel is not used.
         attention: whether the decoder attends.
-        num_classes: classes, the background counted.
         in_channels: channels of the input, the last of which has the Canny edges.
     """
 
@@ -336,8 +335,7 @@ class SAUNet(nn.Module):
 
 
 def _check_widths(block_config: Sequence[int], decoder_width: int, shape_width: int) -> None:
-    if len(block_config) != 4 or min(block_config) < 1:
-        raise ValueError(f"model.block_config={list(block_config)} must be four numbers of layers, each at least 1.")
+    require_counts("block_config", block_config, 4)
     for option, value, step in (("decoder_width", decoder_width, 4), ("shape_width", shape_width, 8)):
         if value < step or value % step:
             raise ValueError(f"model.{option}={value} must be a multiple of {step}: parts of the net have parts of it.")

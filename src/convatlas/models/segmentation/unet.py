@@ -45,7 +45,6 @@ class UNet(nn.Module):
         batch_norm: normalise after each 3x3 convolution.
         dropout: probability at the end of the contracting path, behind its two lowest levels. The paper gives neither
             the place nor the rate; both are those of the authors' Caffe files.
-        num_classes: classes, the background counted.
     """
 
     def __init__(
