@@ -44,6 +44,5 @@ class MacsCounter:
         self.macs += output.numel() * weight[0].numel()
 
     def take(self) -> int:
-        """Return the multiply-adds since the last time."""
         taken, self.macs = self.macs, 0
         return taken

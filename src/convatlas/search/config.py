@@ -295,7 +295,6 @@ class SearchRun(Section):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the result, as plain values."""
         plain = self.model_dump(mode="json", exclude={"output_dir", "work_dir", "overwrite", "tracking"})
         plain["trainer"].pop("progress_bar")
         if plain["search"]["latency"]:

@@ -33,7 +33,6 @@ class Written:
     entropies: Tensor
 
     def architectures(self) -> list[Decisions]:
-        """Return the decisions as tuples."""
         return [tuple(row) for row in self.decisions.tolist()]
 
 
@@ -79,7 +78,6 @@ class LstmController(nn.Module):
         return self._write(number, None)
 
     def judge(self, decisions: Tensor) -> Written:
-        """Return the log-probabilities and entropies of given decisions, `(N, T)`; gradients flow to the weights."""
         return self._write(len(decisions), decisions)
 
     def _write(self, number: int, given: Tensor | None) -> Written:
@@ -116,7 +114,6 @@ class Learner:
         self.baseline: float | None = None
 
     def learn(self, decisions: Tensor, rewards: Sequence[float]) -> None:
-        """Update the controller with architectures `(N, T)` that it has drawn just now, and their rewards."""
         mean = sum(rewards) / len(rewards)
         decay = self.config.baseline_decay
         self.baseline = mean if self.baseline is None else decay * self.baseline + (1 - decay) * mean
@@ -141,7 +138,6 @@ class Learner:
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain values from which learning goes on."""
         return {
             "controller": self.controller.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -149,7 +145,6 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
         self.controller.load_state_dict(state["controller"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.baseline = state["baseline"]

@@ -36,7 +36,6 @@ class MixedEdge(nn.Module):
             self.operations.append(operation)
 
     def forward(self, x: Tensor, mixture: Tensor) -> Tensor:
-        """Sum the operations, weighted by `mixture: (1 + operations,)`, whose first is that of `none`."""
         pairs = zip(mixture[1:], self.operations, strict=True)
         return torch.stack([weight * operation(x) for weight, operation in pairs]).sum(0)
 
@@ -66,7 +65,6 @@ class MixedCell(nn.Module):
         )
 
     def forward(self, before: Tensor, last: Tensor, mixtures: Tensor) -> Tensor:
-        """Compute the nodes with `mixtures: (edges, 1 + operations)`, and concatenate them."""
         states = [self.fit_before(before), self.fit_last(last)]
         edge = 0
         for _ in range(self.nodes):
@@ -111,7 +109,6 @@ class MixedNet(nn.Module):
                 module.register_parameter("bias", None)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         mixtures = {name: alpha.softmax(1) for name, alpha in self.alphas.items()}
         before = self.stem(images)
         last = before if self.second_stem is None else self.second_stem(before)
@@ -157,7 +154,6 @@ class DartsSearch(SuperNetSearch):
         return self.config.epochs + 1
 
     def advance(self, step: int) -> list[Row]:
-        """Train for an epoch, or try what was found."""
         decisions = strongest([self.net.alphas[name].detach().cpu() for name in CELL_NAMES], self.space.config.nodes)
         if step == self.config.epochs:
             return [{**self.try_net(decisions), "entropy": self._entropy()}]
@@ -183,6 +179,5 @@ class DartsSearch(SuperNetSearch):
         return F.cross_entropy(logits, labels), correct_answers(logits.detach(), labels)
 
     def _entropy(self) -> float:
-        """Return the mean entropy of an edge's distribution, in nats."""
         logs = torch.cat([alpha.detach().log_softmax(1) for alpha in self.net.alphas.values()])
         return float(-(logs.exp() * logs).sum(1).mean())

@@ -62,7 +62,6 @@ class SearchData:
         return EvaluationBatches(self.held_out, image_size=image_size or self.config.image_size, batch_size=256)
 
     def one_image(self, image_size: int | None = None) -> Tensor:
-        """Return an empty image `(1, C, S, S)` of the size that nets get."""
         side = image_size or self.config.image_size
         return torch.zeros(1, self.config.in_channels, side, side)
 
@@ -104,5 +103,4 @@ class _SomeImages(ShardedImages):
         self.sizes = images.sizes[chosen]
 
     def read(self, item: int) -> Any:
-        """Return the bytes of an image."""
         return self.images.read(int(self.chosen[item]))

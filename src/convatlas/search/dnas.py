@@ -34,7 +34,6 @@ class MixedLayer(nn.Module):
         self.candidates = nn.ModuleList(layer.block(name, always_expand=always_expand) for name in layer.candidates)
 
     def forward(self, x: Tensor, mixture: Tensor) -> Tensor:
-        """Sum the candidates' outputs, weighted by `mixture: (candidates,)`."""
         outputs = [weight * candidate(x) for weight, candidate in zip(mixture, self.candidates, strict=True)]
         return torch.stack(outputs).sum(0)
 
@@ -64,7 +63,6 @@ class SuperNet(nn.Module):
         return [F.gumbel_softmax(theta, tau=temperature) for theta in self.thetas]
 
     def probabilities(self) -> list[Tensor]:
-        """Return for every layer the probability of each candidate, `(candidates,)`."""
         return [theta.detach().softmax(0) for theta in self.thetas]
 
     def entropy(self) -> float:
@@ -75,7 +73,6 @@ class SuperNet(nn.Module):
         return sum(shares) / max(1, len(shares))
 
     def forward(self, images: Tensor, mixture: Mixture) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits for one mixture."""
         x = self.stem(images)
         for layer, weights in zip(self.layers, mixture, strict=True):
             x = layer(x, weights)
@@ -115,7 +112,6 @@ class DnasSearch(SuperNetSearch):
         return self.config.epochs + self.config.samples
 
     def advance(self, step: int) -> list[Row]:
-        """Train for an epoch, or try one of the drawn nets."""
         if step < self.config.epochs:
             return [self._epoch(step)]
         return [{**self.try_net(self.sampled(step - self.config.epochs)), "entropy": self.net.entropy()}]

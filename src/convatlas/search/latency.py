@@ -44,7 +44,6 @@ class LatencyTable:
         return self.microseconds[STEM] + self.microseconds[HEAD]
 
     def plain(self) -> dict[str, Any]:
-        """Return what its file holds."""
         return {"machine": self.machine, "space": self.space, "microseconds": self.microseconds}
 
     def of_layer(self, space: FBNetSpace, layer: int) -> Tensor:
@@ -53,7 +52,6 @@ class LatencyTable:
         return torch.tensor([self.microseconds[found.operator(name)] for name in found.candidates])
 
     def of(self, space: FBNetSpace, decisions: Decisions) -> float:
-        """Return the microseconds of a net."""
         names = zip(space.layers, space.names(decisions), strict=True)
         return self.fixed + sum(self.microseconds[layer.operator(name)] for layer, name in names)
 

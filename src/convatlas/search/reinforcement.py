@@ -48,7 +48,6 @@ class ControllerSearch(Strategy):
             return self.learner.controller.draw(number)
 
     def judged(self, decisions: Decisions, entropy: float) -> Row:
-        """Give a net a proxy training, and return its row with the entropy it was drawn with."""
         return {**self.try_net(decisions), "entropy": entropy}
 
 
@@ -79,11 +78,9 @@ class NasnetSearch(ControllerSearch):
         return [row]
 
     def state(self) -> dict[str, Any]:
-        """Add the rewards that the controller has not learned from yet."""
         return super().state() | {"rewards": self.rewards}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
         super().load_state(state)
         self.rewards = state["rewards"]
 
@@ -169,10 +166,8 @@ class EnasSearch(ControllerSearch):
         return [drawn[n] for n in ranked[: self.config.finalists]]
 
     def state(self) -> dict[str, Any]:
-        """Add the finalists."""
         return super().state() | {"finalists": [list(decisions) for decisions in self.finalists]}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
         super().load_state(state)
         self.finalists = [tuple(decisions) for decisions in state["finalists"]]

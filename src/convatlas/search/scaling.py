@@ -35,11 +35,9 @@ class Coefficients:
 
     @property
     def cost(self) -> float:
-        """What the multiply-adds are multiplied by, before rounding."""
         return self.alpha * self.beta**2 * self.gamma**2
 
     def to_the(self, phi: float) -> Coefficients:
-        """Return the factors for an exponent."""
         return Coefficients(self.alpha**phi, self.beta**phi, self.gamma**phi)
 
     def __str__(self) -> str:
@@ -75,11 +73,9 @@ class CompoundSearch(Strategy):
 
     @property
     def steps(self) -> int:
-        """Nets of the grid that differ."""
         return len(self.candidates)
 
     def advance(self, step: int) -> list[Row]:
-        """Train one of them for a while."""
         coefficients, proxy = self.candidates[step], self.context.run.search.proxy
         seed = seeded(self.context.run.seed, PROXY)
         net = self._build(coefficients)

@@ -72,7 +72,6 @@ class SharedCell(nn.Module):
 
     @staticmethod
     def key(block: int, side: str, state: int, name: str) -> str:
-        """Name the weights of an operation in one place."""
         return f"{block}_{side}_{state}_{name}"
 
     def forward(self, current: Tensor, before: Tensor, blocks: list[Block]) -> Tensor:

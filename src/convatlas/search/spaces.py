@@ -43,11 +43,9 @@ class Space(ABC):
         """Return the architecture as one short line."""
 
     def architecture(self, decisions: Decisions) -> dict[str, Any]:
-        """Return what an architecture file holds."""
         return {"family": self.family, "net": self.net(decisions)}
 
     def build(self, decisions: Decisions, num_classes: int, in_channels: int) -> nn.Module:
-        """Build the net."""
         return searched(self.architecture(decisions), num_classes=num_classes, in_channels=in_channels)
 
     def sample(self, generator: torch.Generator) -> Decisions:
@@ -133,18 +131,15 @@ class FBNetSpace(Space):
         self.choices = tuple(layer.candidates for layer in self.layers)
 
     def names(self, decisions: Decisions) -> list[str]:
-        """Return the chosen candidate of each layer."""
         return [layer.candidates[choice] for layer, choice in zip(self.layers, decisions, strict=True)]
 
     def blocks(self, decisions: Decisions) -> list[list[str]]:
-        """Return the chosen candidates, stage by stage."""
         stages: list[list[str]] = [[] for _ in self.config.stages]
         for layer, name in zip(self.layers, self.names(decisions), strict=True):
             stages[layer.stage - 1].append(name)
         return stages
 
     def net(self, decisions: Decisions) -> dict[str, Any]:
-        """Return the arguments of `fbnet.BlockNet`."""
         config = self.config
         return {
             "blocks": self.blocks(decisions),
@@ -157,7 +152,6 @@ class FBNetSpace(Space):
         }
 
     def describe(self, decisions: Decisions) -> str:
-        """Return the candidates, stages apart."""
         return " | ".join(" ".join(names) for names in self.blocks(decisions))
 
 
@@ -188,7 +182,6 @@ class CellSpace(Space):
         self._decisions_per_node = len(nodes[0])
 
     def cells(self, decisions: Decisions) -> dict[str, list[Decisions]]:
-        """Return the decisions of each node of both cells."""
         half, each = len(decisions) // 2, self._decisions_per_node
         starts = {"normal": range(0, half, each), "reduction": range(half, 2 * half, each)}
         return {cell: [decisions[start : start + each] for start in starts[cell]] for cell in CELL_NAMES}
@@ -209,7 +202,6 @@ class NasnetSpace(CellSpace):
         super().__init__(config.operations, nasnet.OPERATIONS, [(names, names, *rest) for names in states])
 
     def blocks(self, decisions: Decisions) -> dict[str, list[nasnet.Block]]:
-        """Return the blocks of both cells."""
         return {cell: [self._block(*block) for block in blocks] for cell, blocks in self.cells(decisions).items()}
 
     def _block(self, left_state: int, right_state: int, left: int, right: int, combination: int) -> nasnet.Block:
@@ -217,12 +209,10 @@ class NasnetSpace(CellSpace):
         return nasnet.Block(names[left], left_state, names[right], right_state, self.config.combinations[combination])
 
     def net(self, decisions: Decisions) -> dict[str, Any]:
-        """Return the arguments of `nasnet.NASNet`."""
         cells = {cell: {"blocks": [list(b) for b in blocks]} for cell, blocks in self.blocks(decisions).items()}
         return {"cells": cells, **self.config.model_dump(include={"repeats", "filters", "stem", "stem_filters"})}
 
     def describe(self, decisions: Decisions) -> str:
-        """Return the blocks of both cells, such as `separable_3x3(0)+identity(1)`."""
         sign = {"add": "+", "concat": "&"}
         cells = []
         for cell, blocks in self.blocks(decisions).items():
@@ -243,7 +233,6 @@ class DartsSpace(CellSpace):
         super().__init__(config.operations, darts.OPERATIONS, nodes)
 
     def genotype(self, decisions: Decisions) -> dict[str, list[list[list[Any]]]]:
-        """Return both cells as `darts.DartsNet` takes them."""
         names = self.config.operations
         return {
             cell: [
@@ -254,13 +243,11 @@ class DartsSpace(CellSpace):
         }
 
     def net(self, decisions: Decisions) -> dict[str, Any]:
-        """Return the arguments of `darts.DartsNet`."""
         config = self.config
         genotype = self.genotype(decisions)
         return {"genotype": genotype, "channels": config.channels, "layers": config.layers, "stem": config.stem}
 
     def describe(self, decisions: Decisions) -> str:
-        """Return the nodes of both cells."""
         cells = []
         for cell, nodes in self.genotype(decisions).items():
             words = ["+".join(f"{name}({state})" for name, state in node) for node in nodes]

@@ -48,11 +48,9 @@ class Context:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Classes, and channels of the images."""
         return self.data.config.num_classes, self.data.config.in_channels
 
     def on_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return images and labels of a batch on the device."""
         return batch["images"].to(self.device), batch["labels"].to(self.device)
 
     def build(self, decisions: Decisions) -> nn.Module:
@@ -70,7 +68,6 @@ class Context:
         return train_proxy(self.build(decisions), self.data, self.run.search.proxy, seed=seed, device=self.device)
 
     def latency(self, decisions: Decisions) -> float | None:
-        """Return the predicted microseconds of a net, where latency counts."""
         if self.table is None:
             return None
         assert isinstance(self.space, FBNetSpace)
@@ -84,7 +81,6 @@ class Context:
         return -judged.loss * term.alpha * math.log(latency) ** term.beta
 
     def row(self, decisions: Decisions, judged: Judged) -> Row:
-        """Return the record of a sampled net."""
         assert self.space is not None
         latency = self.latency(decisions)
         return {
@@ -128,7 +124,6 @@ class Strategy(ABC):
         """Do one step, from 0, and return what there is to record."""
 
     def done(self, step: int) -> bool:
-        """Say whether `step` steps are all."""
         assert self.steps is not None
         return step >= self.steps
 
@@ -139,12 +134,10 @@ class Strategy(ABC):
         return {self.name: self.context.space.architecture(self.best[1])}
 
     def state(self) -> dict[str, Any]:
-        """Return tensors and plain values from which the search goes on."""
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         return {"parts": parts, "spent": self.spent, "best": self.best}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
         self.spent = state["spent"]

@@ -20,7 +20,6 @@ class SearchTracker:
     """Tracks nothing; the interface."""
 
     def __enter__(self) -> Self:
-        """Start tracking."""
         return self
 
     def __exit__(
@@ -84,7 +83,6 @@ class MlflowSearchTracker(SearchTracker):
             self.logged[phase] = len(rows)
 
     def log_folder(self, folder: Path) -> None:
-        """Log the files of the search; its trainings have runs of their own."""
         try:
             for path in sorted(folder.iterdir()):
                 if path.is_file():
@@ -95,7 +93,6 @@ class MlflowSearchTracker(SearchTracker):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End the run as FINISHED, FAILED or KILLED."""
         try:
             self.run.end(end_status(kind))
         except Exception as failure:

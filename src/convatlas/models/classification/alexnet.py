@@ -63,7 +63,6 @@ class Tower(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where this tower computes."""
         return self.conv1.weight.device
 
 
@@ -114,7 +113,6 @@ class AlexNet(nn.Module):
         self._place()
 
     def _place(self) -> None:
-        """Put each tower on its device, the last layer on the first one."""
         if self.devices is not None:
             self.tower1.to(self.devices[0])
             self.tower2.to(self.devices[1])

@@ -220,7 +220,6 @@ def csp_densenet(
 
 
 def _dense_stem(kind: str, in_channels: int, out_channels: int) -> tuple[nn.Module, int]:
-    """Build DenseNet's own stem and return it with its stride."""
     if kind == "small":
         return nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False), 2
     convolution = nn.Conv2d(in_channels, out_channels, 7, stride=2, padding=3, bias=False)
@@ -228,7 +227,6 @@ def _dense_stem(kind: str, in_channels: int, out_channels: int) -> tuple[nn.Modu
 
 
 def _dense_block(count: int, growth_rate: int, channels: int) -> tuple[nn.Module, int]:
-    """Build a dense block with bottlenecks and return it with the channels that it puts out."""
     block = DenseBlock(count, channels, growth_rate, bottleneck=True, dropout=0.0, memory_saving=False)
     return block, channels + count * growth_rate
 

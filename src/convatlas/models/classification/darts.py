@@ -277,7 +277,6 @@ class DartsNet(CellNet):
         require_probability("drop_path_rate", drop_path_rate)
 
     def _outputs(self, images: Tensor) -> list[Tensor]:
-        """Return every cell's output, in order."""
         before = self.stem(images)
         last = before if self.second_stem is None else self.second_stem(before)
         outputs = []
@@ -291,7 +290,6 @@ class DartsNet(CellNet):
         return self._outputs(images)[-1]
 
     def forward(self, images: Tensor) -> Tensor | AuxiliaryOutput:
-        """`(B, C, H, W) -> (B, num_classes)` logits; with an auxiliary head, in training, a `AuxiliaryOutput`."""
         with_auxiliary = self.uses_auxiliary_head(images)
         outputs = self._outputs(images)
         logits = self.classifier(outputs[-1].mean((2, 3)))

@@ -51,7 +51,6 @@ class DenseLayer(nn.Module):
         return self.conv1(F.relu(self.norm1(torch.cat(maps, 1))))
 
     def _first_again(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Return the contexts of the first and of the second computation of `_first`."""
         return nullcontext(), _statistics_untouched(self.norm1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:

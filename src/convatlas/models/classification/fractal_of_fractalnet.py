@@ -202,7 +202,6 @@ class FractalOfFractalNet(nn.Module):
 
     @property
     def leaves_gradients_out(self) -> bool:
-        """Whether a training step may leave parameters without a gradient, which DDP has to know."""
         return self.freezes or self.drop_path_rate > 0
 
     def begin_step(self, step: int, steps: int, seed: int) -> None:

@@ -112,7 +112,6 @@ class FractalNet(PooledClassifier):
 
     @staticmethod
     def _stem(stem: str, in_channels: int) -> tuple[nn.Sequential, int]:
-        """Build what comes before the blocks; returns it and its channels."""
         if stem == "none":
             return nn.Sequential(), in_channels
         convolution = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
@@ -122,7 +121,6 @@ class FractalNet(PooledClassifier):
 
     @property
     def leaves_gradients_out(self) -> bool:
-        """Whether a training step may leave parameters without a gradient, which DDP has to know."""
         drops = self.drop_path in {"global", "mixed"} or (self.drop_path == "local" and self.drop_path_rate > 0)
         return drops and self.columns > 1
 
@@ -137,7 +135,6 @@ class FractalNet(PooledClassifier):
         self._seed = seed
 
     def step_figures(self) -> dict[str, float]:
-        """Return the share of the convolutions that the last training batch computed, from 0 to 1."""
         return {"convolutions_computed": self._computed}
 
     def draw_paths(self) -> Paths:
@@ -158,7 +155,6 @@ class FractalNet(PooledClassifier):
         return Paths([block.everything() for block in self._blocks()])
 
     def _count(self, paths: Paths) -> None:
-        """Remember the share of the convolutions that these paths compute."""
         pairs = zip(self._blocks(), paths.kept, strict=True)
         computed = sum(len(block.convolutions_behind(kept)) for block, kept in pairs)
         self._computed = computed / (len(self.blocks) * (2**self.columns - 1))
@@ -181,11 +177,9 @@ class FractalNet(PooledClassifier):
         return net.train(self.training)
 
     def deepest_column(self) -> nn.Sequential:
-        """Return the deepest column as a plain net; the paper uses it alone after training."""
         return self.column(self.columns)
 
     def parts(self) -> dict[str, nn.Module]:
-        """Return every column, `column_1` being the shallowest."""
         return {f"column_{number}": self.column(number) for number in range(1, self.columns + 1)}
 
     # ---- the computation --------------------------------------------------------------------------------------------

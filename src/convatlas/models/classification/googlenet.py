@@ -37,7 +37,6 @@ class Widths(NamedTuple):
 
     @property
     def out_channels(self) -> int:
-        """Maps of the concatenation."""
         return self.one + self.three + self.five + self.pooled
 
 
@@ -174,18 +173,12 @@ class GoogLeNet(nn.Module):
         self.image_size = image_size
         self.smallest_image = 31 if stem == "imagenet" else 8
         self.stem = STEMS[stem](in_channels, width)
-        self.inception3a = Inception(channels, widths["3a"])
-        self.inception3b = Inception(widths["3a"].out_channels, widths["3b"])
-        self.inception4a = Inception(widths["3b"].out_channels, widths["4a"])
-        self.inception4b = Inception(widths["4a"].out_channels, widths["4b"])
-        self.inception4c = Inception(widths["4b"].out_channels, widths["4c"])
-        self.inception4d = Inception(widths["4c"].out_channels, widths["4d"])
-        self.inception4e = Inception(widths["4d"].out_channels, widths["4e"])
-        self.inception5a = Inception(widths["4e"].out_channels, widths["5a"])
-        self.inception5b = Inception(widths["5a"].out_channels, widths["5b"])
+        for name, row in widths.items():
+            self.add_module(f"inception{name}", Inception(channels, row))
+            channels = row.out_channels
         self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(widths["5b"].out_channels, num_classes)
+        self.classifier = nn.Linear(channels, num_classes)
         self.auxiliary = nn.ModuleList()
         self.auxiliary_loss_weights: tuple[float, ...] = ()
         if auxiliary:
@@ -199,19 +192,23 @@ class GoogLeNet(nn.Module):
     def _inner_maps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the outputs of 4a and 4d, which the auxiliary classifiers see, and of 5b."""
         require_image_size(images, self.smallest_image, "GoogLeNet with this stem")
-        x = self.stem(images)
-        x = self.pool(self.inception3b(self.inception3a(x)))
-        after_4a = self.inception4a(x)
-        after_4d = self.inception4d(self.inception4c(self.inception4b(after_4a)))
-        x = self.pool(self.inception4e(after_4d))
-        return after_4a, after_4d, self.inception5b(self.inception5a(x))
+        x = self.pool(self._modules_of(self.stem(images), "3a", "3b"))
+        after_4a = self._modules_of(x, "4a")
+        after_4d = self._modules_of(after_4a, "4b", "4c", "4d")
+        x = self.pool(self._modules_of(after_4d, "4e"))
+        return after_4a, after_4d, self._modules_of(x, "5a", "5b")
+
+    def _modules_of(self, x: Tensor, *rows: str) -> Tensor:
+        """Compute the Inception modules of some rows of table 1."""
+        for row in rows:
+            x = self.get_submodule(f"inception{row}")(x)
+        return x
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 1024 * width, H', W')`, 7x7 maps for 224 pixels."""
         return self._inner_maps(images)[-1]
 
     def forward(self, images: Tensor) -> Tensor | AuxiliaryOutput:
-        """`(B, C, H, W) -> (B, num_classes)` logits, in training with those of the auxiliary classifiers."""
         *inner, features = self._inner_maps(images)
         logits = self.classifier(self.dropout(features.mean((2, 3))))
         if not (self.training and self.auxiliary):

@@ -49,7 +49,6 @@ class HyperConvNet(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, 16, 7, 7)`."""
         require_image_size(images, 4, "hyper_convnet")
         (kernel2,) = self.kernels()
         x = F.max_pool2d(F.relu(self.conv1(images)), 2)

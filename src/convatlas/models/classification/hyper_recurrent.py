@@ -13,13 +13,20 @@ o), H hidden units, N_z the size of an embedding.
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_choice, require_positive, require_probability
+from convatlas.models.checks import (
+    require_all_positive,
+    require_choice,
+    require_exact_size,
+    require_positive,
+    require_probability,
+)
 
 READINGS = ("rows", "pixels")
 
@@ -75,6 +82,9 @@ class LSTMUpdate(nn.Module):
         return torch.sigmoid(o) * torch.tanh(self.norm_cell(cell)), cell
 
 
+Update = RNNUpdate | LSTMUpdate
+
+
 def orthogonal_linear(in_features: int, gates: int, hidden_size: int, bias: bool) -> nn.Linear:
     """Build the matrices of all gates, one below the other, each orthogonal by itself; a bias starts at 0."""
     linear = nn.Linear(in_features, gates * hidden_size, bias=bias)
@@ -91,14 +101,13 @@ def orthogonal_linear(in_features: int, gates: int, hidden_size: int, bias: bool
 class Recurrence(nn.Module):
     """A plain RNN or LSTM: y = W_h h_{t-1} + W_x x_t + b; `(T, B, F) -> (B, H)`, the last h."""
 
-    def __init__(self, input_size: int, update: RNNUpdate | LSTMUpdate, bias: bool = True) -> None:
+    def __init__(self, input_size: int, update: Update, bias: bool = True) -> None:
         super().__init__()
         self.update = update
         self.from_input = orthogonal_linear(input_size, update.gates, update.hidden_size, bias)
         self.from_hidden = orthogonal_linear(update.hidden_size, update.gates, update.hidden_size, bias=False)
 
     def first_state(self, sequence: Tensor) -> State:
-        """Return zeros, `(B, H)` each."""
         return (sequence.new_zeros(sequence.shape[1], self.update.hidden_size),) * self.update.states
 
     def by_gate(self, y: Tensor) -> Tensor:
@@ -158,19 +167,13 @@ class HyperRecurrence(nn.Module):
     """
 
     def __init__(
-        self,
-        input_size: int,
-        update: RNNUpdate | LSTMUpdate,
-        hyper_update: RNNUpdate | LSTMUpdate,
-        embedding_size: int,
-        initial_scale: float,
+        self, input_size: int, update: Update, hyper_update: Update, embedding_size: int, initial_scale: float
     ) -> None:
         super().__init__()
         self.main = Recurrence(input_size, update, bias=False)  # b(z_b) is the bias
         self.hyper = Recurrence(update.hidden_size + input_size, hyper_update)
-        self.scales = WeightScales(
-            hyper_update.hidden_size, embedding_size, update.gates, update.hidden_size, initial_scale
-        )
+        sizes = (hyper_update.hidden_size, embedding_size, update.gates, update.hidden_size)
+        self.scales = WeightScales(*sizes, initial_scale)
 
     def forward(self, sequence: Tensor) -> Tensor:
         main, hyper, joined = self.main, self.hyper, self.scales.joined()
@@ -242,10 +245,7 @@ class SequenceReader(nn.Module):
     def sequence(self, images: Tensor) -> Tensor:
         """`(B, C, side, side) -> (T, B, F)`: rows are `(side, B, C * side)`, pixels `(side^2, B, C)`."""
         batch, channels, height, width = images.shape
-        if height != self.image_size or width != self.image_size:
-            raise ValueError(
-                f"model.image_size={self.image_size} does not fit images of {height}x{width} pixels; set it to theirs."
-            )
+        require_exact_size(images, self.image_size)
         pixels = images.flatten(2)
         if self.order is not None:
             pixels = pixels[:, :, self.order]
@@ -261,16 +261,11 @@ class SequenceReader(nn.Module):
         return self.classifier(self.forward_features(images))
 
 
-def _require_sizes(**sizes: int) -> None:
-    for option, value in sizes.items():
-        require_positive(option, value)
-
-
 class RNN(SequenceReader):
-    """The plain recurrent net, equation 4: h_t = tanh(W_h h_{t-1} + W_x x_t + b)."""
+    """The plain recurrent net of `hidden_size` units, equation 4: h_t = tanh(W_h h_{t-1} + W_x x_t + b)."""
 
     def __init__(self, *, hidden_size: int = 128, **options: Unpack[SequenceOptions]) -> None:
-        _require_sizes(hidden_size=hidden_size)
+        require_all_positive(hidden_size=hidden_size)
         super().__init__(lambda features: Recurrence(features, RNNUpdate(hidden_size)), hidden_size, **options)
 
 
@@ -290,13 +285,10 @@ class LSTM(SequenceReader):
         dropout: float = 0.1,
         **options: Unpack[SequenceOptions],
     ) -> None:
-        _require_sizes(hidden_size=hidden_size)
+        require_all_positive(hidden_size=hidden_size)
         require_probability("dropout", dropout)
-
-        def recurrence(features: int) -> nn.Module:
-            return Recurrence(features, LSTMUpdate(hidden_size, layer_norm, dropout))
-
-        super().__init__(recurrence, hidden_size, **options)
+        update = partial(LSTMUpdate, hidden_size, layer_norm, dropout)
+        super().__init__(lambda features: Recurrence(features, update()), hidden_size, **options)
 
 
 class HyperRNN(SequenceReader):
@@ -319,7 +311,7 @@ class HyperRNN(SequenceReader):
         initial_scale: float = 0.1,
         **options: Unpack[SequenceOptions],
     ) -> None:
-        _require_sizes(hidden_size=hidden_size, hyper_size=hyper_size, embedding_size=embedding_size)
+        require_all_positive(hidden_size=hidden_size, hyper_size=hyper_size, embedding_size=embedding_size)
 
         def recurrence(features: int) -> nn.Module:
             main, hyper = RNNUpdate(hidden_size), RNNUpdate(hyper_size)
@@ -350,7 +342,7 @@ class HyperLSTM(SequenceReader):
         dropout: float = 0.1,
         **options: Unpack[SequenceOptions],
     ) -> None:
-        _require_sizes(hidden_size=hidden_size, hyper_size=hyper_size, embedding_size=embedding_size)
+        require_all_positive(hidden_size=hidden_size, hyper_size=hyper_size, embedding_size=embedding_size)
         require_probability("dropout", dropout)
 
         def recurrence(features: int) -> nn.Module:

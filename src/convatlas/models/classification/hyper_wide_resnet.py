@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.checks import blocks_for_depth, require_choice, require_positive
+from convatlas.models.checks import blocks_for_depth, require_all_positive, require_choice
 from convatlas.models.layers.classifier import PooledClassifier
 from convatlas.models.layers.generated_kernels import GeneratedKernels, KernelShape, LearntKernels
 from convatlas.models.layers.initialisation import initialise_he
@@ -83,9 +83,8 @@ class HyperWideResNet(PooledClassifier):
         super().__init__()
         blocks = blocks_for_depth(depth, step=6, others=4)
         require_choice("shortcut", shortcut, SHORTCUTS)
-        sizes = {"width": width, "embedding_size": embedding_size, "basic_channels": basic_channels}
-        for option, value in {**sizes, "stem_stride": stem_stride}.items():
-            require_positive(option, value)
+        require_all_positive(width=width, embedding_size=embedding_size)
+        require_all_positive(basic_channels=basic_channels, stem_stride=stem_stride)
         if kernel_decay < 0:
             raise ValueError(f"model.kernel_decay={kernel_decay} must be at least 0; 0.000005 is the paper's.")
         self.kernel_decay = kernel_decay

@@ -60,7 +60,6 @@ class InceptionV3(nn.Module):
             self.net.maxpool1 = nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor | AuxiliaryOutput:
-        """`(B, C, H, W) -> (B, num_classes)` logits, in training with those of the auxiliary classifier."""
         # The kernels of the auxiliary classifier cover 17x17 maps just so.
         with_auxiliary = self.training and bool(self.auxiliary_loss_weights)
         require_image_size(images, 299 if with_auxiliary else self.smallest_image, "Inception-v3 with these options")

@@ -157,12 +157,10 @@ class IRevNet(nn.Module):
         return depth_to_space(x[:, : x.shape[1] - self.padding], self.initial_downsampling)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits: BN, ReLU, average pooling and the classifier."""
         return self.classifier(F.relu(self.norm(self.forward_features(images))).mean((2, 3)))
 
 
 def _check_stages(blocks: Sequence[int], strides: Sequence[int], initial_downsampling: int) -> None:
-    """Refuse lists that do not describe the same stages."""
     if not blocks or min(blocks) < 1:
         raise ValueError(f"model.blocks={list(blocks)} needs at least one stage and one block a stage.")
     if len(strides) != len(blocks) or any(stride not in {1, 2} for stride in strides):

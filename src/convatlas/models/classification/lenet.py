@@ -151,9 +151,7 @@ class RBFOutput(nn.Module):
     paper's second criterion (equation 9) without the constant of its rubbish class. The centres are a buffer: they are
     not trained.
 
-    Args:
-        num_classes: classes; see `class_codes` for their centres.
-        temperature: what the distances are divided by; it does not change which class wins.
+    `temperature` divides the distances and does not change which class wins; see `class_codes` for the centres.
     """
 
     codes: Tensor
@@ -201,7 +199,6 @@ class LeNet5(nn.Module):
                     nn.init.uniform_(parameter, -2.4 / fan_in, 2.4 / fan_in)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """`(B, C, 32, 32) -> (B, 120, 1, 1)`, the output of C5."""
         check_image_size(images)
         x = self.squash(self.c1(images))
         x = self.squash(self.s2(x))
@@ -231,7 +228,6 @@ class LeNet5Modern(nn.Module):
         self.output = nn.Linear(84, num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """`(B, C, 32, 32) -> (B, 120, 1, 1)`, the output of C5."""
         check_image_size(images)
         x = F.max_pool2d(F.relu(self.c1(images)), 2)
         x = F.max_pool2d(F.relu(self.c3(x)), 2)

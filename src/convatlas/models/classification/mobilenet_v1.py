@@ -88,7 +88,6 @@ class MobileNetV1(nn.Module):
 
     @staticmethod
     def layer(in_channels: int, out_channels: int, stride: int, activation: type[nn.Module]) -> nn.Sequential:
-        """Return one of the layers that follow the stem."""
         return DepthwiseSeparable(in_channels, out_channels, stride, activation)
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -107,5 +106,4 @@ class ConvMobileNet(MobileNetV1):
 
     @staticmethod
     def layer(in_channels: int, out_channels: int, stride: int, activation: type[nn.Module]) -> nn.Sequential:
-        """Return one of the layers that follow the stem."""
         return ConvNormAct(in_channels, out_channels, 3, stride, activation=activation)

@@ -477,7 +477,6 @@ class NASNet(CellNet):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in" if depthwise else "fan_out", nonlinearity="relu")
 
     def _outputs(self, images: Tensor) -> list[Tensor]:
-        """Return the stem's and every cell's output, in order."""
         require_image_size(images, self.smallest_image, "this net")
         outputs = [self.stem(images)]
         for cell, back in zip(self.cells, self.backs, strict=True):
@@ -493,7 +492,6 @@ class NASNet(CellNet):
         return F.relu(self._outputs(images)[-1])
 
     def forward(self, images: Tensor) -> Tensor | AuxiliaryOutput:
-        """`(B, C, H, W) -> (B, num_classes)` logits; with an auxiliary head, in training, a `AuxiliaryOutput`."""
         with_auxiliary = self.uses_auxiliary_head(images)
         outputs = self._outputs(images)
         logits = self.classifier(self.dropout(F.relu(outputs[-1]).mean((2, 3))))

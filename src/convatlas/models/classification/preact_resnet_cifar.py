@@ -33,7 +33,6 @@ class PreactBlock(nn.Module):
         self.shared = shared
 
     def convolutions(self, activated: Tensor) -> Tensor:
-        """Compute the branch behind its first BN and ReLU."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, weight: float = 1.0) -> Tensor:

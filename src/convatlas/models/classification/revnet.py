@@ -215,7 +215,6 @@ def _make_stem(kind: str, in_channels: int, channels: int) -> nn.Sequential:
 
 
 def _check_lists(units: Sequence[int], filters: Sequence[int], strides: Sequence[int]) -> None:
-    """Refuse lists that do not describe the same stages."""
     if not units or min(units) < 1:
         raise ValueError(f"model.units={list(units)} needs at least one stage and one unit a stage.")
     if len(filters) != len(units) + 1:

@@ -63,7 +63,6 @@ class ShuffleUnit(nn.Module):
         self.bn3 = nn.BatchNorm2d(branch_channels)
 
     def branch(self, x: Tensor) -> Tensor:
-        """Compute what is added to the input or concatenated with it."""
         x = self.shuffle(F.relu(self.bn1(self.reduce(x))))
         return self.bn3(self.expand(self.bn2(self.depthwise(x))))
 

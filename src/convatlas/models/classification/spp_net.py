@@ -11,15 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_image_size, require_probability, require_width
+from convatlas.models.classification.zfnet import CHANNELS, HIDDEN, INITIALISATIONS, STEMS, five_convolutions
 from convatlas.models.layers.initialisation import initialise
 from convatlas.models.layers.normalisation import WithinChannelResponseNorm
 
-CHANNELS = (96, 256, 384, 384, 256)
-HIDDEN = 4096
-STEMS = {"imagenet": (2, 1, 2, 0), "small": (1, 3, 1, 2)}
-"""Stride and padding of the 7x7 first convolution, then of the 5x5 second one."""
 SMALLEST_IMAGE = {"imagenet": 31, "small": 4}
-INITIALISATIONS = ("paper", "he")
 
 
 class SpatialPyramidPooling(nn.Module):
@@ -43,7 +39,6 @@ class SpatialPyramidPooling(nn.Module):
 
     @property
     def bins(self) -> int:
-        """Values a map is reduced to."""
         return sum(level * level for level in self.levels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,17 +76,13 @@ class SPPNet(nn.Module):
         require_choice("initialisation", initialisation, INITIALISATIONS)
         require_width(width)
         require_probability("dropout", dropout)
-        stride1, padding1, stride2, padding2 = STEMS[stem]
-        c1, c2, c3, c4, c5 = (max(1, round(maps * width)) for maps in CHANNELS)
+        channels = [max(1, round(maps * width)) for maps in CHANNELS["a"]]
         hidden = max(1, round(HIDDEN * width))
         self.smallest_image = SMALLEST_IMAGE[stem]
-        self.conv1 = nn.Conv2d(in_channels, c1, 7, stride=stride1, padding=padding1)
-        self.conv2 = nn.Conv2d(c1, c2, 5, stride=stride2, padding=padding2)
-        self.conv3 = nn.Conv2d(c2, c3, 3, padding=1)
-        self.conv4 = nn.Conv2d(c3, c4, 3, padding=1)
-        self.conv5 = nn.Conv2d(c4, c5, 3, padding=1)
+        convolutions = five_convolutions(in_channels, channels, stem)
+        self.conv1, self.conv2, self.conv3, self.conv4, self.conv5 = convolutions
         self.pyramid = SpatialPyramidPooling(levels)
-        self.fc6 = nn.Linear(c5 * self.pyramid.bins, hidden)
+        self.fc6 = nn.Linear(channels[-1] * self.pyramid.bins, hidden)
         self.fc7 = nn.Linear(hidden, hidden)
         self.fc8 = nn.Linear(hidden, num_classes)
         self.norm = WithinChannelResponseNorm()

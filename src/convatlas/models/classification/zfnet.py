@@ -5,6 +5,9 @@ of section 5.1 with 512, 1024 and 512 maps in the last three convolutions. Again
 with stride 2, a second one with stride 2, no groups.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -60,16 +63,12 @@ class ZFNet(nn.Module):
         require_choice("initialisation", initialisation, INITIALISATIONS)
         require_width(width)
         require_probability("dropout", dropout)
-        stride1, padding1, stride2, padding2 = STEMS[stem]
-        c1, c2, c3, c4, c5 = (max(1, round(maps * width)) for maps in CHANNELS[variant])
+        channels = [max(1, round(maps * width)) for maps in CHANNELS[variant]]
         hidden = max(1, round(HIDDEN * width))
         self.image_size = image_size
-        self.conv1 = nn.Conv2d(in_channels, c1, 7, stride=stride1, padding=padding1)
-        self.conv2 = nn.Conv2d(c1, c2, 5, stride=stride2, padding=padding2)
-        self.conv3 = nn.Conv2d(c2, c3, 3, padding=1)
-        self.conv4 = nn.Conv2d(c3, c4, 3, padding=1)
-        self.conv5 = nn.Conv2d(c4, c5, 3, padding=1)
-        self.fc6 = nn.Linear(c5 * last_map_side(image_size, stem) ** 2, hidden)
+        convolutions = five_convolutions(in_channels, channels, stem)
+        self.conv1, self.conv2, self.conv3, self.conv4, self.conv5 = convolutions
+        self.fc6 = nn.Linear(channels[-1] * last_map_side(image_size, stem) ** 2, hidden)
         self.fc7 = nn.Linear(hidden, hidden)
         self.fc8 = nn.Linear(hidden, num_classes)
         self.norm = NORMS[contrast_normalisation]()
@@ -92,6 +91,13 @@ class ZFNet(nn.Module):
         x = self.dropout(F.relu(self.fc6(x)))
         x = self.dropout(F.relu(self.fc7(x)))
         return self.fc8(x)
+
+
+def five_convolutions(in_channels: int, channels: Sequence[int], stem: str) -> list[nn.Conv2d]:
+    """Build the five convolutions; SPP-net has them too."""
+    stride1, padding1, stride2, padding2 = STEMS[stem]
+    sizes = [(7, stride1, padding1), (5, stride2, padding2), *[(3, 1, 1)] * 3]
+    return [nn.Conv2d(i, o, *size) for (i, o), size in zip(pairwise([in_channels, *channels]), sizes, strict=True)]
 
 
 def last_map_side(image_size: int, stem: str) -> int:

@@ -8,9 +8,9 @@ MobileNetV3-Large is here too.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from timm.models import create_feature_extractor
@@ -22,7 +22,7 @@ from torchvision.models.mobilenetv3 import MobileNetV3, _mobilenet_v3_conf
 from torchvision.ops import Conv2dNormActivation
 
 from convatlas.models.adapters import with_input_channels
-from convatlas.models.checks import require_choice, require_strides, require_width
+from convatlas.models.checks import require_choice, require_object_classes, require_strides, require_width
 from convatlas.models.classification.mnasnet import mnasnet_a1
 from convatlas.models.classification.mobilenet_v1 import MobileNetV1
 from convatlas.models.classification.mobilenet_v2 import mobilenet_v2
@@ -36,7 +36,8 @@ SHAPES = [2, 3]
 """Sides' ratios of the other default boxes; each comes lying and standing."""
 HEAD_CHANNELS = 1280
 """The last 1x1 convolution of MobileNetV2 and MnasNet; in a detector the width thins it too."""
-V2_STRIDES, V2_REPEATS = (1, 2, 2, 2, 1, 2, 1), (1, 2, 3, 4, 3, 3, 1)
+IN_INVERTED_RESIDUALS = ("blocks.5.0.bn1", "bn2")
+"""What gives C4 and C5 in a net of timm's inverted residuals."""
 V3_STRIDED = {"large": (1, 3, 6, 12), "small": (0, 1, 3, 8)}
 """Places of the blocks that halve the resolution; the first half of the last one gives C4."""
 
@@ -51,7 +52,6 @@ class LowestReducedBoxes(DefaultBoxGenerator):
     def _generate_wh_pairs(
         self, num_outputs: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
     ) -> list[Tensor]:
-        """Return the boxes' widths and heights, map by map."""
         place = torch.device("cpu") if device is None else device
         pairs = super()._generate_wh_pairs(num_outputs, dtype, place)
         side, root = self.scales[0], math.sqrt(2)
@@ -59,7 +59,6 @@ class LowestReducedBoxes(DefaultBoxGenerator):
         return [torch.tensor(first, dtype=dtype, device=place), *pairs[1:]]
 
     def num_anchors_per_location(self) -> list[int]:
-        """Return how many boxes a place of each map has."""
         return [len(pairs) for pairs in self._wh_pairs]
 
 
@@ -149,11 +148,8 @@ def ssdlite(
 ) -> SSD:
     """Build an SSDLite on a backbone.
 
-    In training `net(images, targets)` returns the losses `bbox_regression` and `classification`; in evaluation
-    `net(images)` returns boxes, scores and labels of each image. Images are a list, or a batch, of tensors
-    `(in_channels, image_size, image_size)` in [0, 1]; targets hold boxes `(n, 4)` as `x1, y1, x2, y2` in pixels and
-    labels `(n,)` from 1. An image may have no object. Default boxes are fractions of the image, so that any size works;
-    the last maps shrink to one pixel below 512, where batch normalisation needs two training images or more.
+    Its losses are `bbox_regression` and `classification`. Default boxes are fractions of the image, so that any size
+    works; the last maps shrink to one pixel below 512, where batch normalisation needs two training images or more.
 
     Args:
         net: the backbone, for images of `in_channels`.
@@ -166,8 +162,7 @@ def ssdlite(
         image_size: side of the images in pixels, 320 in the papers; they are not rescaled.
     """
     extra_channels = [max(LEAST_CHANNELS, int(each * width)) for each in extra_channels]
-    if image_size < 32:
-        raise ValueError(f"model.image_size={image_size} leaves the first map without a pixel; use 32 or more.")
+    check_image_size(image_size)
     if not extra_channels or min(extra_channels) < 2:
         raise ValueError(f"model.extra_channels={list(extra_channels)} must be one number or more, each at least 2.")
     if len(scales) != 2 or not 0 < scales[0] <= scales[1] <= 1:
@@ -177,8 +172,7 @@ def ssdlite(
         )
     if not 0 < bn_momentum <= 1:
         raise ValueError(f"model.bn_momentum={bn_momentum} must be above 0 and at most 1.")
-    if num_classes < 2:
-        raise ValueError(f"model.num_classes={num_classes} must be at least 2; the background counts as one.")
+    require_object_classes(num_classes)
     norm = partial(nn.BatchNorm2d, eps=1e-3)
     maps = SSDLiteMaps(net, nodes, in_channels, extra_channels, norm)
     kind = LowestReducedBoxes if reduce_lowest else DefaultBoxGenerator
@@ -201,6 +195,12 @@ def ssdlite(
     return detector
 
 
+def check_image_size(image_size: int) -> None:
+    """Raise a ValueError if C5 would have no pixel."""
+    if image_size < 32:
+        raise ValueError(f"model.image_size={image_size} leaves the first map without a pixel; use 32 or more.")
+
+
 def thinned_head(width: float) -> int:
     """Return the channels of the last 1x1 convolution by a width below 1; the backbones widen it above 1."""
     return round(HEAD_CHANNELS * min(1.0, width) / 8) * 8
@@ -216,36 +216,29 @@ def mobilenet_v1_ssdlite(
 ) -> nn.Module:
     """Build SSDLite on MobileNet; C4 and C5 are the ends of its stages of 512 and 1024 channels.
 
-    Args:
-        strides: strides of the stem and of the first layers with 128, 256, 512 and 1024 channels.
-        middle_layers: layers of 512 channels that keep the resolution.
+    Arguments are those of `MobileNetV1` and of `ssdlite`.
     """
-    net = MobileNetV1(
-        width,
-        strides=strides,
-        middle_layers=middle_layers,
-        activation="relu6",
-        num_classes=1,
-        in_channels=in_channels,
-    )
+    layers: Any = {"strides": strides, "middle_layers": middle_layers}
+    net = MobileNetV1(width, **layers, activation="relu6", num_classes=1, in_channels=in_channels)
     return ssdlite(net, ("stages.3", "stages.4"), width=width, in_channels=in_channels, **options)
 
 
 def mobilenet_v2_ssdlite(
     *,
     width: float = 1.0,
-    strides: tuple[int, ...] = V2_STRIDES,
-    repeats: tuple[int, ...] = V2_REPEATS,
+    strides: tuple[int, ...] = (1, 2, 2, 2, 1, 2, 1),
+    repeats: tuple[int, ...] = (1, 2, 3, 4, 3, 3, 1),
     in_channels: int = 3,
     **options: Unpack[SSDLiteOptions],
 ) -> nn.Module:
     """Build SSDLite on MobileNetV2: C4 is the expansion inside the first block of 160 channels, C5 the last layer.
 
-    Args:
-        width: factor on all channels, also on those of the last layer and of the extra maps.
+    Arguments are those of `mobilenet_v2` and of `ssdlite`; `width` also thins the last layer and the extra maps.
     """
-    stages = {"strides": strides, "repeats": repeats}
-    return _on_inverted_residuals(mobilenet_v2, options, width=width, in_channels=in_channels, **stages)
+    head = thinned_head(width)
+    stages: Any = {"strides": strides, "repeats": repeats}
+    net = mobilenet_v2(width, **stages, head_channels=head, num_classes=1, in_channels=in_channels)
+    return ssdlite(net, IN_INVERTED_RESIDUALS, width=width, in_channels=in_channels, **options)
 
 
 def mnasnet_ssdlite(
@@ -257,20 +250,10 @@ def mnasnet_ssdlite(
     **options: Unpack[SSDLiteOptions],
 ) -> nn.Module:
     """Build SSDLite on MnasNet-A1, which table 6 has beside the MobileNets; arguments as of `mobilenet_v2_ssdlite`."""
-    stages = {"strides": strides, "repeats": repeats}
-    return _on_inverted_residuals(mnasnet_a1, options, width=width, in_channels=in_channels, **stages)
-
-
-def _on_inverted_residuals(
-    backbone: Callable[..., nn.Module],
-    options: SSDLiteOptions,
-    *,
-    width: float,
-    in_channels: int,
-    **stages: Sequence[int],
-) -> nn.Module:
-    net = backbone(width, head_channels=thinned_head(width), num_classes=1, in_channels=in_channels, **stages)
-    return ssdlite(net, ("blocks.5.0.bn1", "bn2"), width=width, in_channels=in_channels, **options)
+    head = thinned_head(width)
+    stages: Any = {"strides": strides, "repeats": repeats}
+    net = mnasnet_a1(width, **stages, head_channels=head, num_classes=1, in_channels=in_channels)
+    return ssdlite(net, IN_INVERTED_RESIDUALS, width=width, in_channels=in_channels, **options)
 
 
 def mobilenet_v3_ssdlite(
@@ -311,8 +294,7 @@ def ssdlite_mobilenet_v3_large(image_size: int = 320, num_classes: int = 91, in_
     Args:
         image_size: side of the images in pixels, 320 in the paper; they are not rescaled.
     """
-    if image_size < 32:
-        raise ValueError(f"model.image_size={image_size} leaves the first map without a pixel; use 32 or more.")
+    check_image_size(image_size)
     net = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=num_classes)
     net.transform = FixedSizeTransform(image_size, in_channels, size_divisible=1)
     return with_input_channels(net, in_channels)

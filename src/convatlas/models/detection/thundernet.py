@@ -22,8 +22,9 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import PSRoIAlign
 
 from convatlas.core.errors import near_matches
-from convatlas.models.checks import require_choice, require_positive
+from convatlas.models.checks import require_all_positive, require_choice, require_object_classes
 from convatlas.models.classification.snet import VARIANTS, SNet
+from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.models.layers.detector_transform import FixedSizeTransform
 
 BACKBONES = {f"snet{name}": variant for name, variant in VARIANTS.items()}
@@ -77,14 +78,7 @@ class ProposalConvolutions(nn.Sequential):
     """
 
     def __init__(self, channels: int, width: int) -> None:
-        super().__init__(
-            nn.Conv2d(channels, channels, 5, padding=2, groups=channels, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            nn.Conv2d(channels, width, 1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-        )
+        super().__init__(*ConvNormAct(channels, channels, 5, groups=channels), *ConvNormAct(channels, width))
 
 
 class SpatialAttention(nn.Module):
@@ -104,20 +98,14 @@ class ThunderNetMaps(nn.Module):
     """All that is computed once for an image: backbone, context, the proposal network's features, attention.
 
     Args:
-        backbone: gives C4 and C5.
+        channels: of the map that regions are pooled from.
         proposal_width: channels of the proposal network.
         context_enhancement: use the context enhancement module, otherwise `SqueezedMaps`.
         spatial_attention: use the spatial attention module.
     """
 
     def __init__(
-        self,
-        backbone: SNet,
-        channels: int,
-        proposal_width: int,
-        *,
-        context_enhancement: bool,
-        spatial_attention: bool,
+        self, backbone: SNet, channels: int, proposal_width: int, *, context_enhancement: bool, spatial_attention: bool
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -148,7 +136,7 @@ class ProposalPredictor(nn.Module):
         self.logits = nn.Conv2d(width, 2 * anchors, 1)
         self.offsets = nn.Conv2d(width, 4 * anchors, 1)
         for layer in (self.logits, self.offsets):
-            initialise_prediction(layer, deviation=0.01)
+            initialise_prediction(layer, std=0.01)
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """`(B, width, H, W)` becomes `(B, anchors, H, W)` and `(B, 4 * anchors, H, W)`, map by map."""
@@ -179,12 +167,7 @@ class RegionPooling(nn.Module):
         super().__init__()
         self.pool = PSRoIAlign((bins, bins), 1 / stride, SAMPLES)
 
-    def forward(
-        self,
-        features: dict[str, Tensor],
-        regions: list[Tensor],
-        image_sizes: list[tuple[int, int]],
-    ) -> Tensor:
+    def forward(self, features: dict[str, Tensor], regions: list[Tensor], image_sizes: list[tuple[int, int]]) -> Tensor:
         """Pool `regions`, one tensor of boxes `(n, 4)` in pixels an image; torchvision hands on `image_sizes` too."""
         return self.pool(features["regions"], regions)
 
@@ -201,17 +184,17 @@ class RegionPredictor(nn.Module):
         self.class_agnostic_boxes = class_agnostic_boxes
         self.logits = nn.Linear(width, num_classes)
         self.offsets = nn.Linear(width, 4 if class_agnostic_boxes else 4 * num_classes)
-        initialise_prediction(self.logits, deviation=0.01)
-        initialise_prediction(self.offsets, deviation=0.001)
+        initialise_prediction(self.logits, std=0.01)
+        initialise_prediction(self.offsets, std=0.001)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         offsets = self.offsets(x)
         return self.logits(x), offsets.repeat(1, self.num_classes) if self.class_agnostic_boxes else offsets
 
 
-def initialise_prediction(layer: nn.Conv2d | nn.Linear, deviation: float) -> None:
+def initialise_prediction(layer: nn.Conv2d | nn.Linear, std: float) -> None:
     """Draw normal weights, so small that nothing is predicted at first, and set the biases to 0."""
-    nn.init.normal_(layer.weight, std=deviation)
+    nn.init.normal_(layer.weight, std=std)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
 
@@ -248,8 +231,7 @@ def losses_of_regions(logits: Tensor, offsets: Tensor, labels: Tensor, wanted: T
     """Return the cross-entropy and the box loss of each region; their means are torchvision's losses.
 
     Args:
-        logits: `(n, classes)`.
-        offsets: `(n, 4 * classes)`.
+        logits: `(n, classes)`, and `offsets` `(n, 4 * classes)`.
         labels: `(n,)`, 0 for the background, whose boxes cost nothing.
         wanted: offsets of each region's own object, `(n, 4)`.
     """
@@ -259,13 +241,7 @@ def losses_of_regions(logits: Tensor, offsets: Tensor, labels: Tensor, wanted: T
 
 
 def hardest(losses: Tensor, of_image: list[int], count: int) -> Tensor:
-    """Return the numbers of the highest losses, `count` of each image.
-
-    Args:
-        losses: `(n,)`, image by image.
-        of_image: how many of them belong to each image.
-        count: how many to take; all of an image that has no more.
-    """
+    """Return the numbers of the highest of `losses (n,)`, at most `count` of the `of_image` of each image."""
     first, taken = 0, []
     for each in losses.detach().split(of_image):
         taken.append(first + each.topk(min(count, len(each))).indices)
@@ -305,10 +281,8 @@ def thundernet(
 ) -> nn.Module:
     """Build a ThunderNet without trained weights.
 
-    In training `net(images, targets)` returns the losses `loss_objectness` and `loss_rpn_box_reg` of the proposals,
-    `loss_classifier` and `loss_box_reg` of the regions; in evaluation `net(images)` returns boxes, scores and labels of
-    each image. Images are a list, or a batch, of tensors `(in_channels, image_size, image_size)` in [0, 1]; targets
-    hold boxes `(n, 4)` as `x1, y1, x2, y2` in pixels and labels `(n,)` from 1. An image may have no object.
+    Its losses are `loss_objectness` and `loss_rpn_box_reg` of the proposals, `loss_classifier` and `loss_box_reg` of
+    the regions.
 
     The authors' published code has another head than the paper: that is `head_layers=2, class_agnostic_boxes=False,
     hard_mining=False, training_regions=512`.
@@ -332,32 +306,16 @@ def thundernet(
         training_regions: how many regions of an image are trained on.
         image_size: side of the images in pixels; they are not rescaled, but padded to a multiple of C5's stride.
     """
-    numbers = {
-        "proposal_width": proposal_width,
-        "pooled_channels": pooled_channels,
-        "head_width": head_width,
-        "head_layers": head_layers,
-        "candidates": candidates,
-        "training_proposals": training_proposals,
-        "proposals": proposals,
-        "training_regions": training_regions,
-        "image_size": image_size,
-    }
-    for option, number in numbers.items():
-        require_positive(option, number)
-    if num_classes < 2:
-        raise ValueError(f"model.num_classes={num_classes} must be at least 2; the background counts as one.")
-    require_all_positive("anchor_sizes", anchor_sizes)
-    require_all_positive("anchor_ratios", anchor_ratios)
+    require_all_positive(proposal_width=proposal_width, pooled_channels=pooled_channels, head_width=head_width)
+    require_all_positive(head_layers=head_layers, candidates=candidates, training_proposals=training_proposals)
+    require_all_positive(proposals=proposals, training_regions=training_regions, image_size=image_size)
+    require_object_classes(num_classes)
+    require_above_zero("anchor_sizes", anchor_sizes)
+    require_above_zero("anchor_ratios", anchor_ratios)
     body = make_backbone(backbone, backbone_options or {}, in_channels)
     channels = pooled_channels * BINS**2
-    maps = ThunderNetMaps(
-        body,
-        channels,
-        proposal_width,
-        context_enhancement=context_enhancement,
-        spatial_attention=spatial_attention,
-    )
+    modules = {"context_enhancement": context_enhancement, "spatial_attention": spatial_attention}
+    maps = ThunderNetMaps(body, channels, proposal_width, **modules)
     anchors = AnchorGenerator((tuple(anchor_sizes),), (tuple(anchor_ratios),))
     proposal_network = ProposalNetwork(
         anchors,
@@ -400,7 +358,7 @@ def make_backbone(name: str, options: Mapping[str, Any], in_channels: int) -> SN
     return body
 
 
-def require_all_positive(option: str, values: Sequence[float]) -> None:
+def require_above_zero(option: str, values: Sequence[float]) -> None:
     """Raise a ValueError unless there are values, given as `model.<option>`, and each is above 0."""
     if not values or min(values) <= 0:
         raise ValueError(f"model.{option}={list(values)} must be one number or more, each above 0.")

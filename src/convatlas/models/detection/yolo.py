@@ -9,7 +9,7 @@ the nets on PANet follow the authors' published darknet files (csresnext50-panet
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from torchvision.ops import (
     generalized_box_iou_loss,
 )
 
-from convatlas.models.checks import require_choice
+from convatlas.models.checks import require_choice, require_object_classes
 from convatlas.models.classification import csp, darknet
 from convatlas.models.classification.darknet import StagedNet
 from convatlas.models.layers.conv_norm import conv_norm, initialise_convolutions
@@ -76,13 +76,7 @@ class Priors(NamedTuple):
 
 
 def make_priors(sizes: Sequence[tuple[int, int]], strides: Sequence[int], anchors: Tensor) -> Priors:
-    """Lay the anchors on the cells of every level.
-
-    Args:
-        sizes: rows and columns of each level's map.
-        strides: pixels a cell of each level.
-        anchors: `(levels, A, 2)`.
-    """
+    """Lay `anchors (levels, A, 2)` on the cells of every level, given rows and columns of each map and its stride."""
     device = anchors.device
     corners, sides, shapes = [], [], []
     for (rows, columns), stride, here in zip(sizes, strides, anchors, strict=True):
@@ -97,12 +91,8 @@ def make_priors(sizes: Sequence[tuple[int, int]], strides: Sequence[int], anchor
 def decode(outputs: Tensor, priors: Priors) -> Tensor:
     """Turn the net's outputs into boxes: the centre is in the cell, the size a multiple of the anchor's.
 
-    Args:
-        outputs: `(..., N, 4)`: two logits of the centre's place in its cell, two logarithms of size over anchor.
-        priors: of the same N places.
-
-    Returns:
-        `(..., N, 4)` boxes `x1, y1, x2, y2` in pixels.
+    `(..., N, 4)`, two logits of the centre's place in its cell and two logarithms of size over anchor, to boxes
+    `x1, y1, x2, y2` in pixels, for priors of the same N places.
     """
     centres = priors.corners + outputs[..., :2].sigmoid() * priors.strides
     sizes = priors.anchors * outputs[..., 2:].clamp(max=LARGEST_LOGARITHM).exp()
@@ -110,15 +100,7 @@ def decode(outputs: Tensor, priors: Priors) -> Tensor:
 
 
 def encode(boxes: Tensor, priors: Priors) -> Tensor:
-    """Return what the net should say of boxes; the inverse of `decode` but for the sigmoid of the first two.
-
-    Args:
-        boxes: `(..., N, 4)` `x1, y1, x2, y2` in pixels.
-        priors: of the same N places.
-
-    Returns:
-        `(..., N, 4)`: the centre's place in its cell, from 0 to 1 each way, and the logarithms of size over anchor.
-    """
+    """Return what the net should say of boxes, the centre from 0 to 1; the inverse of `decode` but for a sigmoid."""
     cxcywh = box_convert(boxes, "xyxy", "cxcywh")
     offsets = (cxcywh[..., :2] - priors.corners) / priors.strides
     return torch.cat([offsets, (cxcywh[..., 2:] / priors.anchors).log()], -1)
@@ -140,8 +122,7 @@ def assign(
     Args:
         boxes: `(G, 4)` `x1, y1, x2, y2` in pixels.
         anchors: `(levels, A, 2)`.
-        sizes: rows and columns of each level's map.
-        strides: pixels a cell of each level.
+        sizes: rows and columns of each level's map, whose cells have `strides` pixels.
 
     Returns:
         Rows of the boxes that have a place, rising, and their places: rows of `make_priors`.
@@ -222,23 +203,30 @@ class Pyramid(nn.Module):
         return list(self.pyramid(OrderedDict((str(number), each) for number, each in enumerate(maps))).values())
 
 
-class Yolo(nn.Module):
-    """Backbone, neck, and a head of its own for each scale; torchvision's convention for detectors.
+class YoloOptions(TypedDict, total=False):
+    """What `yolo` hands on to `Yolo`."""
 
-    In training `net(images, targets)` returns the losses `box`, `objectness` and `classification`, sums over an image's
-    places, means over the images; in evaluation `net(images)` returns boxes, scores and labels of each image, the
-    surest first. Images are a list, or a batch, of tensors `(in_channels, image_size, image_size)` in [0, 1]; targets
-    hold boxes `(n, 4)` as `x1, y1, x2, y2` in pixels and labels `(n,)` from 1. An image may have no object.
+    box_loss: str
+    ignore_overlap: float
+    score_threshold: float
+    nms_threshold: float
+    detections_per_image: int
+
+
+class Yolo(nn.Module):
+    """Backbone, neck, and a head of its own for each scale.
+
+    The losses are `box`, `objectness` and `classification`, sums over an image's places, means over the images.
 
     Args:
         backbone: its last stages, as many as there are levels of anchors, are used.
         neck: takes and returns one map a level; tells its `out_channels`.
         anchors: by level.
-        image_size: side of the images in pixels; they are not rescaled, only padded to a multiple of the last stride.
-        box_loss: `squared`, `giou` or `ciou`.
+        image_size: side of the images; they are padded to a multiple of the last stride.
+        box_loss: `squared` (YOLOv3's, the paper's), `giou` or `ciou` (the authors' later files).
         ignore_overlap: IoU from which the objectness loss leaves out a place without an object of its own.
         score_threshold: least score (objectness times class probability) of a detection.
-        nms_threshold: IoU from which the less sure of two detections of a class is dropped.
+        nms_threshold: IoU from which the lower-scoring of two detections of a class is dropped.
         detections_per_image: most detections of an image.
     """
 
@@ -253,13 +241,17 @@ class Yolo(nn.Module):
         num_classes: int,
         image_size: int,
         in_channels: int,
-        box_loss: str,
-        ignore_overlap: float,
-        score_threshold: float,
-        nms_threshold: float,
-        detections_per_image: int,
+        box_loss: str = "squared",
+        ignore_overlap: float = 0.7,
+        score_threshold: float = 0.005,
+        nms_threshold: float = 0.45,
+        detections_per_image: int = 100,
     ) -> None:
         super().__init__()
+        require_choice("box_loss", box_loss, BOX_LOSSES)
+        for name, value in {"ignore_overlap": ignore_overlap, "nms_threshold": nms_threshold}.items():
+            if not 0 < value <= 1:
+                raise ValueError(f"model.{name}={value} is an overlap; choose above 0, up to 1.")
         backbone.classifier = nn.Identity()
         self.backbone = backbone
         self.neck = neck
@@ -291,7 +283,6 @@ class Yolo(nn.Module):
     def forward(
         self, images: Sequence[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Return losses in training, detections in evaluation."""
         batch, targets = self.transform(images, targets)
         outputs, sizes = self._outputs(batch.tensors)
         priors = make_priors(sizes, self.strides, self.anchors)
@@ -318,11 +309,7 @@ class Yolo(nn.Module):
 
     @torch.no_grad()
     def _find(
-        self,
-        outputs: Tensor,
-        priors: Priors,
-        sizes: Sequence[tuple[int, int]],
-        targets: Sequence[dict[str, Tensor]],
+        self, outputs: Tensor, priors: Priors, sizes: Sequence[tuple[int, int]], targets: Sequence[dict[str, Tensor]]
     ) -> Found:
         """Assign every image's objects, and see which other places already overlap one."""
         predicted = decode(outputs[..., :4], priors)
@@ -413,16 +400,12 @@ def yolo(
     neck_channels: tuple[int, ...] = (128, 256, 512),
     neck_convolutions: int = 5,
     anchors: Anchors = COCO_ANCHORS,
-    box_loss: str = "squared",
-    ignore_overlap: float = 0.7,
-    score_threshold: float = 0.005,
-    nms_threshold: float = 0.45,
-    detections_per_image: int = 100,
     image_size: int = 416,
     num_classes: int = 81,
     in_channels: int = 3,
+    **options: Unpack[YoloOptions],
 ) -> Yolo:
-    """Build a detector without trained weights; see `Yolo` for what it takes and returns.
+    """Build a detector without trained weights.
 
     Args:
         backbone: `csp_resnet50`, `csp_resnext50`, `csp_darknet53`, `csp_densenet`, `darknet_resnet50`,
@@ -433,15 +416,10 @@ def yolo(
         neck_channels: channels of the neck's map at each level, the finest first; as many levels, the backbone's last.
         neck_convolutions: convolutions where scales have met, odd; `fpn` has one of its own.
         anchors: width and height in pixels of each level's anchors, the finest level first.
-        box_loss: `squared` (YOLOv3's, the paper's), `giou` or `ciou` (the authors' later files).
-        ignore_overlap: IoU from which the objectness loss leaves out a place without an object of its own.
-        score_threshold: least score of a detection.
-        nms_threshold: IoU from which the less sure of two detections of a class is dropped.
-        detections_per_image: most detections of an image.
+        options: see `Yolo`.
     """
     require_choice("backbone", backbone, BACKBONES)
     require_choice("neck", neck, NECKS)
-    require_choice("box_loss", box_loss, BOX_LOSSES)
     if neck_convolutions < 1 or neck_convolutions % 2 == 0:
         raise ValueError(f"model.neck_convolutions={neck_convolutions} must be odd: 1x1 and 3x3 in turn, 1x1 last.")
     if len(neck_channels) != len(anchors):
@@ -451,11 +429,7 @@ def yolo(
         )
     if len({len(level) for level in anchors}) != 1 or min(min(pair) for level in anchors for pair in level) <= 0:
         raise ValueError(f"model.anchors={anchors} must be pairs of positive pixels, as many at every level.")
-    for name, value in {"ignore_overlap": ignore_overlap, "nms_threshold": nms_threshold}.items():
-        if not 0 < value <= 1:
-            raise ValueError(f"model.{name}={value} is an overlap; choose above 0, up to 1.")
-    if num_classes < 2:
-        raise ValueError(f"model.num_classes={num_classes} counts the background; take 2 or more.")
+    require_object_classes(num_classes)
     try:
         body = BACKBONES[backbone](**(backbone_options or {}), num_classes=1, in_channels=in_channels)
     except TypeError as error:
@@ -475,9 +449,5 @@ def yolo(
         num_classes=num_classes,
         image_size=image_size,
         in_channels=in_channels,
-        box_loss=box_loss,
-        ignore_overlap=ignore_overlap,
-        score_threshold=score_threshold,
-        nms_threshold=nms_threshold,
-        detections_per_image=detections_per_image,
+        **options,
     )

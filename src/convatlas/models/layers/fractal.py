@@ -79,7 +79,6 @@ class FractalConv(nn.Module):
         self.relu = nn.ReLU()
 
     def chain(self, *, alone: bool) -> list[nn.Module]:
-        """Return the layers one after another, with the statistics of a column that is used alone or of all."""
         norm = self.norm if self.norm_alone is None or not alone else self.norm_alone
         return [self.conv, self.dropout, norm, self.relu]
 
@@ -169,7 +168,6 @@ class FractalBlock(nn.Module):
     # ---- the computation --------------------------------------------------------------------------------------------
 
     def chain(self, column: int) -> list[nn.Module]:
-        """Return one column as the layers of a plain net, from the block's input to its output."""
         layers = [layer for convolution in self._convolutions(column) for layer in convolution.chain(alone=True)]
         return [*layers, *[self.pool] * self.pools]
 
@@ -219,11 +217,9 @@ class LocalDropPath:
         self.computed = 0
 
     def survivors(self, inputs: int) -> list[int]:
-        """Return which of a join's inputs are let through."""
         return draw_survivors(inputs, self.rate, self.generator) if self.rate > 0 else list(range(inputs))
 
     def run(self, block: FractalBlock, x: Tensor) -> Tensor:
-        """Run a block; see `FractalBlock.forward`."""
         kept = block.draw_local(self.rate, self.generator) if self.rate > 0 else block.everything()
         self.computed += len(block.convolutions_behind(kept))
         return block(x, kept)

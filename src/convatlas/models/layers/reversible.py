@@ -117,7 +117,6 @@ class ReversibleBlock(nn.Module, ABC):
         """Compute x1 and x2."""
 
     def recompute(self, y1: Tensor, y2: Tensor) -> Recomputed:
-        """Compute the inputs, and from them the outputs with a graph."""
         with torch.no_grad():
             x1, x2 = self.inverse(y1, y2)
         x1, x2 = x1.detach().requires_grad_(), x2.detach().requires_grad_()
@@ -155,7 +154,6 @@ class Coupling(ReversibleBlock):
         return out.to(x2.dtype)
 
     def _sum(self, x1: Tensor, residual: Tensor) -> Tensor:
-        """Compute S x1 + F(x2)."""
         rearranged = space_to_depth(x1, self.downsampling)
         if rearranged.shape != residual.shape:
             raise ValueError(
@@ -165,7 +163,6 @@ class Coupling(ReversibleBlock):
         return rearranged + residual
 
     def forward(self, x1: Tensor, x2: Tensor) -> Pair:
-        """Compute the outputs; both inputs are `(B, C, H, W)`."""
         return space_to_depth(x2, self.downsampling), self._sum(x1, self._residual(x2))
 
     def second_input(self, y1: Tensor) -> Tensor:
@@ -173,12 +170,10 @@ class Coupling(ReversibleBlock):
         return depth_to_space(y1, self.downsampling)
 
     def inverse(self, y1: Tensor, y2: Tensor) -> Pair:
-        """Compute the inputs from the outputs."""
         x2 = self.second_input(y1)
         return depth_to_space(y2 - self._residual(x2), self.downsampling), x2
 
     def recompute(self, y1: Tensor, y2: Tensor) -> Recomputed:
-        """Compute F(x2) once, for the inverse and for the graph."""
         x2 = self.second_input(y1).detach().requires_grad_()
         residual = self._residual(x2)
         x1 = depth_to_space(y2 - residual.detach(), self.downsampling).detach().requires_grad_()
@@ -206,7 +201,6 @@ class ReversibleSequence(ReversibleBlock):
             self.add_module(str(number), block)
 
     def steps(self) -> list[ReversibleBlock]:
-        """Return the steps, those of inner sequences in their place."""
         steps: list[ReversibleBlock] = []
         for block in self.children():
             assert isinstance(block, ReversibleBlock), f"{type(block).__name__} is no ReversibleBlock"
@@ -311,7 +305,6 @@ class _Reversible(torch.autograd.Function):
 
 
 def _parameters(steps: Sequence[nn.Module]) -> list[Tensor]:
-    """List the parameters of all steps, a shared one once."""
     return list({id(p): p for step in steps for p in step.parameters()}.values())
 
 
@@ -326,7 +319,6 @@ def _current_autocast(device_type: str) -> Callable[[], AbstractContextManager[A
 
 
 def _random_state(device: torch.device) -> list[Tensor]:
-    """Return the state of the CPU's generator, and of the device's if that is another."""
     states = [torch.get_rng_state()]
     if device.type not in {"cpu", "meta"}:
         states.append(torch.get_device_module(device).get_rng_state(*_generator_of(device)))
@@ -380,7 +372,6 @@ def _own_gradients(block: nn.Module) -> Iterator[dict[int, Tensor]]:
 
 @contextmanager
 def _swapped(tables: Sequence[dict[str, Any]], replacement: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace the tensors in the tables for a while."""
     before = [dict(table) for table in tables]
     for table in tables:
         table.update({name: replacement(value) for name, value in table.items() if value is not None})

@@ -21,7 +21,6 @@ class ScheduledDropPath(nn.Module):
 
     @property
     def current_rate(self) -> float:
-        """The probability at this point of the training."""
         return self.rate * self.progress
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ class ZeroPadShortcut(nn.Module):
         self.new_channels = out_channels - in_channels
 
     def subsample(self, x: Tensor) -> Tensor:
-        """Return every `stride`-th pixel."""
         return x[:, :, :: self.stride, :: self.stride]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -28,5 +27,4 @@ class AveragePoolShortcut(ZeroPadShortcut):
     """The same with the mean of `stride` x `stride` pixels; at the border of an odd map, of those that exist."""
 
     def subsample(self, x: Tensor) -> Tensor:
-        """Return the means."""
         return F.avg_pool2d(x, self.stride, ceil_mode=True)

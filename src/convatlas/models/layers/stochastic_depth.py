@@ -64,11 +64,9 @@ class Gates:
 
     @property
     def can_close(self) -> bool:
-        """Say whether any block can be left out."""
         return any(p < 1 for p in self.survival)
 
     def seed(self, seed: int) -> None:
-        """Let the next draws follow from `seed`, on every process alike, and no longer from torch's own generator."""
         self._generator = torch.Generator().manual_seed(seed)
 
     def draw(self) -> tuple[bool, ...]:
@@ -116,11 +114,9 @@ class GatedNet(PooledClassifier):
 
     @property
     def leaves_gradients_out(self) -> bool:
-        """Say whether parameters can be without a gradient after a step; distributed training must look for them."""
         return self.gates.can_close
 
     def begin_step(self, step: int, steps: int, seed: int) -> None:
-        """Draw the gates of the next training batches from `seed`."""
         self.gates.seed(seed)
 
     def step_figures(self) -> dict[str, float]:
