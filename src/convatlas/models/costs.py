@@ -18,12 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from convatlas.models.interfaces import (
-    FollowsTraining,
-    HasDenseOutputs,
-    auxiliary_loss_weights,
-    leaves_gradients_out,
-)
+from convatlas.models.interfaces import FollowsTraining, HasDenseOutputs, auxiliary_loss_weights, leaves_gradients_out
 
 
 @dataclass(frozen=True)

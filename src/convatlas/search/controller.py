@@ -40,7 +40,8 @@ class LstmController(nn.Module):
     """Draws every decision from a softmax of its own, given all decisions before it.
 
     Args:
-        choices: how many choices each decision has, and whether its logits are bound like those of an operation.
+        choices: how many choices each decision has.
+        operations: whether its logits are bound like those of an operation.
         layers: of the LSTM.
         units: of each layer.
         tanh: bound of the logits; None leaves them free.
@@ -59,17 +60,16 @@ class LstmController(nn.Module):
     ) -> None:
         super().__init__()
         self.choices = tuple(choices)
-        self.layers, self.units = layers, units
+        self.units = units
         self.start = nn.Parameter(torch.zeros(units))
         # What was decided goes in through an embedding of that decision; nothing follows the last.
         self.embeddings = nn.ModuleList(nn.Embedding(number, units) for number in self.choices[:-1])
         self.lstm = nn.LSTM(units, units, layers)
         self.heads = nn.ModuleList(nn.Linear(units, number) for number in self.choices)
-        divided = operations or [False] * len(self.choices)
-        self.bounds = [
-            None if tanh is None else tanh / (operation_tanh if operation_tanh and of_operation else 1.0)
-            for of_operation in divided
+        divisors = [
+            operation_tanh or 1.0 if of_operation else 1.0 for of_operation in operations or [False] * len(choices)
         ]
+        self.bounds = [None if tanh is None else tanh / divisor for divisor in divisors]
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -INITIAL, INITIAL)
 
@@ -138,11 +138,8 @@ class Learner:
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "controller": self.controller.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "baseline": self.baseline,
-        }
+        parts = {"controller": self.controller.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {**parts, "baseline": self.baseline}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.controller.load_state_dict(state["controller"])

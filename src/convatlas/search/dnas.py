@@ -41,9 +41,6 @@ class MixedLayer(nn.Module):
 class SuperNet(nn.Module):
     """The macro-architecture with a mixed layer in every searched place.
 
-    Args:
-        space: layers and candidates.
-
     Attributes:
         thetas: for every layer the logits of its candidates; 0 at the beginning.
     """

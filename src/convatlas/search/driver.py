@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,6 @@ def work_path(run: SearchRun) -> Path:
     return run.work_dir or Path(".work") / "searches" / run.output_dir.name
 
 
-# ---- steps ----------------------------------------------------------------------------------------------------------
-
-
 def _run_phase(name: str, strategy: Strategy, work: Path, tracker: SearchTracker) -> Phase:
     """Run all steps of a strategy; its state is saved after each."""
     file = work / f"{name}.state"
@@ -158,9 +156,6 @@ def _show(phase: Phase, strategy: Strategy, rows: list[Row], seconds: float) -> 
         words = row.get("architecture") or row.get("likeliest") or ""
         print(f"{phase.name}  step {phase.step}{of}  {figures}  {words}", flush=True)
     print(f"{phase.name}  step {phase.step}{of}  {seconds:.1f} s", flush=True)
-
-
-# ---- before and after the search ------------------------------------------------------------------------------------
 
 
 def search_identity(
@@ -231,10 +226,7 @@ def _write_found(phases: list[Phase], run: SearchRun, folder: Path, table: Laten
         with atomic_write(folder / f"{phase.name}.csv") as file:
             pd.DataFrame(phase.rows).to_csv(file, index=False)
     if table is not None:
-        write_json(folder / "latency.json", table.plain())
-
-
-# ---- trainings at the end -------------------------------------------------------------------------------------------
+        write_json(folder / "latency.json", asdict(table))
 
 
 def _train_finals(

@@ -8,9 +8,8 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +42,6 @@ class LatencyTable:
         """Microseconds of the parts that are not searched."""
         return self.microseconds[STEM] + self.microseconds[HEAD]
 
-    def plain(self) -> dict[str, Any]:
-        return {"machine": self.machine, "space": self.space, "microseconds": self.microseconds}
-
     def of_layer(self, space: FBNetSpace, layer: int) -> Tensor:
         """Return the microseconds of a layer's candidates, `(candidates,)`."""
         found = space.layers[layer]
@@ -72,8 +68,8 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def space_digest(space: FBNetSpace, in_channels: int, num_classes: int) -> str:
@@ -104,25 +100,28 @@ def table_for(
         "pass search.latency.remeasure=true or delete it to measure again, or name another file with "
         "search.latency.table."
     )
-    found = None
-    if file.exists():
-        other = "delete it, or name another file with search.latency.table."
-        found = read_json(file, other)
-        shape = {"machine": dict, "space": str, "microseconds": dict}
-        if not isinstance(found, dict) or {key: type(value) for key, value in found.items()} != shape:
-            raise UserError(f"{file} is not a table of latencies; {other}")
+    found = _read_table(file) if file.exists() else None
     if remeasure or found is None:
         times = measure_table(space, in_channels, num_classes, device=device, rounds=rounds)
         table = LatencyTable(machine, fingerprint, times)
-        write_json(file, table.plain())
+        write_json(file, asdict(table))
         return table
-    if found["machine"] != machine:
-        old = found["machine"]
+    if found.machine != machine:
+        old = found.machine
         changed = [f"{k} was {old.get(k)}, now {v}" for k, v in machine.items() if old.get(k) != v]
         raise UserError(f"{file} was measured on another machine ({'; '.join(changed)}); {remedy}")
-    if found["space"] != fingerprint:
+    if found.space != fingerprint:
         raise UserError(f"{file} was measured for another search space or image size; {remedy}")
-    return LatencyTable(machine, fingerprint, found["microseconds"])
+    return found
+
+
+def _read_table(file: Path) -> LatencyTable:
+    other = "delete it, or name another file with search.latency.table."
+    found = read_json(file, other)
+    shape = {"machine": dict, "space": str, "microseconds": dict}
+    if not isinstance(found, dict) or {key: type(value) for key, value in found.items()} != shape:
+        raise UserError(f"{file} is not a table of latencies; {other}")
+    return LatencyTable(**found)
 
 
 def measure_table(

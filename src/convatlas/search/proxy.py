@@ -81,9 +81,6 @@ def correct_answers(logits: Tensor, labels: Tensor) -> int:
     return int((logits.argmax(1) == labels).sum())
 
 
-# ---- steps of super-nets --------------------------------------------------------------------------------------------
-
-
 def sgd(parameters: list[nn.Parameter], config: SgdStep) -> torch.optim.SGD:
     """Make the optimiser of a super-net's weights."""
     return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)

@@ -20,15 +20,9 @@ def make_learner(space: NasnetSpace, config: Controller, context: Context) -> Le
     """Make a controller for a space, and what moves it."""
     seeded(context.run.seed, CONTROLLER)
     per_block = [False, False, True, True, True]
-    controller = LstmController(
-        [len(names) for names in space.choices],
-        per_block * (len(space.choices) // 5),
-        layers=config.layers,
-        units=config.units,
-        tanh=config.tanh,
-        operation_tanh=config.operation_tanh,
-    )
-    return Learner(controller, config)
+    sizes = config.model_dump(include={"layers", "units", "tanh", "operation_tanh"})
+    choices = [len(names) for names in space.choices]
+    return Learner(LstmController(choices, per_block * (len(choices) // 5), **sizes), config)
 
 
 class ControllerSearch(Strategy):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -86,18 +86,8 @@ class CompoundSearch(Strategy):
         # Accuracies of a small held-out part are often equal; the loss then decides.
         reward = judged.accuracy - 1e-3 * min(judged.loss, 1.0)
         self.keep(reward, (step,))
-        return [
-            {
-                "architecture": str(coefficients),
-                "reward": reward,
-                "accuracy": judged.accuracy,
-                "loss": judged.loss,
-                "macs": judged.macs,
-                "alpha": coefficients.alpha,
-                "beta": coefficients.beta,
-                "gamma": coefficients.gamma,
-            }
-        ]
+        figures = {"accuracy": judged.accuracy, "loss": judged.loss, "macs": judged.macs}
+        return [{"architecture": str(coefficients), "reward": reward, **figures, **asdict(coefficients)}]
 
     def architectures(self) -> dict[str, dict[str, Any]]:
         """Return the baseline, and four nets of equal cost: compound, depth, width and resolution, and one at random.
@@ -130,8 +120,6 @@ class CompoundSearch(Strategy):
         around = factors[max(0, place - 1) : place + 1]
         return min((way(factor) for factor in around), key=lambda each: abs(self._macs(each) - target))
 
-    # ---- nets -------------------------------------------------------------------------------------------------------
-
     def _side(self, coefficients: Coefficients) -> int:
         return round(self.side * coefficients.gamma)
 
@@ -156,14 +144,7 @@ class CompoundSearch(Strategy):
         return f"{self._side(coefficients)} {tensors}"
 
     def _file(self, coefficients: Coefficients) -> dict[str, Any]:
-        return {
-            "family": "efficientnet",
-            "image_size": self._side(coefficients),
-            "found": {
-                "alpha": round(coefficients.alpha, 4),
-                "beta": round(coefficients.beta, 4),
-                "gamma": round(coefficients.gamma, 4),
-                "train_with": f"data.image_size={self._side(coefficients)}",
-            },
-            "net": self._net(coefficients),
-        }
+        side = self._side(coefficients)
+        found: dict[str, Any] = {name: round(value, 4) for name, value in asdict(coefficients).items()}
+        found["train_with"] = f"data.image_size={side}"
+        return {"family": "efficientnet", "image_size": side, "found": found, "net": self._net(coefficients)}

@@ -58,18 +58,12 @@ class Space(ABC):
         return math.prod(len(names) for names in self.choices)
 
 
-# ---- FBNet ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Layer:
     """One searched layer: its shape and the candidates that fit it.
 
     Attributes:
         stage: number of its stage, from 1.
-        in_channels: channels of its input.
-        out_channels: channels of its output.
-        stride: of its depthwise convolution.
         size: side of its input in pixels.
         candidates: names of `fbnet.BLOCKS`, and `skip` where neither stride nor channels change.
     """
@@ -85,14 +79,8 @@ class Layer:
         """Build a candidate, without biases: batch norm follows every convolution."""
         if name == fbnet.SKIP:
             return nn.Identity()
-        return fbnet.FBNetBlock(
-            self.in_channels,
-            self.out_channels,
-            fbnet.BLOCKS[name],
-            stride=self.stride,
-            always_expand=always_expand,
-            bias=False,
-        )
+        shape = (self.in_channels, self.out_channels, fbnet.BLOCKS[name])
+        return fbnet.FBNetBlock(*shape, stride=self.stride, always_expand=always_expand, bias=False)
 
     def operator(self, name: str) -> str:
         """Name a candidate with its shape: layers of equal shape share what was measured."""
@@ -161,8 +149,6 @@ def _fits(layer: Layer, name: str) -> bool:
     groups = fbnet.BLOCKS[name].groups
     return layer.in_channels % groups == 0 and layer.out_channels % groups == 0
 
-
-# ---- cells ----------------------------------------------------------------------------------------------------------
 
 CELL_NAMES = ("normal", "reduction")
 

@@ -31,9 +31,6 @@ class StemOptions(TypedDict, total=False):
     in_channels: int
 
 
-# ---- blocks ---------------------------------------------------------------------------------------------------------
-
-
 class Bottleneck(nn.Module):
     """1x1, 3x3 and a linear 1x1 convolution beside a shortcut without weights, and the activation behind the sum.
 
@@ -68,9 +65,6 @@ class DarknetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.residual(x)
-
-
-# ---- the net --------------------------------------------------------------------------------------------------------
 
 
 class StagedNet(PooledClassifier):
@@ -138,9 +132,6 @@ def pooled_stem(kind: str, in_channels: int, out_channels: int, activation: str)
         return conv_norm(in_channels, out_channels, 3, stride=2, activation=activation), 2
     convolution = conv_norm(in_channels, out_channels, 7, stride=2, activation=activation)
     return nn.Sequential(convolution, nn.MaxPool2d(2, ceil_mode=True)), 4  # darknet's maps of odd size round up
-
-
-# ---- ResNet-50, ResNeXt-50 and Darknet-53 ---------------------------------------------------------------------------
 
 
 def darknet_resnet50(

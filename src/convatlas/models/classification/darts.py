@@ -18,8 +18,6 @@ from convatlas.models.layers.cells import AuxiliaryHead, CellNet, FactorizedRedu
 from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath
 
-# ---- the cells as data ----------------------------------------------------------------------------------------------
-
 
 class Edge(NamedTuple):
     """An operation on an earlier state: 0 is the output before the last, 1 the last one, 2 the cell's first node."""
@@ -99,9 +97,6 @@ def _read_cell(key: str, nodes: Sequence[Sequence[Sequence[Any]]]) -> tuple[Node
     return tuple(tuple(Edge(*edge) for edge in node) for node in nodes)
 
 
-# ---- operations -----------------------------------------------------------------------------------------------------
-
-
 def depthwise_separable(channels: int, kernel_size: int, stride: int, dilation: int = 1) -> list[nn.Module]:
     """List ReLU, depthwise convolution, pointwise convolution and BN; nothing stands between the two convolutions."""
     padding = dilation * (kernel_size // 2)
@@ -138,9 +133,6 @@ def make_operation(name: str, channels: int, stride: int) -> nn.Module:
         return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
     assert name == "skip_connect", name
     return nn.Identity() if stride == 1 else FactorizedReduction(channels, channels)
-
-
-# ---- the cell -------------------------------------------------------------------------------------------------------
 
 
 class Cell(nn.Module):
@@ -194,9 +186,6 @@ class Cell(nn.Module):
             edges = [operation(states[source]) for operation, source in zip(operations, sources, strict=True)]
             states.append(sum(edges[1:], edges[0]))
         return torch.cat(states[2:], 1)
-
-
-# ---- the net --------------------------------------------------------------------------------------------------------
 
 
 SMALLEST_IMAGE_WITH_AUXILIARY = {"cifar": 29, "imagenet": 193, "small": 113}

@@ -30,9 +30,6 @@ LARGEST_BASE = 40.0
 """What is squared or cubed is cut off here: 40^3 is the largest cube of a whole number that float16 can hold."""
 
 
-# ---- freeze-drop-path -----------------------------------------------------------------------------------------------
-
-
 def freeze_drop_path(branches: Sequence[Callable[[], Tensor]], active: int) -> Tensor:
     """Sum the branches 0 to `active`, of which the last alone is trained.
 
@@ -95,9 +92,6 @@ class FreezeSchedule:
             if position < end:
                 return branch
         raise AssertionError("the intervals fill the cycle")
-
-
-# ---- the net --------------------------------------------------------------------------------------------------------
 
 
 class FractalOfFractalNet(nn.Module):
@@ -198,8 +192,6 @@ class FractalOfFractalNet(nn.Module):
         if image_size < 2**HALVINGS:
             raise ValueError(f"model.image_size={image_size} must be at least {2**HALVINGS}: it is halved four times.")
 
-    # ---- what the training asks for ---------------------------------------------------------------------------------
-
     @property
     def leaves_gradients_out(self) -> bool:
         return self.freezes or self.drop_path_rate > 0
@@ -231,8 +223,6 @@ class FractalOfFractalNet(nn.Module):
         if not self.freezes:
             return {}
         return {"branch_0": nn.Sequential(self.e, self.norms[0], nn.Flatten(), self.classifier).train(self.training)}
-
-    # ---- the computation --------------------------------------------------------------------------------------------
 
     def _power(self, x: Tensor, exponent: int) -> Tensor:
         if not self.taylor:

@@ -117,8 +117,6 @@ class FractalNet(PooledClassifier):
         convolution = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         return nn.Sequential(convolution, nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)), 64
 
-    # ---- drop-path --------------------------------------------------------------------------------------------------
-
     @property
     def leaves_gradients_out(self) -> bool:
         drops = self.drop_path in {"global", "mixed"} or (self.drop_path == "local" and self.drop_path_rate > 0)
@@ -162,8 +160,6 @@ class FractalNet(PooledClassifier):
     def _blocks(self) -> list[FractalBlock]:
         return [block for block in self.blocks if isinstance(block, FractalBlock)]
 
-    # ---- nets inside the net ----------------------------------------------------------------------------------------
-
     def column(self, number: int) -> nn.Sequential:
         """Return one column as a plain net that shares the weights and its running statistics.
 
@@ -181,8 +177,6 @@ class FractalNet(PooledClassifier):
 
     def parts(self) -> dict[str, nn.Module]:
         return {f"column_{number}": self.column(number) for number in range(1, self.columns + 1)}
-
-    # ---- the computation --------------------------------------------------------------------------------------------
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, widths[-1], H/2^B, W/2^B)`; behind the ImageNet stem H/2^(B+1), and W likewise."""

@@ -34,9 +34,6 @@ State = tuple[Tensor, ...]
 """What a step hands to the next, `(B, H)` each: h, in an LSTM also c."""
 
 
-# ---- what a step does with its pre-activations ----------------------------------------------------------------------
-
-
 class RNNUpdate(nn.Module):
     """h_t = tanh(y), equation 4; `y: (1, B, H)`."""
 
@@ -93,9 +90,6 @@ def orthogonal_linear(in_features: int, gates: int, hidden_size: int, bias: bool
     if bias:
         nn.init.zeros_(linear.bias)
     return linear
-
-
-# ---- the recurrences ------------------------------------------------------------------------------------------------
 
 
 class Recurrence(nn.Module):
@@ -190,9 +184,6 @@ class HyperRecurrence(nn.Module):
             y = torch.addcmul(torch.addcmul(b, d_x, x), d_h, main.by_gate(main.from_hidden(state[0])))
             state = main.update(y, state)
         return state[0]
-
-
-# ---- the nets -------------------------------------------------------------------------------------------------------
 
 
 class SequenceOptions(TypedDict, total=False):

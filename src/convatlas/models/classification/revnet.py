@@ -29,8 +29,6 @@ EXPANSION = 4
 Norm = partial(nn.BatchNorm2d, eps=1e-3)
 """Batch normalisation with the authors' epsilon."""
 
-# ---- branches and shortcuts -----------------------------------------------------------------------------------------
-
 
 def make_branch(
     in_channels: int, out_channels: int, stride: int = 1, *, bottleneck: bool = False, activated: bool = True
@@ -88,9 +86,6 @@ class ShapeChange(nn.Module):
         return y1, self.shortcut2(x2) + self.g(y1)
 
 
-# ---- stages ---------------------------------------------------------------------------------------------------------
-
-
 class Stage(nn.Module):
     """Units of one shape; a first unit that changes the shape stands in front of the reversible ones.
 
@@ -137,9 +132,6 @@ class Stage(nn.Module):
         if self.first is not None:
             x1, x2 = recomputed(self.first, x1, x2) if self.memory_saving else self.first(x1, x2)
         return self.units(x1, x2)
-
-
-# ---- the net --------------------------------------------------------------------------------------------------------
 
 
 class RevNet(PooledClassifier):
@@ -244,9 +236,6 @@ def _check_filters(filters: Sequence[int], bottleneck: bool) -> None:
                 f"model.filters={list(filters)}: from {before} to {after} channels a shortcut cannot pad each half "
                 "alike on both sides; each entry must be the one before it, or a multiple of 4 more."
             )
-
-
-# ---- the nets for small images --------------------------------------------------------------------------------------
 
 
 class SmallNet(NamedTuple):

@@ -30,12 +30,7 @@ FAMILIES: Mapping[str, Callable[..., nn.Module]] = {
 }
 
 
-def searched(
-    architecture: str | Mapping[str, Any],
-    *,
-    num_classes: int = 10,
-    in_channels: int = 3,
-) -> nn.Module:
+def searched(architecture: str | Mapping[str, Any], *, num_classes: int = 10, in_channels: int = 3) -> nn.Module:
     """Build the net of an architecture file: `(B, C, H, W) -> (B, num_classes)` logits.
 
     Args:

@@ -21,10 +21,7 @@ from convatlas.models.layers.shuffle import stem as make_stem
 STAGE2_CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
 """Table 1: output channels of stage 2 by groups, chosen for about equal cost; each later stage has twice as many."""
 
-RELEASED_STEMS = {
-    3: {0.5: 12, 1.0: 24, 1.5: 24, 2.0: 48},
-    8: {0.5: 16, 1.0: 24, 1.5: 24, 2.0: 48},
-}
+RELEASED_STEMS = {3: {0.5: 12, 1.0: 24, 1.5: 24, 2.0: 48}, 8: {0.5: 16, 1.0: 24, 1.5: 24, 2.0: 48}}
 """Filters of the stem in the released nets, by groups and width; at 1.5 fewer than 1.5 times the paper's 24."""
 
 

@@ -18,8 +18,6 @@ from convatlas.models.layers.initialisation import initialise_he
 from convatlas.models.layers.shortcuts import AveragePoolShortcut
 from convatlas.models.layers.stochastic_depth import GatedBlocks, GatedNet, Gates, survival_probabilities, weighted
 
-# ---- the paper's net ------------------------------------------------------------------------------------------------
-
 
 class BasicBlock(nn.Module):
     """A branch of two 3x3 convolutions that can be left out; `(B, in, H, W) -> (B, out, H/stride, W/stride)`."""
@@ -82,9 +80,6 @@ class StochasticDepthResNet(GatedNet):
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 4 * width, H/4, W/4)`."""
         return self.gated_stages(self.stem(images))
-
-
-# ---- nets of timm ---------------------------------------------------------------------------------------------------
 
 
 def last_activations() -> dict[type[nn.Module], str | None]:

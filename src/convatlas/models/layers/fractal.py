@@ -126,8 +126,6 @@ class FractalBlock(nn.Module):
         self.pools = pools
         self.pool = nn.MaxPool2d(2)
 
-    # ---- which columns ----------------------------------------------------------------------------------------------
-
     def height(self, column: int) -> int:
         """Return how many rows one convolution of `column` reaches over."""
         return self.rows // 2 ** (column - 1)
@@ -164,8 +162,6 @@ class FractalBlock(nn.Module):
                 found += [(row, column) for column in reversed(kept[row])]
                 needed |= {row - self.height(column) for column in kept[row]}
         return found[::-1]
-
-    # ---- the computation --------------------------------------------------------------------------------------------
 
     def chain(self, column: int) -> list[nn.Module]:
         layers = [layer for convolution in self._convolutions(column) for layer in convolution.chain(alone=True)]

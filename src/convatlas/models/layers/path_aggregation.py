@@ -37,11 +37,7 @@ class PathAggregation(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: Sequence[int],
-        channels: Sequence[int],
-        count: int = 5,
-        windows: Sequence[int] = (5, 9, 13),
+        self, in_channels: Sequence[int], channels: Sequence[int], count: int = 5, windows: Sequence[int] = (5, 9, 13)
     ) -> None:
         super().__init__()
         finer_pairs = list(pairwise(channels))

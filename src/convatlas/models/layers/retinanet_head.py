@@ -232,10 +232,7 @@ class LevelNormRetinaNet(RetinaNet):
         return anchor, matched[anchor]
 
     def postprocess_detections(
-        self,
-        head_outputs: dict[str, list[Tensor]],
-        anchors: list[list[Tensor]],
-        image_shapes: list[tuple[int, int]],
+        self, head_outputs: dict[str, list[Tensor]], anchors: list[list[Tensor]], image_shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
         """Decode and suppress; the head has no logits of the background, and labels begin at 1."""
         found = super().postprocess_detections(head_outputs, anchors, image_shapes)

@@ -39,9 +39,6 @@ from torch.utils.checkpoint import checkpoint
 Pair = tuple[Tensor, Tensor]
 
 
-# ---- rearrangements -------------------------------------------------------------------------------------------------
-
-
 def halves(x: Tensor) -> Pair:
     """Split the channels; `(B, 2C, H, W)` to twice `(B, C, H, W)`.
 
@@ -84,9 +81,6 @@ def depth_to_space(x: Tensor, size: int) -> Tensor:
         raise ValueError(f"{x.shape[1]} channels do not divide into the pixels of squares of {size}x{size}.")
     squares = x.unflatten(1, (size, size, x.shape[1] // size**2))
     return squares.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
-
-
-# ---- steps ----------------------------------------------------------------------------------------------------------
 
 
 class Recomputed(NamedTuple):
@@ -249,9 +243,6 @@ def _at_least_single(x: Tensor) -> Tensor:
     return x.float() if x.dtype in {torch.bfloat16, torch.float16} else x
 
 
-# ---- the backward pass ----------------------------------------------------------------------------------------------
-
-
 class _Reversible(torch.autograd.Function):
     """Steps as one node of the graph, which saves the two outputs."""
 
@@ -380,9 +371,6 @@ def _swapped(tables: Sequence[dict[str, Any]], replacement: Callable[[Tensor], T
     finally:
         for table, values in zip(tables, before, strict=True):
             table.update(values)
-
-
-# ---- layers without an inverse --------------------------------------------------------------------------------------
 
 
 def recomputed(block: nn.Module, x1: Tensor, x2: Tensor) -> Pair:

@@ -76,9 +76,6 @@ def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-# ---- texture stream -------------------------------------------------------------------------------------------------
-
-
 class TextureMaps(NamedTuple):
     """Maps of the texture stream: `conv2` at a quarter of the image's side, then an eighth, and twice a sixteenth."""
 
@@ -129,9 +126,6 @@ def texture_channels(growth_rate: int, block_config: Sequence[int], stem_width: 
     conv3 = (conv2 + second * growth_rate) // 2
     conv4 = (conv3 + third * growth_rate) // 2
     return TextureChannels(conv2, conv3, conv4, conv4 + fourth * growth_rate)
-
-
-# ---- shape stream ---------------------------------------------------------------------------------------------------
 
 
 class ResidualBlock(nn.Module):
@@ -192,9 +186,6 @@ class ShapeStream(nn.Module):
         edges = self.edges(stream)
         fused = torch.sigmoid(self.fuse(torch.cat([torch.sigmoid(edges), canny], dim=1)))
         return edges, self.expand(fused)
-
-
-# ---- decoder --------------------------------------------------------------------------------------------------------
 
 
 class DualAttention(nn.Module):
