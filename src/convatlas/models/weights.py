@@ -21,7 +21,6 @@ def take_weights(net: nn.Module, state: State, num_classes: int, source: str) ->
 
     Args:
         state: as many tensors as the net has, under the same names.
-        source: where they come from, for the messages.
 
     Returns:
         The names of the tensors that were left out.

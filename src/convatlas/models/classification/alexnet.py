@@ -26,14 +26,7 @@ STARTS_AT_ONE = ("conv2", "conv4", "conv5", "fc6", "fc7")
 
 
 class Tower(nn.Module):
-    """One GPU's half of the net; `forward` is in `AlexNet`, since the towers exchange what they computed.
-
-    Args:
-        channels: maps of the five convolutions of this half.
-        hidden: units of fc6 and fc7 of this half.
-        stem: kernel, stride and padding of the first convolution.
-        pixels: pixels of a map after the last pooling.
-    """
+    """One GPU's half of the net; `forward` is in `AlexNet`, since the towers exchange what they computed."""
 
     def __init__(
         self, in_channels: int, channels: Sequence[int], hidden: int, stem: tuple[int, int, int], pixels: int
@@ -73,7 +66,6 @@ class AlexNet(nn.Module):
         image_size: side of the images in pixels; the first fully connected layer fixes it. The paper writes 224, but
             its 55x55 maps come from 227.
         stem: first convolution, `imagenet` (11x11, stride 4), or `small` (5x5, stride 1) for small images.
-        width: factor on the maps of all convolutions and on the 4096 hidden units.
         initialisation: `paper` (std 0.01, biases 1 where `STARTS_AT_ONE`), or `he` for nets much narrower than
             the paper's, through which signals of that size do not pass.
         devices: two devices, one a tower, for example `[cuda:0, cuda:1]`; the logits are on the first. The net then

@@ -133,10 +133,8 @@ def csp_darknet53(
     """Build CSPDarknet-53 (csdarknet53.cfg): `(B, C, H, W) -> (B, num_classes)`, images of any size.
 
     Args:
-        blocks: blocks of each stage.
         channels: channels that each stage puts out. Both paths have half of them, and the blocks inside as well; in the
             first stage the paths have all and the blocks half.
-        stem_channels: filters of the first convolution, which has stride 1.
         activation: `leaky`, or `mish` (csdarknet53-omega.cfg; the backbone of YOLOv4).
     """
     check_stages(blocks, channels, 2, activation)
@@ -174,13 +172,11 @@ def csp_densenet(
 
     Args:
         layers: dense layers of each stage: (6, 12, 24, 16) is DenseNet-121, (6, 12, 48, 32) DenseNet-201.
-        growth_rate: maps that every layer adds.
         gamma: share of a stage's input that goes around its dense block.
         fusion: `partial` (the proposed net), `first`, `last`, or `none`: the DenseNet that it comes from, whose last
             stage has no transition.
         compression: share of the channels, counted as in the DenseNet without a bypass, that a stage puts out.
         stem: `large` (7x7 and pooling, stride 4) or `small` (3x3, stride 2).
-        stem_channels: filters of the stem.
     """
     if not layers or min(layers) < 1:
         raise ValueError(f"model.layers={list(layers)} must name at least 1 layer for every stage.")

@@ -143,7 +143,6 @@ def darknet_resnet50(
     """Build the ResNet-50 that CSPResNet-50 is compared with (resnet50.cfg): leaky ReLU, shortcuts without weights.
 
     Args:
-        blocks: blocks of each stage.
         channels: channels that each stage puts out; its blocks have a quarter inside.
     """
     return _bottlenecks(blocks, channels, narrowing=4, groups=1, **options)
@@ -159,7 +158,6 @@ def darknet_resnext50(
     """Build the ResNeXt-50 that CSPResNeXt-50 is compared with (resnext50.cfg).
 
     Args:
-        blocks: blocks of each stage.
         channels: channels that each stage puts out; its blocks have half of them inside.
         groups: of the 3x3 convolutions.
     """
@@ -218,10 +216,7 @@ def darknet53(
     """Build Darknet-53 (darknet53.cfg; Redmon and Farhadi, "YOLOv3: An Incremental Improvement", 2018, table 1).
 
     Args:
-        blocks: blocks of each stage.
         channels: channels that each stage puts out; its blocks have half of them inside.
-        stem_channels: filters of the first convolution, which has stride 1.
-        activation: `leaky` or `mish`.
     """
     check_stages(blocks, channels, 2, activation)
     require_positive("stem_channels", stem_channels)

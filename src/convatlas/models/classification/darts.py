@@ -208,7 +208,6 @@ class DartsNet(CellNet):
     Args:
         genotype: a name (`darts_v1`, `darts_v2`), or the nodes of both cells, see `read_genotype`.
         channels: channels of a node in the first third, doubled by each reduction.
-        layers: number of cells.
         stem: `cifar`, one 3x3 convolution with three times `channels`; `imagenet`, three strided ones; `small`, not in
             the paper, two strided ones.
         drop_path_rate: probability of dropping an edge at the end of the training, to which it grows in proportion to

@@ -113,7 +113,6 @@ class DenseNetCifar(PooledClassifier):
 
     Args:
         depth: layers with weights: 3n+4, with bottlenecks 6n+4.
-        growth_rate: maps that every layer adds (the paper's k).
         bottleneck: put a 1x1 convolution before each 3x3 one (DenseNet-B).
         compression: share of the channels that a transition keeps (DenseNet-C below 1; the paper's theta).
         dropout: probability of dropping an activation behind each convolution but the first (the paper: 0.2 without

@@ -77,7 +77,6 @@ def efficientnet(
     The resolution is the size of the images: `SCALINGS[variant].resolution` in the paper.
 
     Args:
-        variant: `b0` to `b7`.
         width: factor of all channels; null takes the variant's.
         depth: factor of the blocks in a stage; null takes the variant's.
         dropout: probability of setting a feature before the classifier to zero; null takes the variant's.

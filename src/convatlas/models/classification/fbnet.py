@@ -83,11 +83,6 @@ class FBNetBlock(nn.Module):
 
     `(B, in, H, W) -> (B, out, H/stride, W/stride)`; the input is added where both shapes are equal. With groups the
     1x1 convolutions are grouped and a channel shuffle follows the first.
-
-    Args:
-        kind: kernel, expansion and groups.
-        stride: stride of the depthwise convolution.
-        always_expand: keep the first 1x1 convolution where the expansion is 1.
     """
 
     def __init__(
@@ -122,8 +117,6 @@ class BlockNet(nn.Module):
         blocks: for every stage the candidate of each of its layers, a name of `BLOCKS` or `skip`.
         stage_channels: output channels of each stage.
         strides: of the first convolution and of the first layer of each stage.
-        always_expand: keep the first 1x1 convolution of blocks with expansion 1.
-        conv_bias: give the convolutions biases; batch norm takes their effect away.
     """
 
     def __init__(
@@ -185,12 +178,9 @@ class FBNet(BlockNet):
     """FBNet: a 3x3 convolution, 22 found layers in seven stages, a 1x1 convolution, global pooling, one linear layer.
 
     Args:
-        variant: `a`, `b` or `c`.
-        width: factor of all channels, rounded to multiples of 8; the paper has 1.
         strides: strides of the stem and of the first layers of the seven stages.
         always_expand: keep the first 1x1 convolution of blocks with expansion 1, as in figure 3 of the paper; the
             released nets leave it out.
-        conv_bias: give the convolutions biases, as in the released nets; batch norm takes their effect away.
     """
 
     def __init__(

@@ -57,7 +57,6 @@ class FreezeSchedule:
     """Which branch is active in which training step.
 
     Args:
-        branches: number of branches.
         schedule: `stochastic`, drawn for each mini-batch; or `deterministic`, one after another from the simplest, in
             consecutive intervals of a cycle that repeats.
         proportions: what a branch's probability, or its part of a cycle, is proportional to: `squares` of its number
@@ -122,7 +121,6 @@ class FractalOfFractalNet(nn.Module):
     cut off at 40, far above what batch normalisation leaves in a net that does not diverge.
 
     Args:
-        training: `joint` or `freeze_drop_path`.
         taylor: square and cube branches as above.
         width: factor on all channels, 1 in the paper.
         columns: columns of every fractal block, from 1 to 6; the paper's is 3.

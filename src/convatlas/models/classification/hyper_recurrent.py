@@ -286,7 +286,6 @@ class HyperRNN(SequenceReader):
     """An RNN whose weights a smaller RNN scales, equations 6 and 8.
 
     Args:
-        hyper_size: units of the hypernetwork.
         embedding_size: N_z, length of the embeddings between the two.
         initial_scale: what every scale starts at. A.2.3 has 0.1, for HyperLSTM; the paper says nothing for HyperRNN,
             in which no normalisation undoes it: a state fades to a tenth at each step until the scales have grown.
@@ -315,7 +314,6 @@ class HyperLSTM(SequenceReader):
     """An LSTM whose weights a smaller LSTM scales, equations 10 to 13.
 
     Args:
-        hyper_size: units of the hypernetwork.
         embedding_size: N_z, length of the embeddings between the two.
         initial_scale: what every scale starts at, 0.1 in A.2.3.
         layer_norm: normalise the gates and the cells of both.

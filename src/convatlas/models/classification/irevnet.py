@@ -74,7 +74,6 @@ class IRevNet(nn.Module):
     3 percent away from those in float64, where plain autograd's own rounding makes half a percent.
 
     Args:
-        blocks: blocks of each stage.
         channels: channels of each half in each stage. None is the bijective net, whose channels follow from the image;
             larger ones make it injective.
         strides: stride of each stage's first block, 1 or 2. A stage has `stride`^2 times the channels of the one

@@ -92,10 +92,7 @@ class Stage(nn.Module):
     Args:
         in_channels: channels of the input, both halves together.
         units: units, the first one included.
-        stride: stride of the first unit.
-        bottleneck: use 1x1-3x3-1x1 branches.
         activated: whether the first branch of the first unit begins with BN and ReLU.
-        memory_saving: compute activations again instead of storing them.
     """
 
     def __init__(
@@ -138,11 +135,8 @@ class RevNet(PooledClassifier):
     """RevNet of any size.
 
     Args:
-        units: units of each stage.
         filters: channels behind the stem and of each stage, as the authors' tables have them; with bottlenecks the
             stages are four times as wide.
-        strides: stride of each stage.
-        bottleneck: use 1x1-3x3-1x1 branches.
         stem: `small` (3x3) or `imagenet` (7x7 with stride 2 and 3x3 max pooling).
         memory_saving: store one input a stage and compute the other activations again; the gradients are those of plain
             autograd up to rounding, and the parameters have the same names.

@@ -55,7 +55,6 @@ class SPPNet(nn.Module):
         levels: bins a side of each level of the pyramid: `[6, 3, 2, 1]`, or `[4, 3, 2, 1]` of section 3.1.2; `[6]` is
             a net without a pyramid that still takes any size.
         stem: strides 2 and 2 of the first two convolutions (`imagenet`), or 1 and 1 for small images (`small`).
-        width: factor on the maps of all convolutions and on the 4096 hidden units.
         initialisation: `paper` (std 0.01, biases 0), or `he` for nets much narrower than the paper's, through
             which signals of that size do not pass.
     """

@@ -36,7 +36,6 @@ class VGG(nn.Module):
         configuration: column of table 1: `A`, `A-LRN`, `B`, `C`, `D` (VGG-16) or `E` (VGG-19).
         batch_norm: normalise each batch after every convolution, which the paper does not.
         image_size: side of the images in pixels, 32 or more; the first fully connected layer fixes it.
-        width: factor on the maps of all convolutions and on the 4096 hidden units.
     """
 
     def __init__(

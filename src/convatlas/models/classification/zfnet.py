@@ -36,9 +36,7 @@ class ZFNet(nn.Module):
         contrast_normalisation: after each of the first two poolings. The paper refers to two others for it:
             `response` is AlexNet's, across neighbouring maps; `contrast` Jarrett's, over pixels and maps.
             `within_channel` is what the released SPP-net has, over pixels of one map; `none` leaves it out.
-        image_size: side of the images in pixels; the first fully connected layer fixes it.
         stem: strides 2 and 2 of the first two convolutions (`imagenet`), or 1 and 1 for small images (`small`).
-        width: factor on the maps of all convolutions and on the 4096 hidden units.
         initialisation: `paper` (std 0.01, biases 0), or `he` for nets much narrower than the paper's, through
             which signals of that size do not pass.
     """

@@ -99,7 +99,6 @@ class ThunderNetMaps(nn.Module):
 
     Args:
         channels: of the map that regions are pooled from.
-        proposal_width: channels of the proposal network.
         context_enhancement: use the context enhancement module, otherwise `SqueezedMaps`.
         spatial_attention: use the spatial attention module.
     """
@@ -292,10 +291,8 @@ def thundernet(
         backbone_options: arguments of `SNet` other than that variant's, for example `{stem_stride: 2}`.
         context_enhancement: use the context enhancement module; otherwise proposals see C4 and regions see C5.
         spatial_attention: use the spatial attention module.
-        proposal_width: channels of the proposal network.
         pooled_channels: channels of a pooled region; each needs 49 of the map, 245 in the paper.
         head_width: units of the head's fully connected layers.
-        head_layers: how many there are.
         class_agnostic_boxes: predict one box a region, and not one for each class.
         anchor_sizes: side of the square anchors, in pixels.
         anchor_ratios: their heights over their widths.

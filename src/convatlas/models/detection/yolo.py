@@ -221,7 +221,6 @@ class Yolo(nn.Module):
     Args:
         backbone: its last stages, as many as there are levels of anchors, are used.
         neck: takes and returns one map a level; tells its `out_channels`.
-        anchors: by level.
         image_size: side of the images; they are padded to a multiple of the last stride.
         box_loss: `squared` (YOLOv3's, the paper's), `giou` or `ciou` (the authors' later files).
         ignore_overlap: IoU from which the objectness loss leaves out a place without an object of its own.

@@ -86,9 +86,6 @@ def cross_stage_partial(
         gamma: share of the channels that goes around the blocks; with 1 there are no blocks.
         fusion: `partial`: transition, concatenation, transition, the paper's (b); `first`: concatenation, transition
             (c); `last`: transition, concatenation (d); `none`: blocks on all channels, and a transition (a).
-
-    Raises:
-        ValueError: no such fusion, `gamma` is not in [0, 1], or so much goes around that no channel is left.
     """
     require_choice("fusion", fusion, FUSIONS)
     if not 0 <= gamma <= 1:

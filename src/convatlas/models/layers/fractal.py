@@ -98,7 +98,6 @@ class FractalBlock(nn.Module):
         out_channels: channels of every convolution.
         columns: C, at least 1; there are 2^C - 1 convolutions.
         pools: times that 2x2 max pooling halves every column's output.
-        dropout: probability of dropping a value in every convolution's output.
     """
 
     def __init__(
@@ -176,7 +175,6 @@ class FractalBlock(nn.Module):
         """Compute the columns that `kept` lets through, all without it, and nothing that the output does not use.
 
         Args:
-            x: `(B, in, H, W)`.
             kept: by row, as `everything`, `one_column` or `draw_local` return it.
             alone: the column of `one_column` is used alone throughout the net; see `FractalConv`.
         """

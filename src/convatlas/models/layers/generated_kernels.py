@@ -27,8 +27,6 @@ class KernelGenerator(nn.Module):
     between the two; sharing the second is what saves weights.
 
     Args:
-        channels: N_in and N_out.
-        kernel_size: f.
         embedding_size: N_z; the hidden size d is the same, as in the paper.
     """
 
@@ -64,12 +62,7 @@ class GeneratedKernels(nn.Module):
     generator at once.
 
     Args:
-        shapes: channels of the layers.
-        embedding_size: length of an embedding.
         basic_channels: input and output channels of a basic kernel, 16 in the paper.
-
-    Raises:
-        ValueError: channels that are not a multiple of `basic_channels`.
     """
 
     def __init__(
@@ -110,11 +103,7 @@ class GeneratedKernels(nn.Module):
 
 
 class LearntKernels(nn.Module):
-    """The same kernels as weights of their own: what a hypernetwork is compared with.
-
-    Args:
-        shapes: channels of the layers.
-    """
+    """The same kernels as weights of their own: what a hypernetwork is compared with."""
 
     def __init__(self, shapes: Sequence[KernelShape], kernel_size: int = 3) -> None:
         super().__init__()

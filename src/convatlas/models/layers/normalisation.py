@@ -20,8 +20,6 @@ class LocalResponseNorm(nn.Module):
 
     Args:
         size: maps in the sum (the paper's n), cut off at the first and the last map.
-        alpha: weight of the sum.
-        beta: exponent.
         k: constant that keeps the divisor away from zero.
     """
 
@@ -49,8 +47,6 @@ class WithinChannelResponseNorm(nn.Module):
 
     Args:
         size: side of the window in pixels, odd.
-        alpha: weight of the mean.
-        beta: exponent.
     """
 
     def __init__(self, size: int = 3, alpha: float = 5e-5, beta: float = 0.75) -> None:

@@ -133,8 +133,6 @@ class LevelNormRetinaNet(RetinaNet):
 
     Args:
         backbone: gives maps, the finest first, and has their `out_channels` and `strides`.
-        head_width: channels of the head.
-        head_convs: its convolutions before the last one.
         anchor_scale: side of a level's smallest square anchor, in strides of the level; 4 for SpineNet-143 and 190.
         focal_alpha: weight of the objects in the focal loss; the background has the rest to 1.
         focal_gamma: exponent with which the focal loss turns away from what is sure.
@@ -142,9 +140,6 @@ class LevelNormRetinaNet(RetinaNet):
         box_weight: factor on the box loss.
         size_divisible: images are padded with zeros, at the right and at the bottom, to a multiple of this. With 128
             every map of the paper's net is as large as its stride says; with less the coarsest are rounded up.
-
-    Raises:
-        ValueError: a number that does not fit.
     """
 
     def __init__(

@@ -50,8 +50,6 @@ class ScaleFusion(nn.Module):
     Args:
         channels: channels of each scale behind the Maxout, and of each new map.
         reach: farthest scale that is joined, counted in scales.
-        count: convolutions behind each concatenation, odd.
-        pieces: of the Maxout.
     """
 
     def __init__(

@@ -21,11 +21,7 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     Channel `i * n + j`, the j-th of group i, moves to `j * groups + i`; nothing is computed.
 
     Args:
-        x: `(B, groups * n, H, W)`.
         groups: groups of the convolution that made `x`; with one group nothing moves.
-
-    Raises:
-        ValueError: the channels do not divide by `groups`.
     """
     if x.shape[1] % groups:
         raise ValueError(f"groups={groups} does not divide the {x.shape[1]} channels; take a divisor of them.")
@@ -51,7 +47,6 @@ class ShuffleUnit(nn.Module):
 
     Args:
         channels: even.
-        kernel: side of the depthwise filters.
     """
 
     def __init__(self, channels: int, kernel: int = 3) -> None:
@@ -69,7 +64,6 @@ class DownsamplingUnit(nn.Module):
 
     Args:
         out_channels: channels that go out, even.
-        kernel: side of the depthwise filters.
         equal: both branches give half of the channels; otherwise the short one keeps the input's, as in the authors'
             released nets.
     """
@@ -98,10 +92,7 @@ def shuffle_stages(
     """Build three stages, each of one `DownsamplingUnit` and `ShuffleUnit`s.
 
     Args:
-        widths: channels of the stem and of the stages.
         repeats: units of each stage.
-        kernel: side of the depthwise filters.
-        equal: see `DownsamplingUnit`.
     """
     require_counts("repeats", repeats, 3)
     stages = nn.Sequential()

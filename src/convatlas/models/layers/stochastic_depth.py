@@ -32,10 +32,6 @@ def survival_probabilities(survival: float, schedule: str, blocks: int) -> tuple
         survival: p_L, of the last block.
         schedule: `linear`, p_l = 1 - l/L (1 - p_L) (equation 4), whose first block can already be left out; or
             `uniform`, p_l = p_L.
-        blocks: L.
-
-    Raises:
-        ValueError: `survival` is not above 0 and at most 1, or there is no such schedule.
     """
     if not 0 < survival <= 1:
         raise ValueError(

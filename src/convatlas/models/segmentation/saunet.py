@@ -151,7 +151,6 @@ class ShapeStream(nn.Module):
     Args:
         texture: channels of the texture stream's maps.
         width: channels of the first residual block; the next two have half and a quarter, the last gate an eighth.
-        edge_width: channels of the map that goes to the decoder.
     """
 
     def __init__(self, texture: TextureChannels, width: int, edge_width: int) -> None:
@@ -241,7 +240,6 @@ class SAUNet(nn.Module):
     """SAUNet.
 
     Args:
-        growth_rate: channels that a dense layer adds; DenseNet-121 has 32.
         block_config: layers of the four dense blocks; DenseNet-121 has 6, 12, 24 and 16.
         stem_width: channels of the first convolution; DenseNet-121 has 64.
         decoder_width: channels of the decoder's finest block; the others have 2, 4 and 8 times as many. The paper has
