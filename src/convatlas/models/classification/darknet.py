@@ -5,6 +5,7 @@ published darknet files (darknet53.cfg, resnet50.cfg, resnext50.cfg).
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TypedDict, Unpack
 
 from torch import Tensor, nn
@@ -142,8 +143,7 @@ def darknet_resnet50(
 ) -> StagedNet:
     """Build the ResNet-50 that CSPResNet-50 is compared with (resnet50.cfg): leaky ReLU, shortcuts without weights.
 
-    Args:
-        channels: channels that each stage puts out; its blocks have a quarter inside.
+    `channels` are what each stage puts out; its blocks have a quarter inside.
     """
     return _bottlenecks(blocks, channels, narrowing=4, groups=1, **options)
 
@@ -157,9 +157,7 @@ def darknet_resnext50(
 ) -> StagedNet:
     """Build the ResNeXt-50 that CSPResNeXt-50 is compared with (resnext50.cfg).
 
-    Args:
-        channels: channels that each stage puts out; its blocks have half of them inside.
-        groups: of the 3x3 convolutions.
+    `channels` are what each stage puts out; its blocks have half of them inside. `groups` are of the 3x3 convolutions.
     """
     require_positive("groups", groups)
     return _bottlenecks(blocks, channels, narrowing=2, groups=groups, **options)
@@ -185,22 +183,11 @@ def _bottlenecks(
             f"model.channels={list(channels)} must not be less than model.stem_channels={stem_channels} nor fall from "
             "stage to stage: shortcuts without weights can only add channels."
         )
-    stages = [
-        nn.Sequential(
-            *(
-                Bottleneck(
-                    before if n == 0 else width,
-                    width // narrowing,
-                    width,
-                    stride=2 if n == 0 and number > 0 else 1,
-                    groups=groups,
-                    activation=activation,
-                )
-                for n in range(count)
-            )
-        )
-        for number, (count, before, width) in enumerate(zip(blocks, widths[:-1], channels, strict=True))
-    ]
+    stages = []
+    for number, (count, before, width) in enumerate(zip(blocks, widths[:-1], channels, strict=True)):
+        block = partial(Bottleneck, inner=width // narrowing, out_channels=width, groups=groups, activation=activation)
+        first_block = block(before, stride=2 if number > 0 else 1)
+        stages.append(nn.Sequential(first_block, *(block(width) for _ in range(count - 1))))
     return StagedNet(first, stages, channels, first_stride=stride, num_classes=num_classes)
 
 
@@ -213,10 +200,9 @@ def darknet53(
     num_classes: int = 1000,
     in_channels: int = 3,
 ) -> StagedNet:
-    """Build Darknet-53 (darknet53.cfg; Redmon and Farhadi, "YOLOv3: An Incremental Improvement", 2018, table 1).
+    """Build Darknet-53 (darknet53.cfg; Redmon and Farhadi 2018, table 1).
 
-    Args:
-        channels: channels that each stage puts out; its blocks have half of them inside.
+    `channels` are what each stage puts out; its blocks have half of them inside.
     """
     check_stages(blocks, channels, 2, activation)
     require_positive("stem_channels", stem_channels)

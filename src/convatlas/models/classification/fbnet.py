@@ -7,7 +7,7 @@ has a bias though batch norm follows. `BlockNet` takes any such choice; `convatl
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -16,8 +16,7 @@ from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.models.layers.shuffle import ChannelShuffle
 
 
-@dataclass(frozen=True)
-class BlockKind:
+class BlockKind(NamedTuple):
     """One candidate of table 2, `skip` aside."""
 
     kernel: int
@@ -205,11 +204,15 @@ class FBNet(BlockNet):
                     f"model.strides={list(strides)}: variant {variant} skips a layer that has stride 2 there; "
                     "a skipped layer keeps the resolution, so set that stride to 1."
                 )
+        stem, *stages, head = (
+            max(int(channels * width / 8 + 0.5), 1) * 8
+            for channels in (STEM_CHANNELS, *STAGE_CHANNELS, HEAD_CHANNELS[variant])
+        )
         super().__init__(
             blocks=FOUND[variant],
-            stem_channels=self._scaled(STEM_CHANNELS, width),
-            stage_channels=[self._scaled(channels, width) for channels in STAGE_CHANNELS],
-            head_channels=self._scaled(HEAD_CHANNELS[variant], width),
+            stem_channels=stem,
+            stage_channels=stages,
+            head_channels=head,
             strides=strides,
             always_expand=always_expand,
             conv_bias=conv_bias,
@@ -217,7 +220,3 @@ class FBNet(BlockNet):
             num_classes=num_classes,
             in_channels=in_channels,
         )
-
-    @staticmethod
-    def _scaled(channels: int, width: float) -> int:
-        return max(int(channels * width / 8 + 0.5), 1) * 8

@@ -111,11 +111,10 @@ class FractalOfFractalNet(nn.Module):
         freeze_drop_path   SBN-FDP  e + mean of d and c       TSN-FDP  e + (mean of d and c)^2
 
     In the second way branch 0 is e, and branch 1, with the shared a and b, corrects it; see `freeze_drop_path`.
-    Evaluation sums both, also before a deterministic schedule has reached branch 1; until then it is `parts` that tell
-    how far the training is. Frozen means untouched: parameters without a gradient are skipped by the optimiser, also by
-    its momentum and weight decay, which go on in the authors' Caffe. In the authors' files a batch normalisation
-    without scale and shift follows this sum. Here each of the two sums has its own running statistics, so that those
-    of evaluation are of the sum that is evaluated, and `parts` are nets that were trained as they stand.
+    Evaluation sums both, also before a deterministic schedule has reached branch 1. Frozen means untouched: parameters
+    without a gradient are skipped by the optimiser, also by its momentum and weight decay, which go on in the authors'
+    Caffe. In the authors' files a batch normalisation without scale and shift follows this sum; here each of the two
+    sums has its own running statistics, so that those of evaluation are of the sum that is evaluated.
 
     Powers are taken of outputs without a bound. They are computed in float32, also under mixed precision, of values
     cut off at 40, far above what batch normalisation leaves in a net that does not diverge.
@@ -195,13 +194,7 @@ class FractalOfFractalNet(nn.Module):
         return self.freezes or self.drop_path_rate > 0
 
     def begin_step(self, step: int, steps: int, seed: int) -> None:
-        """Prepare one training batch; without it torch's own generator draws, and a deterministic schedule stands at 0.
-
-        Args:
-            step: optimiser steps that are done.
-            steps: optimiser steps of the whole training, at least 1.
-            seed: the same on every process; another one for every batch.
-        """
+        """Prepare one training batch; without it torch's generator draws, and a deterministic schedule stands at 0."""
         self._step, self._steps, self._seed = step, steps, seed
 
     def step_figures(self) -> dict[str, float]:

@@ -123,13 +123,7 @@ class FractalNet(PooledClassifier):
         return drops and self.columns > 1
 
     def begin_step(self, step: int, steps: int, seed: int) -> None:
-        """Seed the draws of one training batch; without it torch's own generator draws.
-
-        Args:
-            step: optimiser steps that are done.
-            steps: optimiser steps of the whole training.
-            seed: the same on every process; another one for every batch.
-        """
+        """Seed the draws of one training batch; without it torch's own generator draws."""
         self._seed = seed
 
     def step_figures(self) -> dict[str, float]:

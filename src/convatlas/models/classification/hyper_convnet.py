@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from convatlas.models.checks import require_image_size, require_positive
 from convatlas.models.layers.generated_kernels import GeneratedKernels, KernelShape, LearntKernels
+from convatlas.models.layers.initialisation import initialise_he
 
 CHANNELS, KERNEL_SIZE = 16, 7
 POOLED_SIDE = 7  # 28 pixels after two poolings
@@ -39,13 +40,7 @@ class HyperConvNet(nn.Module):
         self.bias2 = nn.Parameter(torch.zeros(CHANNELS))
         self.pool = nn.AdaptiveAvgPool2d(POOLED_SIDE)  # leaves the paper's 28 x 28 images, 7 x 7 here, as they are
         self.classifier = nn.Linear(CHANNELS * POOLED_SIDE**2, num_classes)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """He initialisation, which the generated kernel starts from as well; no bias."""
-        nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
-        assert self.conv1.bias is not None
-        nn.init.zeros_(self.conv1.bias)
+        initialise_he(self, "fan_in")
         nn.init.zeros_(self.classifier.bias)
 
     def forward_features(self, images: Tensor) -> Tensor:

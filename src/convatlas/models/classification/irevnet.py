@@ -14,7 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_choice, require_probability
+from convatlas.models.checks import (
+    require_choice,
+    require_counts,
+    require_positive,
+    require_probability,
+    require_strides,
+)
 from convatlas.models.layers.reversible import Coupling, ReversibleSequence, depth_to_space, halves, space_to_depth
 
 KERNELS = {"paper": (1, 3, 1), "released": (3, 3, 3)}
@@ -160,12 +166,9 @@ class IRevNet(nn.Module):
 
 
 def _check_stages(blocks: Sequence[int], strides: Sequence[int], initial_downsampling: int) -> None:
-    if not blocks or min(blocks) < 1:
-        raise ValueError(f"model.blocks={list(blocks)} needs at least one stage and one block a stage.")
-    if len(strides) != len(blocks) or any(stride not in {1, 2} for stride in strides):
-        raise ValueError(f"model.strides={list(strides)}: give 1 or 2 for each of the {len(blocks)} stages.")
-    if initial_downsampling < 1:
-        raise ValueError(f"model.initial_downsampling={initial_downsampling} must be at least 1; 1 is none.")
+    require_counts("blocks", blocks, max(1, len(blocks)))
+    require_strides(strides, len(blocks))
+    require_positive("initial_downsampling", initial_downsampling)
 
 
 def _bijective_channels(entering: int, strides: Sequence[int], initial_downsampling: int) -> list[int]:

@@ -11,13 +11,12 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.checks import blocks_for_depth, require_choice, require_positive
+from convatlas.models.checks import blocks_for_depth, require_choice, require_counts, require_positive, require_strides
 from convatlas.models.layers.classifier import PooledClassifier
 from convatlas.models.layers.initialisation import initialise_he
 from convatlas.models.layers.reversible import AdditiveBlock, ReversibleSequence, halves, recomputed
@@ -74,12 +73,8 @@ class ShapeChange(nn.Module):
         super().__init__()
         self.f = make_branch(in_channels, out_channels, stride, bottleneck=bottleneck, activated=activated)
         self.g = make_branch(out_channels, out_channels, bottleneck=bottleneck)
-        self.shortcut1, self.shortcut2 = (
-            nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-            if bottleneck
-            else PaddedPool(in_channels, out_channels, stride)
-            for _ in range(2)
-        )
+        shortcut = partial(nn.Conv2d, kernel_size=1, bias=False) if bottleneck else PaddedPool
+        self.shortcut1, self.shortcut2 = (shortcut(in_channels, out_channels, stride=stride) for _ in range(2))
 
     def forward(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
         y1 = self.shortcut1(x1) + self.f(x2)
@@ -113,15 +108,11 @@ class Stage(nn.Module):
         if stride > 1 or in_channels != out_channels:
             self.first = ShapeChange(half_in, half, stride, bottleneck=bottleneck, activated=activated)
         reversible = units if self.first is None else units - 1
-        blocks = [
-            AdditiveBlock(
-                make_branch(
-                    half, half, bottleneck=bottleneck, activated=activated or number > 0 or self.first is not None
-                ),
-                make_branch(half, half, bottleneck=bottleneck),
-            )
-            for number in range(reversible)
-        ]
+        blocks = []
+        for number in range(reversible):
+            behind_norm = activated or number > 0 or self.first is not None
+            branch = make_branch(half, half, bottleneck=bottleneck, activated=behind_norm)
+            blocks.append(AdditiveBlock(branch, make_branch(half, half, bottleneck=bottleneck)))
         self.units = ReversibleSequence(*blocks, memory_saving=memory_saving)
 
     def forward(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,18 +151,10 @@ class RevNet(PooledClassifier):
         _check_filters(filters, bottleneck)
         widths = [filters[0], *(EXPANSION * f if bottleneck else f for f in filters[1:])]
         self.stem = _make_stem(stem, in_channels, widths[0])
-        self.stages = nn.ModuleList(
-            Stage(
-                widths[number],
-                widths[number + 1],
-                count,
-                stride,
-                bottleneck=bottleneck,
-                activated=number > 0,
-                memory_saving=memory_saving,
-            )
-            for number, (count, stride) in enumerate(zip(units, strides, strict=True))
-        )
+        self.stages = nn.ModuleList()
+        for number, (count, stride) in enumerate(zip(units, strides, strict=True)):
+            options = {"bottleneck": bottleneck, "activated": number > 0, "memory_saving": memory_saving}
+            self.stages.append(Stage(widths[number], widths[number + 1], count, stride, **options))
         self.norm = Norm(widths[-1])
         self.classifier = nn.Linear(widths[-1], num_classes)
         # Average pooling and a padded convolution halve an odd size differently; two strided convolutions do not.
@@ -201,17 +184,13 @@ def _make_stem(kind: str, in_channels: int, channels: int) -> nn.Sequential:
 
 
 def _check_lists(units: Sequence[int], filters: Sequence[int], strides: Sequence[int]) -> None:
-    if not units or min(units) < 1:
-        raise ValueError(f"model.units={list(units)} needs at least one stage and one unit a stage.")
+    require_counts("units", units, max(1, len(units)))
     if len(filters) != len(units) + 1:
         raise ValueError(
             f"model.filters={list(filters)} does not fit {len(units)} stages: it needs {len(units) + 1} entries, the "
             "first for the stem."
         )
-    if len(strides) != len(units):
-        raise ValueError(f"model.strides={list(strides)} does not fit {len(units)} stages; give one for each.")
-    if any(stride not in {1, 2} for stride in strides):
-        raise ValueError(f"model.strides={list(strides)}: a stage has stride 1 or 2.")
+    require_strides(strides, len(units))
 
 
 def _check_filters(filters: Sequence[int], bottleneck: bool) -> None:
@@ -232,18 +211,8 @@ def _check_filters(filters: Sequence[int], bottleneck: bool) -> None:
             )
 
 
-class SmallNet(NamedTuple):
-    """What table 1 says of one net for CIFAR besides its depth."""
-
-    bottleneck: bool
-    filters: tuple[int, int, int, int]
-
-
-PUBLISHED = {
-    38: SmallNet(False, (32, 32, 64, 112)),
-    110: SmallNet(False, (32, 32, 64, 128)),
-    164: SmallNet(True, (32, 32, 64, 128)),
-}
+PUBLISHED = {38: (False, (32, 32, 64, 112)), 110: (False, (32, 32, 64, 128)), 164: (True, (32, 32, 64, 128))}
+"""By depth what table 1 says of a net for CIFAR: whether it has bottlenecks, and its filters."""
 
 
 def revnet_cifar(
@@ -263,13 +232,12 @@ def revnet_cifar(
         filters: channels behind the stem and of the three stages; None takes the paper's of this depth, and at others
             32, 32, 64 and 128.
     """
-    published = PUBLISHED.get(depth, PUBLISHED[110])
-    if bottleneck is None:
-        bottleneck = published.bottleneck
+    with_bottlenecks, published_filters = PUBLISHED.get(depth, PUBLISHED[110])
+    bottleneck = with_bottlenecks if bottleneck is None else bottleneck
     units = blocks_for_depth(depth, step=18 if bottleneck else 12, others=2)
     return RevNet(
         units=(units,) * 3,
-        filters=published.filters if filters is None else filters,
+        filters=published_filters if filters is None else filters,
         strides=(1, 2, 2),
         bottleneck=bottleneck,
         stem="small",

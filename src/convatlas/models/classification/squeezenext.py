@@ -6,7 +6,7 @@ change places from block to block, and in version 5 the residual branch starts b
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,8 +20,7 @@ STEM_CHANNELS = 64
 HEAD_CHANNELS = 128
 
 
-@dataclass(frozen=True)
-class Version:
+class Version(NamedTuple):
     """What sets one released version apart."""
 
     stem_kernel: int
@@ -121,17 +120,10 @@ class SqueezeNext(PooledClassifier):
         for full_channels, count, stride in zip(WIDTHS, blocks, (1, 2, 2, 2), strict=True):
             stage = nn.Sequential()
             for index in range(count):
-                stage.append(
-                    SqueezeNextBlock(
-                        channels,
-                        int(full_channels * width),
-                        stride=stride if index == 0 else 1,
-                        first_in_stage=index == 0,
-                        vertical_first=index % 2 == 0,
-                        groups=groups,
-                        branch_behind_shortcut=released.branch_behind_shortcut,
-                    )
-                )
+                first = index == 0
+                options = {"stride": stride if first else 1, "first_in_stage": first, "vertical_first": index % 2 == 0}
+                behind = {"branch_behind_shortcut": released.branch_behind_shortcut}
+                stage.append(SqueezeNextBlock(channels, int(full_channels * width), groups=groups, **options, **behind))
                 channels = int(full_channels * width)
             self.stages.append(stage)
         self.head = ConvNormAct(channels, HEAD_CHANNELS)
@@ -141,12 +133,8 @@ class SqueezeNext(PooledClassifier):
     def _stem(kind: str, in_channels: int, kernel: int) -> nn.Sequential:
         if kind == "small":
             return ConvNormAct(in_channels, STEM_CHANNELS, (3, 3), stride=2)
-        return nn.Sequential(
-            nn.Conv2d(in_channels, STEM_CHANNELS, kernel, stride=2, bias=False),
-            nn.BatchNorm2d(STEM_CHANNELS),
-            nn.ReLU(),
-            nn.MaxPool2d(3, stride=2, ceil_mode=True),
-        )
+        convolution = ConvNormAct(in_channels, STEM_CHANNELS, kernel, stride=2, padding=0)
+        return nn.Sequential(*convolution, nn.MaxPool2d(3, stride=2, ceil_mode=True))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 128, H/32, W/32)`; H/16, W/16 with the small stem."""

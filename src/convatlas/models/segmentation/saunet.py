@@ -26,6 +26,7 @@ from convatlas.models.checks import require_counts, require_positive
 from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.models.layers.gated_convolution import GatedConvolution
 
+RELU = partial(nn.ReLU, inplace=True)
 STEP = 32
 """Images are multiples of it: the texture stream halves four times, the decoder's centre once more."""
 
@@ -59,7 +60,7 @@ class Inspection(NamedTuple):
 
 def conv_bn_relu(in_channels: int, out_channels: int) -> ConvNormAct:
     """3x3 convolution with a bias, as released, batch normalisation and ReLU."""
-    return ConvNormAct(in_channels, out_channels, 3, bias=True, activation=partial(nn.ReLU, inplace=True))
+    return ConvNormAct(in_channels, out_channels, 3, bias=True, activation=RELU)
 
 
 def up_bn_relu(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -76,13 +77,8 @@ def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-class TextureMaps(NamedTuple):
-    """Maps of the texture stream: `conv2` at a quarter of the image's side, then an eighth, and twice a sixteenth."""
-
-    conv2: Tensor
-    conv3: Tensor
-    conv4: Tensor
-    conv5: Tensor
+Maps = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Of the texture stream: at a quarter of the image's side, an eighth, and twice a sixteenth."""
 
 
 class TextureStream(nn.Module):
@@ -102,30 +98,20 @@ class TextureStream(nn.Module):
         self.block3 = nn.Sequential(features["denseblock3"], features["transition3"])
         self.block4 = nn.Sequential(features["denseblock4"], features["norm5"])
 
-    def forward(self, images: Tensor) -> TextureMaps:
+    def forward(self, images: Tensor) -> Maps:
         """`(B, C, H, W)` to maps of sides H/4, H/8, H/16 and H/16."""
         conv2 = self.block1(self.stem(images))
         conv3 = self.block2(conv2)
         conv4 = self.block3(conv3)
-        return TextureMaps(conv2, conv3, conv4, self.block4(conv4))
+        return conv2, conv3, conv4, self.block4(conv4)
 
 
-class TextureChannels(NamedTuple):
-    """Channels of the texture stream's maps."""
-
-    conv2: int
-    conv3: int
-    conv4: int
-    conv5: int
-
-
-def texture_channels(growth_rate: int, block_config: Sequence[int], stem_width: int) -> TextureChannels:
-    """Return the channels of the maps: a block adds `growth_rate` a layer, a transition halves."""
-    first, second, third, fourth = block_config
-    conv2 = (stem_width + first * growth_rate) // 2
-    conv3 = (conv2 + second * growth_rate) // 2
-    conv4 = (conv3 + third * growth_rate) // 2
-    return TextureChannels(conv2, conv3, conv4, conv4 + fourth * growth_rate)
+def texture_channels(growth_rate: int, block_config: Sequence[int], stem_width: int) -> list[int]:
+    """Return the channels of the texture stream's maps: a block adds `growth_rate` a layer, a transition halves."""
+    channels = [stem_width]
+    for layers in block_config[:3]:
+        channels.append((channels[-1] + layers * growth_rate) // 2)
+    return [*channels[1:], channels[-1] + block_config[3] * growth_rate]
 
 
 class ResidualBlock(nn.Module):
@@ -133,13 +119,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.branch = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-        )
+        first = ConvNormAct(channels, channels, 3, activation=RELU)
+        self.branch = nn.Sequential(*first, *ConvNormAct(channels, channels, 3, activation=None))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.branch(x))
@@ -153,19 +134,19 @@ class ShapeStream(nn.Module):
         width: channels of the first residual block; the next two have half and a quarter, the last gate an eighth.
     """
 
-    def __init__(self, texture: TextureChannels, width: int, edge_width: int) -> None:
+    def __init__(self, texture: Sequence[int], width: int, edge_width: int) -> None:
         super().__init__()
         widths = [width, width // 2, width // 4, width // 8]
-        self.begin = nn.Conv2d(texture.conv2, width, 1)
+        self.begin = nn.Conv2d(texture[0], width, 1)
         self.residual = nn.ModuleList(ResidualBlock(channels) for channels in widths[:3])
         self.narrow = nn.ModuleList(nn.Conv2d(2 * channels, channels, 1) for channels in widths[1:])
         self.texture = nn.ModuleList(nn.Conv2d(channels, 1, 1) for channels in texture[1:])
         self.gates = nn.ModuleList(GatedConvolution(channels) for channels in widths[1:])
         self.edges = nn.Conv2d(widths[3], 1, 1, bias=False)
         self.fuse = nn.Conv2d(2, 1, 1, bias=False)
-        self.expand = nn.Sequential(nn.Conv2d(1, edge_width, 1), nn.BatchNorm2d(edge_width), nn.ReLU(inplace=True))
+        self.expand = ConvNormAct(1, edge_width, bias=True, activation=RELU)
 
-    def forward(self, texture: TextureMaps, canny: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, texture: Maps, canny: Tensor) -> tuple[Tensor, Tensor]:
         """Predict edges, and fuse them with Canny's.
 
         Args:
@@ -176,11 +157,9 @@ class ShapeStream(nn.Module):
             logits of the edges, `(B, 1, H, W)`, and the map for the decoder, `(B, edge_width, H, W)`.
         """
         size = canny.shape[-2:]
-        stream = enlarge(self.begin(texture.conv2), size)
-        deeper = texture[1:]
-        for residual, narrow, gate, to_one, maps in zip(
-            self.residual, self.narrow, self.gates, self.texture, deeper, strict=True
-        ):
+        stream = enlarge(self.begin(texture[0]), size)
+        layers = zip(self.residual, self.narrow, self.gates, self.texture, texture[1:], strict=True)
+        for residual, narrow, gate, to_one, maps in layers:
             stream = gate(narrow(residual(stream)), enlarge(to_one(maps), size))
         edges = self.edges(stream)
         fused = torch.sigmoid(self.fuse(torch.cat([torch.sigmoid(edges), canny], dim=1)))
@@ -266,13 +245,12 @@ class SAUNet(nn.Module):
         super().__init__()
         require_positive("growth_rate", growth_rate)
         require_positive("stem_width", stem_width)
-        _check_widths(block_config, decoder_width, shape_width)
-        _check_channels(in_channels)
+        _check(block_config, decoder_width, shape_width, in_channels)
         channels = texture_channels(growth_rate, block_config, stem_width)
         width, last = decoder_width, decoder_width // 2
         self.texture = TextureStream(in_channels - 1, growth_rate, block_config, stem_width)
         self.shape = ShapeStream(channels, shape_width, last) if shape_stream else None
-        self.centre = conv_bn_relu(channels.conv5, 8 * width)
+        self.centre = conv_bn_relu(channels[3], 8 * width)
         skips = channels[::-1]
         inputs, outputs = [8 * width, 8 * width, 4 * width, 2 * width], [8 * width, 4 * width, 2 * width, width]
         self.decoder = nn.ModuleList(
@@ -304,8 +282,8 @@ class SAUNet(nn.Module):
                 f"the nearest {near[0]}x{near[1]}."
             )
         texture = self.texture(images[:, :-1])
-        x = self.centre(F.max_pool2d(texture.conv5, 2))
-        skips = [texture.conv5, *(self._twice(maps) for maps in (texture.conv4, texture.conv3, texture.conv2))]
+        x = self.centre(F.max_pool2d(texture[3], 2))
+        skips = [texture[3], *(self._twice(maps) for maps in texture[2::-1])]
         attended = []
         for block, skip in zip(self.decoder, skips, strict=True):
             x, spatial = block(x, skip)
@@ -314,23 +292,18 @@ class SAUNet(nn.Module):
         if self.shape is not None:
             edges, shape = self.shape(texture, images[:, -1:])
             x = torch.cat([x, shape], dim=1)
-        return Inspection(
-            self.classifier(self.last(x)), edges, tuple(spatial for spatial in attended if spatial is not None)
-        )
+        return Inspection(self.classifier(self.last(x)), edges, tuple(each for each in attended if each is not None))
 
     @staticmethod
     def _twice(maps: Tensor) -> Tensor:
         return enlarge(maps, [2 * side for side in maps.shape[-2:]])
 
 
-def _check_widths(block_config: Sequence[int], decoder_width: int, shape_width: int) -> None:
+def _check(block_config: Sequence[int], decoder_width: int, shape_width: int, in_channels: int) -> None:
     require_counts("block_config", block_config, 4)
     for option, value, step in (("decoder_width", decoder_width, 4), ("shape_width", shape_width, 8)):
         if value < step or value % step:
             raise ValueError(f"model.{option}={value} must be a multiple of {step}: parts of the net have parts of it.")
-
-
-def _check_channels(in_channels: int) -> None:
     if in_channels < 2:
         raise ValueError(
             f"model.in_channels={in_channels} must be 2 or more: the image's channels and, last, its Canny edges. "
