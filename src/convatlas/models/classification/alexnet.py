@@ -32,9 +32,8 @@ class Tower(nn.Module):
         self, in_channels: int, channels: Sequence[int], hidden: int, stem: tuple[int, int, int], pixels: int
     ) -> None:
         super().__init__()
-        kernel, stride, padding = stem
         c1, c2, c3, c4, c5 = channels
-        self.conv1 = nn.Conv2d(in_channels, c1, kernel, stride=stride, padding=padding)
+        self.conv1 = nn.Conv2d(in_channels, c1, *stem)
         self.conv2 = nn.Conv2d(c1, c2, 5, padding=2)
         self.conv3 = nn.Conv2d(2 * c2, c3, 3, padding=1)  # sees both towers
         self.conv4 = nn.Conv2d(c3, c4, 3, padding=1)
@@ -93,11 +92,10 @@ class AlexNet(nn.Module):
             check_devices(devices)
         self.image_size = image_size
         self.devices = None if devices is None else tuple(devices)
-        channels = [half(maps, width) for maps in CHANNELS]
-        hidden = half(HIDDEN, width)
+        channels = [max(1, round(maps * width / 2)) for maps in CHANNELS]
+        hidden = max(1, round(HIDDEN * width / 2))
         pixels = last_map_side(image_size, stem) ** 2
-        self.tower1 = Tower(in_channels, channels, hidden, STEMS[stem], pixels)
-        self.tower2 = Tower(in_channels, channels, hidden, STEMS[stem], pixels)
+        self.tower1, self.tower2 = (Tower(in_channels, channels, hidden, STEMS[stem], pixels) for _ in range(2))
         self.fc8 = nn.Linear(2 * hidden, num_classes)
         self.dropout = nn.Dropout(dropout)
         paper = initialisation == "paper"
@@ -148,11 +146,6 @@ def check_devices(devices: Sequence[str]) -> None:
             raise ValueError(
                 f"model.devices={list(devices)}: there is no {device} here; name two that are, or null."
             ) from error
-
-
-def half(maps: int, width: float) -> int:
-    """Return one tower's share of `maps` at this width, at least one."""
-    return max(1, round(maps * width / 2))
 
 
 def last_map_side(image_size: int, stem: str) -> int:

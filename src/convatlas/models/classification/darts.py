@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from convatlas.core.errors import near_matches
 from convatlas.models.checks import require_choice, require_positive, require_probability
 from convatlas.models.interfaces import AuxiliaryOutput
-from convatlas.models.layers.cells import AuxiliaryHead, CellNet, FactorizedReduction, relu_conv_norm
+from convatlas.models.layers.cells import AuxiliaryHead, CellNet, FactorizedReduction, check_edge, relu_conv_norm
 from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath
 
@@ -86,14 +86,7 @@ def _read_cell(key: str, nodes: Sequence[Sequence[Sequence[Any]]]) -> tuple[Node
         for edge in node:
             if len(edge) != 2 or not isinstance(edge[1], int):
                 raise ValueError(f"model.genotype.{key}: node {number} has the edge {edge}; write [operation, state].")
-            operation, state = edge
-            if operation not in OPERATIONS:
-                remedy = near_matches(str(operation), OPERATIONS)
-                raise ValueError(f"model.genotype.{key}: node {number} has the unknown operation {operation}. {remedy}")
-            if not 0 <= state < number + 2:
-                raise ValueError(
-                    f"model.genotype.{key}: node {number} takes state {state}; choose one from 0 to {number + 1}."
-                )
+            check_edge(f"model.genotype.{key}: node {number}", number, *edge, OPERATIONS)
     return tuple(tuple(Edge(*edge) for edge in node) for node in nodes)
 
 

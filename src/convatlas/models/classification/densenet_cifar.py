@@ -7,8 +7,7 @@ DenseNets" (2017): what a layer computes from the concatenation is computed agai
 stored activations grow linearly with depth instead of quadratically.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from convatlas.models.checks import blocks_for_depth, require_image_size, require_positive, require_probability
 from convatlas.models.layers.classifier import PooledClassifier
 from convatlas.models.layers.initialisation import initialise_he
+from convatlas.models.layers.reversible import copied_buffers
 
 
 class DenseLayer(nn.Module):
@@ -34,13 +34,9 @@ class DenseLayer(nn.Module):
         self.norm1 = nn.BatchNorm2d(in_channels)
         if bottleneck:
             self.conv1 = nn.Conv2d(in_channels, 4 * growth_rate, 1, bias=False)
-            self.rest: nn.Module = nn.Sequential(
-                nn.Dropout(dropout),
-                nn.BatchNorm2d(4 * growth_rate),
-                nn.ReLU(),
-                nn.Conv2d(4 * growth_rate, growth_rate, 3, padding=1, bias=False),
-                nn.Dropout(dropout),
-            )
+            convolution = nn.Conv2d(4 * growth_rate, growth_rate, 3, padding=1, bias=False)
+            second = (nn.BatchNorm2d(4 * growth_rate), nn.ReLU(), convolution)
+            self.rest: nn.Module = nn.Sequential(nn.Dropout(dropout), *second, nn.Dropout(dropout))
         else:
             self.conv1 = nn.Conv2d(in_channels, growth_rate, 3, padding=1, bias=False)
             self.rest = nn.Dropout(dropout)
@@ -51,7 +47,7 @@ class DenseLayer(nn.Module):
         return self.conv1(F.relu(self.norm1(torch.cat(maps, 1))))
 
     def _first_again(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _statistics_untouched(self.norm1)
+        return nullcontext(), copied_buffers(self.norm1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         if self.memory_saving and self.training and torch.is_grad_enabled():
@@ -61,19 +57,6 @@ class DenseLayer(nn.Module):
         else:
             out = self._first(*maps)
         return self.rest(out)
-
-
-@contextmanager
-def _statistics_untouched(norm: nn.BatchNorm2d) -> Iterator[None]:
-    """Let `norm` update copies of its running statistics, because the same batch must not count twice."""
-    own = dict(norm.named_buffers())
-    for name, value in own.items():
-        setattr(norm, name, value.clone())
-    try:
-        yield
-    finally:
-        for name, value in own.items():
-            setattr(norm, name, value)
 
 
 class DenseBlock(nn.Module):

@@ -4,8 +4,6 @@ LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Rec
 86(11), 1998), section II.B and figure 2. Layers have the paper's names: C convolution, S subsampling, F full.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -119,26 +117,21 @@ class SparseConvolution(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.of_three = self._convolution(C3_INPUTS[:6])
-        self.of_four = self._convolution(C3_INPUTS[6:15])
-        self.of_six = self._convolution(C3_INPUTS[15:])
+        self.of_three = nn.Conv2d(6 * 3, 6, 5, groups=6)
+        self.of_four = nn.Conv2d(9 * 4, 9, 5, groups=9)
+        self.of_six = nn.Conv2d(6, 1, 5)
         gathered = torch.tensor([channel for maps in C3_INPUTS for channel in maps])
         self.register_buffer("gathered", gathered, persistent=False)
         places = torch.tensor([6 * index + channel for index, inputs in enumerate(C3_INPUTS) for channel in inputs])
         self.register_buffer("places", places, persistent=False)
-
-    @staticmethod
-    def _convolution(inputs: Sequence[Sequence[int]]) -> nn.Conv2d:
-        return nn.Conv2d(len(inputs) * len(inputs[0]), len(inputs), 5, groups=len(inputs))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:  # the two ways differ by rounding
             parts = (self.of_three, self.of_four, self.of_six)
             kernels = torch.cat([part.weight.flatten(0, 1) for part in parts])
             full = kernels.new_zeros(len(C3_INPUTS) * 6, 5, 5).index_copy(0, self.places, kernels)
-            return F.conv2d(
-                x, full.unflatten(0, (-1, 6)), torch.cat([part.bias for part in parts if part.bias is not None])
-            )
+            biases = torch.cat([part.bias for part in parts if part.bias is not None])
+            return F.conv2d(x, full.unflatten(0, (-1, 6)), biases)
         three, four, six = torch.index_select(x, 1, self.gathered).split([18, 36, 6], dim=1)
         return torch.cat([self.of_three(three), self.of_four(four), self.of_six(six)], dim=1)
 
@@ -200,11 +193,10 @@ class LeNet5(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         check_image_size(images)
-        x = self.squash(self.c1(images))
-        x = self.squash(self.s2(x))
-        x = self.squash(self.c3(x))
-        x = self.squash(self.s4(x))
-        return self.squash(self.c5(x))
+        x = images
+        for layer in (self.c1, self.s2, self.c3, self.s4, self.c5):
+            x = self.squash(layer(x))
+        return x
 
     def forward(self, images: Tensor) -> Tensor:
         """`(B, C, 32, 32) -> (B, num_classes)` logits: minus the distances of F6 from the classes' codes, scaled."""

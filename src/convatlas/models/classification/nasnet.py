@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from convatlas.core.errors import near_matches
 from convatlas.models.checks import require_choice, require_image_size, require_positive, require_probability
 from convatlas.models.interfaces import AuxiliaryOutput
 from convatlas.models.layers import cells
-from convatlas.models.layers.cells import AuxiliaryHead, CellNet
+from convatlas.models.layers.cells import AuxiliaryHead, CellNet, check_edge
 from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath
 
@@ -116,8 +115,7 @@ def read_cells(cells: str | Mapping[str, Any]) -> Cells:
     `concatenated` beside `blocks` names others.
     """
     if isinstance(cells, str):
-        if cells not in CELLS:
-            raise ValueError(f"model.cells={cells} is not known; choose one of {', '.join(CELLS)}.")
+        require_choice("cells", cells, CELLS)
         return CELLS[cells]
     if set(cells) != {"normal", "reduction"}:
         raise ValueError(f"model.cells must have the keys normal and reduction, not {', '.join(sorted(cells))}.")
@@ -146,13 +144,8 @@ def _read_block(key: str, number: int, block: Sequence[Any]) -> Block:
             f"{key}: block {number} is {list(block)}; write [operation, state, operation, state, combination]."
         )
     found = Block(*block)
-    for operation in (found.left, found.right):
-        if operation not in OPERATIONS:
-            remedy = near_matches(str(operation), OPERATIONS)
-            raise ValueError(f"{key}: block {number} has the unknown operation {operation}. {remedy}")
-    for state in (found.left_state, found.right_state):
-        if not 0 <= state < number + 2:
-            raise ValueError(f"{key}: block {number} takes state {state}; choose one from 0 to {number + 1}.")
+    for operation, state in ((found.left, found.left_state), (found.right, found.right_state)):
+        check_edge(f"{key}: block {number}", number, operation, state, OPERATIONS)
     if found.combination not in COMBINATIONS:
         raise ValueError(f"{key}: block {number} combines by {found.combination}; choose add or concat.")
     return found
@@ -263,19 +256,14 @@ class Shape(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One cell in the sequence of a net.
-
-    Attributes:
-        wiring: the cell's blocks.
-        filters: channels of every block.
-        stride: 2 halves the map; only operations on states 0 and 1 stride.
-        back: which earlier output is state 1, counted back from the cell's input, which is 1.
-    """
+    """One cell in the sequence of a net, every block of which has as many `filters`."""
 
     wiring: Wiring
     filters: int
     stride: int
+    """2 halves the map; only operations on states 0 and 1 stride."""
     back: int
+    """Which earlier output is state 1, counted back from the cell's input, which is 1."""
 
 
 class Combination(nn.Module):

@@ -107,7 +107,6 @@ class BranchWeight(nn.Module):
         self.survival = survival
 
     def forward(self, branch: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, C, H, W)`; the identity in training."""
         return branch if self.training else weighted(branch, self.survival)
 
     def extra_repr(self) -> str:
@@ -115,16 +114,11 @@ class BranchWeight(nn.Module):
 
 
 class GatedTimmBlock(nn.Module):
-    """A residual block of timm that is called only if its gate is open; shapes are the block's.
+    """A residual block of timm that is called only if its gate is open, number `index` of the net's `gates`.
 
     timm's nets give their blocks no weight, so it asks `gates` what was drawn last. A block that is computed again for
-    its gradient must not have seen another forward pass in training in between.
-
-    Args:
-        block: the block.
-        last_activation: name of the block's activation behind the sum, or none.
-        gates: the gates of the whole net.
-        index: which of them is this block's.
+    its gradient must not have seen another forward pass in training in between. `last_activation` names the block's
+    activation behind the sum, if there is one.
     """
 
     def __init__(self, block: nn.Module, last_activation: str | None, gates: Gates, index: int) -> None:

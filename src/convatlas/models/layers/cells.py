@@ -1,16 +1,25 @@
 """What nets of searched cells share: NASNet and PNASNet as in the authors' TF-slim definition, and DARTS."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convatlas.core.errors import near_matches
 from convatlas.models.checks import require_image_size
 from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.models.layers.scheduled_drop_path import drop_path_figures, set_training_progress
 
 MakesNorm = Callable[[int], nn.Module]
+
+
+def check_edge(where: str, number: int, operation: str, state: int, operations: Sequence[str]) -> None:
+    """Raise a ValueError unless the node of that number can apply an operation to a state."""
+    if operation not in operations:
+        raise ValueError(f"{where} has the unknown operation {operation}. {near_matches(str(operation), operations)}")
+    if not 0 <= state < number + 2:
+        raise ValueError(f"{where} takes state {state}; choose one from 0 to {number + 1}.")
 
 
 def relu_conv_norm(

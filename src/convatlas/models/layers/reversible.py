@@ -221,7 +221,7 @@ class ReversibleSequence(ReversibleBlock):
         dropout draws is not known any more: invert in evaluation mode.
         """
         y1, y2 = _at_least_single(y1), _at_least_single(y2)
-        with _copied_buffers(self):
+        with copied_buffers(self):
             for step in reversed(self.steps()):
                 y1, y2 = step.inverse(y1, y2)
         return y1, y2
@@ -281,7 +281,7 @@ class _Reversible(torch.autograd.Function):
             for step, random_state in zip(reversed(ctx.steps), reversed(ctx.random_states), strict=True):
                 if random_state is not None:
                     _set_random_state(ctx.device, random_state)
-                with _copied_buffers(step), _own_gradients(step) as stand_ins:
+                with copied_buffers(step), _own_gradients(step) as stand_ins:
                     with torch.enable_grad(), ctx.autocast():
                         inputs, outputs = step.recompute(y1.detach(), y2.detach())
                     wanted = {number: p for number, p in stand_ins.items() if p.requires_grad}
@@ -337,8 +337,8 @@ def _random_state_kept(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _copied_buffers(block: nn.Module) -> Iterator[None]:
-    """Let `block` change copies of its buffers."""
+def copied_buffers(block: nn.Module) -> Iterator[None]:
+    """Let `block` change copies of its buffers: a batch that is computed again must not count twice."""
     with _swapped([module._buffers for module in block.modules()], lambda buffer: buffer.clone()):
         yield
 
@@ -387,4 +387,4 @@ def recomputed(block: nn.Module, x1: Tensor, x2: Tensor) -> Pair:
 
 
 def _forward_and_recomputation(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _copied_buffers(block)
+    return nullcontext(), copied_buffers(block)

@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from convatlas.models.checks import require_all_positive
 from convatlas.models.layers.crop import centre_crop
 
 
@@ -59,12 +60,7 @@ class UNet(nn.Module):
         in_channels: int = 1,
     ) -> None:
         super().__init__()
-        if depth < 1:
-            raise ValueError(f"model.depth={depth}: a U-Net has at least 1 pooling; the paper's has 4.")
-        if base_width < 1:
-            raise ValueError(
-                f"model.base_width={base_width}: a level needs at least 1 filter; the paper's first has 64."
-            )
+        require_all_positive(depth=depth, base_width=base_width)
         self.depth = depth
         self.padded = padded
         widths = [base_width * 2**level for level in range(depth + 1)]
@@ -76,19 +72,15 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(nn.ConvTranspose2d(2 * w, w, 2, stride=2) for w in reversed(widths[:-1]))
         self.merge = nn.ModuleList(DoubleConvolution(2 * w, w, padded, batch_norm) for w in reversed(widths[:-1]))
         self.classifier = nn.Conv2d(base_width, num_classes, 1)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Gaussian weights of standard deviation sqrt(2/N) for N incoming nodes (section 3 of the paper)."""
+        # Gaussian weights of standard deviation sqrt(2/N) for N incoming nodes (section 3 of the paper): in an
+        # up-convolution, whose kernel and stride are 2, each output pixel sees one input pixel, in all channels.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.ConvTranspose2d):
-                # kernel and stride are 2: each output pixel sees one input pixel, in all channels
                 nn.init.normal_(module.weight, std=(2 / module.in_channels) ** 0.5)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     @property
     def margin(self) -> int:
