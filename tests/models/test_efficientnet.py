@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convatlas.models.checks import timm_rows
 from convatlas.models.classification.efficientnet import SCALINGS, efficientnet, round_width
 from convatlas.models.costs import measure_costs, on_meta_device
 
@@ -48,9 +47,9 @@ def test_rounded_widths_are_the_nearest_multiple_and_never_below_nine_tenths(div
 
 
 def test_depths_are_rounded_up():
-    for depth, blocks in ((1.1, [2, 3, 4, 5]), (1.0, [1, 2, 3, 4])):
-        rows = timm_rows(["r{repeats}_s{stride}"] * 4, (1, 2, 3, 4), (1, 2, 2, 1), depth)
-        assert rows == [[f"r{count}_s{stride}"] for count, stride in zip(blocks, (1, 2, 2, 1), strict=True)]
+    for depth, blocks in ((1.1, [2, 3, 4, 5, 2, 3, 4]), (1.0, [1, 2, 3, 4, 1, 2, 3])):
+        net = on_meta_device(lambda d=depth: efficientnet(width=0.1, depth=d, repeats=(1, 2, 3, 4, 1, 2, 3)))
+        assert [len(stage) for stage in net.blocks] == blocks
 
 
 @pytest.mark.parametrize("variant", ["b0", "b3"])

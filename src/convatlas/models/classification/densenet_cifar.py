@@ -7,7 +7,7 @@ DenseNets" (2017): what a layer computes from the concatenation is computed agai
 stored activations grow linearly with depth instead of quadratically.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from convatlas.models.checks import blocks_for_depth, require_image_size, require_positive, require_probability
 from convatlas.models.layers.classifier import PooledClassifier
 from convatlas.models.layers.initialisation import initialise_he
-from convatlas.models.layers.reversible import copied_buffers
+from convatlas.models.layers.reversible import recomputing
 
 
 class DenseLayer(nn.Module):
@@ -46,13 +46,11 @@ class DenseLayer(nn.Module):
         """Concatenate the maps, oldest first, and apply the first BN, ReLU and convolution."""
         return self.conv1(F.relu(self.norm1(torch.cat(maps, 1))))
 
-    def _first_again(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), copied_buffers(self.norm1)
-
     def forward(self, maps: list[Tensor]) -> Tensor:
         if self.memory_saving and self.training and torch.is_grad_enabled():
+            contexts = partial(recomputing, self.norm1)
             out: Tensor = checkpoint(
-                self._first, *maps, use_reentrant=False, context_fn=self._first_again, preserve_rng_state=False
+                self._first, *maps, use_reentrant=False, context_fn=contexts, preserve_rng_state=False
             )
         else:
             out = self._first(*maps)

@@ -31,14 +31,10 @@ LARGEST_BASE = 40.0
 
 
 def freeze_drop_path(branches: Sequence[Callable[[], Tensor]], active: int) -> Tensor:
-    """Sum the branches 0 to `active`, of which the last alone is trained.
+    """Sum the branches 0 to `active`, from the simplest on, of which the last alone is trained.
 
     Those below are frozen: they contribute, and are computed without a graph, so that they receive no gradient at all.
     Those above are dropped, and not computed.
-
-    Args:
-        branches: functions that compute tensors of one shape, from the simplest branch to the most complex.
-        active: the branch that is trained, from 0.
     """
     with torch.no_grad():
         frozen = [branch() for branch in branches[:active]]
@@ -74,13 +70,7 @@ class FreezeSchedule:
         self.cycle = cycle
 
     def active(self, step: int, steps: int, generator: torch.Generator | None) -> int:
-        """Return the active branch of one step: a function of the step, or of the generator's seed, and nothing else.
-
-        Args:
-            step: optimiser steps that are done.
-            steps: optimiser steps of the whole training, at least 1.
-            generator: on the CPU; None is torch's own.
-        """
+        """Return the active branch of a step of `steps`: a function of the step, or of the generator's seed alone."""
         if self.stochastic:
             weights = torch.tensor(self.weights, dtype=torch.float64, device="cpu")
             return int(torch.multinomial(weights, 1, generator=generator))

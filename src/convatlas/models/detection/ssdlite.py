@@ -8,7 +8,7 @@ MobileNetV3-Large is here too.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypedDict, Unpack
 
@@ -42,6 +42,9 @@ V3_STRIDED = {"large": (1, 3, 6, 12), "small": (0, 1, 3, 8)}
 """Places of the blocks that halve the resolution; the first half of the last one gives C4."""
 
 
+Norm = Callable[[int], nn.BatchNorm2d]
+
+
 class LowestReducedBoxes(DefaultBoxGenerator):
     """SSD's default boxes, six at a place, but three on the first map as in the authors' published configurations.
 
@@ -62,7 +65,7 @@ class LowestReducedBoxes(DefaultBoxGenerator):
         return [len(pairs) for pairs in self._wh_pairs]
 
 
-def extra_map(in_channels: int, out_channels: int, norm: partial[nn.BatchNorm2d]) -> nn.Sequential:
+def extra_map(in_channels: int, out_channels: int, norm: Norm) -> nn.Sequential:
     """Build what makes the next map; `(B, in, H, W) -> (B, out, ceil(H/2), ceil(W/2))`."""
     unit = partial(Conv2dNormActivation, norm_layer=norm, activation_layer=nn.ReLU6)
     middle = out_channels // 2
@@ -77,7 +80,7 @@ class SSDLiteMaps(nn.Module):
     """The maps that are searched for objects: C4 and C5 of a backbone, and smaller ones made from C5.
 
     Args:
-        nodes: names of what gives C4 (stride 16) and C5 (stride 32) in it.
+        nodes: names of what gives C4 (stride 16) and C5 (stride 32) in the backbone.
         extra_channels: channels of the extra maps, each half as large as the one before.
         norm: makes the extra maps' normalisations.
 
@@ -86,12 +89,7 @@ class SSDLiteMaps(nn.Module):
     """
 
     def __init__(
-        self,
-        net: nn.Module,
-        nodes: tuple[str, str],
-        in_channels: int,
-        extra_channels: Sequence[int],
-        norm: partial[nn.BatchNorm2d],
+        self, net: nn.Module, nodes: tuple[str, str], in_channels: int, extra_channels: Sequence[int], norm: Norm
     ) -> None:
         super().__init__()
         self.body = create_feature_extractor(net, dict(zip(nodes, ("C4", "C5"), strict=True)))

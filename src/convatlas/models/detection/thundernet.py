@@ -56,9 +56,9 @@ class ContextEnhancement(nn.Module):
 
 
 class SqueezedMaps(nn.Module):
-    """What the paper compares context enhancement with: proposals are made of C4 alone, and regions of C5 alone.
+    """What the paper compares it with: proposals are made of C4 alone, regions of C5 alone, enlarged to the size of C4.
 
-    Both get the same channels by a 1x1 convolution, and C5 is enlarged to the size of C4.
+    Both get the same channels by a 1x1 convolution.
     """
 
     def __init__(self, c4_channels: int, c5_channels: int, channels: int) -> None:
@@ -67,7 +67,6 @@ class SqueezedMaps(nn.Module):
         self.of_c5 = nn.Conv2d(c5_channels, channels, 1)
 
     def forward(self, c4: Tensor, c5: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the map for the proposals and the map for the regions, both `(B, channels, H, W)`."""
         return self.of_c4(c4), F.interpolate(self.of_c5(c5), scale_factor=2.0, mode="nearest")
 
 

@@ -11,6 +11,7 @@ what every convolution that begins there takes.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,32 +96,17 @@ class FractalBlock(nn.Module):
     The maximum is taken of every column by itself, before the last join: it does not commute with the mean.
 
     Args:
-        out_channels: channels of every convolution.
-        columns: C, at least 1; there are 2^C - 1 convolutions.
+        columns: C, at least 1; there are 2^C - 1 convolutions, each of `out_channels`.
         pools: times that 2x2 max pooling halves every column's output.
+        options: of each `FractalConv`.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        columns: int,
-        *,
-        pools: int = 1,
-        dropout: float = 0.0,
-        affine: bool = False,
-        separate: bool = False,
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, columns: int, *, pools: int = 1, **options: Any) -> None:
         super().__init__()
         self.columns = nn.ModuleList()
         for column in range(1, columns + 1):
             inputs = [in_channels] + [out_channels] * (2 ** (column - 1) - 1)
-            self.columns.append(
-                nn.ModuleList(
-                    FractalConv(channels, out_channels, dropout, affine=affine, separate=separate)
-                    for channels in inputs
-                )
-            )
+            self.columns.append(nn.ModuleList(FractalConv(channels, out_channels, **options) for channels in inputs))
         self.rows = 2 ** (columns - 1)
         self.pools = pools
         self.pool = nn.MaxPool2d(2)
@@ -196,13 +182,8 @@ class FractalBlock(nn.Module):
 class LocalDropPath:
     """Local drop-path over fractal blocks and joins of any wiring, for one mini-batch.
 
-    Args:
-        rate: probability that a join drops one of its inputs; 0 in evaluation.
-        seed: of the draws; None for torch's own generator.
-
-    Attributes:
-        generator: the draws, in the order in which the net asks for them.
-        computed: convolutions that were computed so far.
+    `rate` is the probability that a join drops one of its inputs, 0 in evaluation; `seed` is None for torch's own
+    generator; `computed` counts the convolutions that were computed so far.
     """
 
     def __init__(self, rate: float, seed: int | None) -> None:

@@ -94,12 +94,9 @@ class GeneratedKernels(nn.Module):
         """Return the kernels, layer by layer, `(out_channels, in_channels, f, f)`."""
         basic = self.generator(self.embeddings)
         parts = basic.split([a * b for a, b in self.tiles])
-        return [self._assemble(part, *tiles) for part, tiles in zip(parts, self.tiles, strict=True)]
-
-    @staticmethod
-    def _assemble(basic: Tensor, out_tiles: int, in_tiles: int) -> Tensor:
-        grid = basic.unflatten(0, (in_tiles, out_tiles))  # (in tile, out tile, N_out, N_in, row, column)
-        return grid.permute(1, 2, 0, 3, 4, 5).flatten(2, 3).flatten(0, 1)
+        # (in tile, out tile, N_out, N_in, row, column)
+        grids = [part.unflatten(0, (into, out)) for part, (out, into) in zip(parts, self.tiles, strict=True)]
+        return [grid.permute(1, 2, 0, 3, 4, 5).flatten(2, 3).flatten(0, 1) for grid in grids]
 
 
 class LearntKernels(nn.Module):

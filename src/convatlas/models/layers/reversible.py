@@ -33,6 +33,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -60,13 +61,12 @@ def space_to_depth(x: Tensor, size: int) -> Tensor:
     Raises:
         ValueError: height or width does not divide by `size`.
     """
-    if size == 1:
-        return x
     height, width = x.shape[-2:]
     if height % size or width % size:
         raise ValueError(f"A map of {height}x{width} pixels does not divide into squares of {size}x{size}.")
-    squares = x.unflatten(3, (width // size, size)).unflatten(2, (height // size, size))
-    return squares.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+    if size == 1:
+        return x
+    return F.pixel_unshuffle(x, size).unflatten(1, (-1, size**2)).transpose(1, 2).flatten(1, 2)
 
 
 def depth_to_space(x: Tensor, size: int) -> Tensor:
@@ -79,17 +79,11 @@ def depth_to_space(x: Tensor, size: int) -> Tensor:
         return x
     if x.shape[1] % size**2:
         raise ValueError(f"{x.shape[1]} channels do not divide into the pixels of squares of {size}x{size}.")
-    squares = x.unflatten(1, (size, size, x.shape[1] // size**2))
-    return squares.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
+    return F.pixel_shuffle(x.unflatten(1, (size**2, -1)).transpose(1, 2).flatten(1, 2), size)
 
 
 class Recomputed(NamedTuple):
-    """A step computed again from its outputs.
-
-    Attributes:
-        inputs: x1 and x2, leaves of the graph that require a gradient.
-        outputs: y1 and y2, computed from `inputs` with a graph.
-    """
+    """A step computed again: x1 and x2, leaves that require a gradient, and y1 and y2, computed from them."""
 
     inputs: Pair
     outputs: Pair
@@ -379,12 +373,13 @@ def recomputed(block: nn.Module, x1: Tensor, x2: Tensor) -> Pair:
     For the first unit of a stage (section 3.2 of RevNet). Running statistics count a batch once.
     """
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        contexts = partial(_forward_and_recomputation, block)
+        contexts = partial(recomputing, block)
         y1, y2 = checkpoint(block, x1, x2, use_reentrant=False, context_fn=contexts)
     else:
         y1, y2 = block(x1, x2)
     return y1, y2
 
 
-def _forward_and_recomputation(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def recomputing(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return the contexts of the first and of the second computation of a block under `checkpoint`."""
     return nullcontext(), copied_buffers(block)

@@ -147,14 +147,9 @@ class ShapeStream(nn.Module):
         self.expand = ConvNormAct(1, edge_width, bias=True, activation=RELU)
 
     def forward(self, texture: Maps, canny: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict edges, and fuse them with Canny's.
+        """Predict edges from the texture stream's maps, and fuse them with Canny's, `(B, 1, H, W)`.
 
-        Args:
-            texture: maps of the texture stream.
-            canny: `(B, 1, H, W)`, 0 or 1.
-
-        Returns:
-            logits of the edges, `(B, 1, H, W)`, and the map for the decoder, `(B, edge_width, H, W)`.
+        Returns logits of the edges, `(B, 1, H, W)`, and the map for the decoder, `(B, edge_width, H, W)`.
         """
         size = canny.shape[-2:]
         stream = enlarge(self.begin(texture[0]), size)
@@ -261,13 +256,9 @@ class SAUNet(nn.Module):
         self.classifier = nn.Conv2d(last, num_classes, 1)
 
     def forward(self, images: Tensor) -> Tensor | SAUNetOutput:
-        """Classify each pixel.
+        """`(B, in_channels, H, W) -> (B, num_classes, H, W)` logits for H and W that are multiples of 32.
 
-        Args:
-            images: `(B, in_channels, H, W)`, the last channel Canny's edges as 0 and 1; H and W multiples of 32.
-
-        Returns:
-            `(B, num_classes, H, W)` logits; in training and with a shape stream beside the logits of the edges.
+        The last channel of the images has Canny's edges as 0 and 1. In training with a shape stream `SAUNetOutput`.
         """
         logits, edges, _ = self.inspect(images)
         return SAUNetOutput(logits, edges) if self.training and edges is not None else logits
