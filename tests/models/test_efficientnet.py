@@ -122,7 +122,7 @@ def test_the_norms_are_tensorflow_s():
     ("options", "message"),
     [
         ({"variant": "b9"}, r"^model\.variant=b9 is not known; choose one of b0, .*, b7\.$"),
-        ({"width": 0.0}, r"^model\.width=0\.0 and model\.depth=1\.0 must be above 0\.$"),
+        ({"width": 0.0}, r"^model\.width=0\.0 must be above 0\.$"),
         ({"strides": (1, 2)}, r"^model\.strides=\[1, 2\] must be 7 numbers, each 1 or 2\.$"),
         ({"repeats": (0,) * 7}, r"^model\.repeats=.* must be 7 numbers, each at least 1\.$"),
         ({"dropout": 1.0}, r"^model\.dropout=1\.0 is a probability"),

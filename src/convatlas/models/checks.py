@@ -27,11 +27,11 @@ def blocks_for_depth(depth: int, step: int, others: int) -> int:
     raise ValueError(f"model.depth={depth} is not {step}n+{others} for a whole n of at least 1; {remedy}.")
 
 
-def require_choice(option: str, value: str, choices: Iterable[str]) -> None:
+def require_choice(option: str, value: object, choices: Iterable[object]) -> None:
     """Raise a ValueError unless `value`, given as `model.<option>`, is one of `choices`."""
     known = list(choices)
     if value not in known:
-        raise ValueError(f"model.{option}={value} is not known; choose one of {', '.join(known)}.")
+        raise ValueError(f"model.{option}={value} is not known; choose one of {', '.join(map(str, known))}.")
 
 
 def require_counts(option: str, values: Sequence[int], count: int) -> None:
@@ -70,6 +70,13 @@ def require_positive(option: str, value: int) -> None:
     """Raise a ValueError unless `value`, given as `model.<option>`, is at least 1."""
     if value < 1:
         raise ValueError(f"model.{option}={value} must be at least 1.")
+
+
+def require_above_zero(**options: float) -> None:
+    """Raise a ValueError unless every option is above 0."""
+    for option, value in options.items():
+        if not value > 0:
+            raise ValueError(f"model.{option}={value} must be above 0.")
 
 
 def require_all_positive(**options: int) -> None:

@@ -23,26 +23,18 @@ from convatlas.models.layers.reversible import copied_buffers
 
 @dataclass(frozen=True)
 class Costs:
-    """The costs of one net at one input size.
+    """The costs of one net at one input size."""
 
-    Attributes:
-        parameters: trainable values.
-        macs: multiply-adds of one image through the whole net, auxiliary classifiers included.
-        macs_inference: the same without what only training uses.
-        macs_of_weights: multiply-adds that generate weights, once for a batch of any size; 0 for nets that keep theirs.
-        weight_megabytes: parameters and buffers as they are stored, in 10^6 bytes.
-        activation_bytes: bytes saved for backward by one training step of `batch_size` images; the mean over several
-            draws for a net that leaves parts of itself out.
-        batch_size: the batch that `activation_bytes` belongs to.
-    """
-
-    parameters: int
-    macs: int
-    macs_inference: int
+    parameters: int  # trainable values
+    macs: int  # multiply-adds of one image through the whole net, auxiliary classifiers included
+    macs_inference: int  # the same without what only training uses
     macs_of_weights: int
-    weight_megabytes: float
+    """Multiply-adds that generate weights, once for a batch of any size; 0 for nets that keep theirs."""
+    weight_megabytes: float  # parameters and buffers as they are stored, in 10^6 bytes
+    # bytes saved for backward by one training step of `batch_size` images; the mean over several draws for a net that
+    # leaves parts of itself out
     activation_bytes: int
-    batch_size: int
+    batch_size: int  # the batch that `activation_bytes` belongs to
 
 
 def count_parameters(net: nn.Module) -> int:

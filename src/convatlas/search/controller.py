@@ -20,17 +20,11 @@ INITIAL = 0.1  # weights are drawn from U(-0.1, 0.1), as in the paper
 
 @dataclass(frozen=True)
 class Written:
-    """N architectures of T decisions.
+    """N architectures of T decisions."""
 
-    Attributes:
-        decisions: `(N, T)` int64.
-        log_probabilities: `(N, T)`, of every decision given those before it.
-        entropies: `(N, T)`, of the distributions that the decisions were drawn from.
-    """
-
-    decisions: Tensor
-    log_probabilities: Tensor
-    entropies: Tensor
+    decisions: Tensor  # `(N, T)` int64
+    log_probabilities: Tensor  # `(N, T)`, of every decision given those before it
+    entropies: Tensor  # `(N, T)`, of the distributions that the decisions were drawn from
 
     def architectures(self) -> list[Decisions]:
         return [tuple(row) for row in self.decisions.tolist()]

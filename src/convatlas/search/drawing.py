@@ -53,17 +53,11 @@ def draw_layers(blocks: Sequence[Sequence[str]]) -> Figure:
 
 
 class CellGraph(NamedTuple):
-    """A cell to be drawn; states 0 and 1 are its input and the output before, and each node makes one more.
+    """A cell to be drawn; states 0 and 1 are its input and the output before, and each node makes one more."""
 
-    Attributes:
-        nodes: for every node its operations, each with the state it takes.
-        outputs: the states that are concatenated.
-        signs: for every node how its operations are combined.
-    """
-
-    nodes: list[list[tuple[str, int]]]
-    outputs: list[int]
-    signs: list[str]
+    nodes: list[list[tuple[str, int]]]  # for every node its operations, each with the state it takes
+    outputs: list[int]  # the states that are concatenated
+    signs: list[str]  # for every node how its operations are combined
 
 
 def nasnet_graph(blocks: Sequence[Sequence[Any]]) -> CellGraph:

@@ -25,17 +25,11 @@ STEM, HEAD = "stem", "head"
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Microseconds by operator; see `Layer.operator` for their names.
+    """Microseconds by operator; see `Layer.operator` for their names."""
 
-    Attributes:
-        machine: what they were measured on.
-        space: fingerprint of the space they were measured for.
-        microseconds: by operator; `stem` and `head` are what every net of the space has.
-    """
-
-    machine: dict[str, str | int]
-    space: str
-    microseconds: dict[str, float]
+    machine: dict[str, str | int]  # what they were measured on
+    space: str  # fingerprint of the space they were measured for
+    microseconds: dict[str, float]  # by operator; `stem` and `head` are what every net of the space has
 
     @property
     def fixed(self) -> float:

@@ -15,19 +15,12 @@ from convatlas.search.data import SearchData
 
 @dataclass(frozen=True)
 class Judged:
-    """A net after its proxy training, measured on the held-out part.
+    """A net after its proxy training, measured on the held-out part."""
 
-    Attributes:
-        loss: mean cross-entropy.
-        accuracy: share of correct answers.
-        macs: multiply-adds of one image.
-        spent: multiply-adds of training and test.
-    """
-
-    loss: float
-    accuracy: float
-    macs: int
-    spent: int
+    loss: float  # mean cross-entropy
+    accuracy: float  # share of correct answers
+    macs: int  # multiply-adds of one image
+    spent: int  # multiply-adds of training and test
 
 
 def proxy_cost(macs: int, data: SearchData, proxy: Proxy) -> int:

@@ -24,15 +24,10 @@ Choices = tuple[tuple[str, ...], ...]
 
 
 class Space(ABC):
-    """Decisions and what they mean.
+    """Decisions and what they mean."""
 
-    Attributes:
-        family: of the nets, as in an architecture file.
-        choices: for every decision the names of its choices.
-    """
-
-    family: str
-    choices: Choices
+    family: str  # of the nets, as in an architecture file
+    choices: Choices  # for every decision the names of its choices
 
     @abstractmethod
     def net(self, decisions: Decisions) -> dict[str, Any]:
@@ -60,20 +55,14 @@ class Space(ABC):
 
 @dataclass(frozen=True)
 class Layer:
-    """One searched layer: its shape and the candidates that fit it.
+    """One searched layer: its shape and the candidates that fit it."""
 
-    Attributes:
-        stage: number of its stage, from 1.
-        size: side of its input in pixels.
-        candidates: names of `fbnet.BLOCKS`, and `skip` where neither stride nor channels change.
-    """
-
-    stage: int
+    stage: int  # number of its stage, from 1
     in_channels: int
     out_channels: int
     stride: int
-    size: int
-    candidates: tuple[str, ...]
+    size: int  # side of its input in pixels
+    candidates: tuple[str, ...]  # names of `fbnet.BLOCKS`, and `skip` where neither stride nor channels change
 
     def block(self, name: str, *, always_expand: bool) -> nn.Module:
         """Build a candidate, without biases: batch norm follows every convolution."""

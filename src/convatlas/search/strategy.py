@@ -30,21 +30,13 @@ def seeded(*parts: int) -> int:
 
 @dataclass(frozen=True)
 class Context:
-    """What all searches of one run share.
+    """What all searches of one run share."""
 
-    Attributes:
-        run: the configuration.
-        data: both parts of the training split.
-        device: where nets are trained.
-        space: the search space; None for compound scaling.
-        table: latencies of the space's operators, where they count.
-    """
-
-    run: SearchRun
-    data: SearchData
-    device: torch.device
-    space: Space | None
-    table: LatencyTable | None
+    run: SearchRun  # the configuration
+    data: SearchData  # both parts of the training split
+    device: torch.device  # where nets are trained
+    space: Space | None  # the search space; None for compound scaling
+    table: LatencyTable | None  # latencies of the space's operators, where they count
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -159,20 +151,11 @@ class Strategy(ABC):
 
 @dataclass
 class Phase:
-    """One strategy's record.
+    """One strategy's record."""
 
-    Attributes:
-        name: `search` or `random`.
-        rows: of all steps.
-        spent: multiply-adds.
-        seconds: CPU seconds, which differ from run to run and are therefore kept apart from the result.
-        architectures: what was found, by name.
-        step: steps that are done.
-    """
-
-    name: str
-    rows: list[Row] = field(default_factory=list)
-    spent: int = 0
-    seconds: float = 0.0
-    architectures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    step: int = 0
+    name: str  # `search` or `random`
+    rows: list[Row] = field(default_factory=list)  # of all steps
+    spent: int = 0  # multiply-adds
+    seconds: float = 0.0  # CPU seconds, which differ from run to run and are therefore kept apart from the result
+    architectures: dict[str, dict[str, Any]] = field(default_factory=dict)  # what was found, by name
+    step: int = 0  # steps that are done

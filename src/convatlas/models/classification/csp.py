@@ -13,7 +13,7 @@ from typing import Unpack
 
 from torch import nn
 
-from convatlas.models.checks import require_choice, require_positive
+from convatlas.models.checks import require_all_positive, require_choice, require_positive
 from convatlas.models.classification.darknet import (
     STEMS,
     Bottleneck,
@@ -180,8 +180,7 @@ def csp_densenet(
     """
     if not layers or min(layers) < 1:
         raise ValueError(f"model.layers={list(layers)} must name at least 1 layer for every stage.")
-    require_positive("growth_rate", growth_rate)
-    require_positive("stem_channels", stem_channels)
+    require_all_positive(growth_rate=growth_rate, stem_channels=stem_channels)
     require_choice("stem", stem, STEMS)
     if not 0 < compression <= 1:
         raise ValueError(f"model.compression={compression} must be above 0 and at most 1, which keeps every channel.")

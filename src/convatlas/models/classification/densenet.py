@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from convatlas.models.adapters import torchvision_model
-from convatlas.models.checks import require_image_size, require_probability
+from convatlas.models.checks import require_choice, require_image_size, require_probability
 
 DEPTHS = (121, 161, 169, 201)
 
@@ -21,8 +21,7 @@ def densenet(depth: int = 121, dropout: float = 0.0, num_classes: int = 1000, in
         depth: layers with weights.
         dropout: probability of dropping an activation behind each dense layer.
     """
-    if depth not in DEPTHS:
-        raise ValueError(f"model.depth={depth} is not in the paper; choose one of {', '.join(map(str, DEPTHS))}.")
+    require_choice("depth", depth, DEPTHS)
     require_probability("dropout", dropout)
     net = torchvision_model(f"densenet{depth}", num_classes, in_channels, drop_rate=dropout)
     net.register_forward_pre_hook(partial(_check_images, f"densenet{depth}"))

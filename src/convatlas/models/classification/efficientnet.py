@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from convatlas.models.checks import require_choice, require_positive, require_probability
+from convatlas.models.checks import require_above_zero, require_choice, require_positive, require_probability
 from convatlas.models.layers.inverted_residuals import inverted_residual_net
 
 
@@ -91,8 +91,7 @@ def efficientnet(
     scaling = SCALINGS[variant]
     width = scaling.width if width is None else width
     depth = scaling.depth if depth is None else depth
-    if width <= 0 or depth <= 0:
-        raise ValueError(f"model.width={width} and model.depth={depth} must be above 0.")
+    require_above_zero(width=width, depth=depth)
     return inverted_residual_net(
         STAGES,
         repeats=repeats,

@@ -15,15 +15,10 @@ from convatlas.models.layers.fractal import FractalBlock, Kept, initialise_as_ca
 
 
 class Paths(NamedTuple):
-    """What one training batch computes.
+    """What one training batch computes."""
 
-    Attributes:
-        kept: for every block, the columns that are let through.
-        column: the one column that global drop-path uses, from 1; None without it.
-    """
-
-    kept: list[Kept]
-    column: int | None = None
+    kept: list[Kept]  # for every block, the columns that are let through
+    column: int | None = None  # the one column that global drop-path uses, from 1; None without it
 
 
 DROP_PATHS = ("none", "local", "global", "mixed")

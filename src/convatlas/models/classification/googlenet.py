@@ -63,9 +63,10 @@ class ImageNetStem(nn.Module):
 
     def __init__(self, in_channels: int, width: float) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, scaled(64, width), 7, stride=2, padding=3)
-        self.reduce = nn.Conv2d(scaled(64, width), scaled(64, width), 1)
-        self.conv2 = nn.Conv2d(scaled(64, width), scaled(192, width), 3, padding=1)
+        n64, n192 = scaled(64, width), scaled(192, width)
+        self.conv1 = nn.Conv2d(in_channels, n64, 7, stride=2, padding=3)
+        self.reduce = nn.Conv2d(n64, n64, 1)
+        self.conv2 = nn.Conv2d(n64, n192, 3, padding=1)
         self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.norm = LocalResponseNorm()
 

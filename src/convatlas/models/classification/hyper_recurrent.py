@@ -257,7 +257,7 @@ class RNN(SequenceReader):
 
     def __init__(self, *, hidden_size: int = 128, **options: Unpack[SequenceOptions]) -> None:
         require_all_positive(hidden_size=hidden_size)
-        super().__init__(lambda features: Recurrence(features, RNNUpdate(hidden_size)), hidden_size, **options)
+        super().__init__(partial(Recurrence, update=RNNUpdate(hidden_size)), hidden_size, **options)
 
 
 class LSTM(SequenceReader):
@@ -278,8 +278,8 @@ class LSTM(SequenceReader):
     ) -> None:
         require_all_positive(hidden_size=hidden_size)
         require_probability("dropout", dropout)
-        update = partial(LSTMUpdate, hidden_size, layer_norm, dropout)
-        super().__init__(lambda features: Recurrence(features, update()), hidden_size, **options)
+        update = LSTMUpdate(hidden_size, layer_norm, dropout)
+        super().__init__(partial(Recurrence, update=update), hidden_size, **options)
 
 
 class HyperRNN(SequenceReader):
@@ -302,12 +302,9 @@ class HyperRNN(SequenceReader):
         **options: Unpack[SequenceOptions],
     ) -> None:
         require_all_positive(hidden_size=hidden_size, hyper_size=hyper_size, embedding_size=embedding_size)
-
-        def recurrence(features: int) -> nn.Module:
-            main, hyper = RNNUpdate(hidden_size), RNNUpdate(hyper_size)
-            return HyperRecurrence(features, main, hyper, embedding_size, initial_scale)
-
-        super().__init__(recurrence, hidden_size, **options)
+        main, hyper = RNNUpdate(hidden_size), RNNUpdate(hyper_size)
+        sizes = {"embedding_size": embedding_size, "initial_scale": initial_scale}
+        super().__init__(partial(HyperRecurrence, update=main, hyper_update=hyper, **sizes), hidden_size, **options)
 
 
 class HyperLSTM(SequenceReader):
@@ -333,9 +330,6 @@ class HyperLSTM(SequenceReader):
     ) -> None:
         require_all_positive(hidden_size=hidden_size, hyper_size=hyper_size, embedding_size=embedding_size)
         require_probability("dropout", dropout)
-
-        def recurrence(features: int) -> nn.Module:
-            main, hyper = LSTMUpdate(hidden_size, layer_norm, dropout), LSTMUpdate(hyper_size, layer_norm, 0.0)
-            return HyperRecurrence(features, main, hyper, embedding_size, initial_scale)
-
-        super().__init__(recurrence, hidden_size, **options)
+        main, hyper = LSTMUpdate(hidden_size, layer_norm, dropout), LSTMUpdate(hyper_size, layer_norm, 0.0)
+        sizes = {"embedding_size": embedding_size, "initial_scale": initial_scale}
+        super().__init__(partial(HyperRecurrence, update=main, hyper_update=hyper, **sizes), hidden_size, **options)

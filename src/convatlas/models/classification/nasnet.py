@@ -14,7 +14,12 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_choice, require_image_size, require_positive, require_probability
+from convatlas.models.checks import (
+    require_all_positive,
+    require_choice,
+    require_image_size,
+    require_probability,
+)
 from convatlas.models.interfaces import AuxiliaryOutput
 from convatlas.models.layers import cells
 from convatlas.models.layers.cells import AuxiliaryHead, CellNet, check_edge
@@ -451,9 +456,7 @@ class NASNet(CellNet):
     @staticmethod
     def _check(repeats: int, filters: int, stem: str, stem_filters: int) -> None:
         require_choice("stem", stem, SMALLEST_IMAGE)
-        require_positive("repeats", repeats)
-        require_positive("filters", filters)
-        require_positive("stem_filters", stem_filters)
+        require_all_positive(repeats=repeats, filters=filters, stem_filters=stem_filters)
         if stem == "imagenet" and filters < 4:
             raise ValueError(f"model.filters={filters} must be at least 4 with model.stem=imagenet, which quarters it.")
 

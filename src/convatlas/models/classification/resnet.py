@@ -9,6 +9,7 @@ multiply-adds at depth 50 and is a little better. The paper's 18-layer figure co
 from torch import nn
 
 from convatlas.models.adapters import torchvision_model
+from convatlas.models.checks import require_choice
 from convatlas.models.layers.shortcuts import ZeroPadShortcut
 
 BASIC_DEPTHS = (18, 34)
@@ -25,8 +26,8 @@ def resnet_basic(
         depth: layers with weights.
         shortcut: where the shape changes, `projection` (a 1x1 convolution, option B) or `identity` (zero channels, A).
     """
-    _check_choice("depth", depth, BASIC_DEPTHS)
-    _check_choice("shortcut", shortcut, SHORTCUTS)
+    require_choice("depth", depth, BASIC_DEPTHS)
+    require_choice("shortcut", shortcut, SHORTCUTS)
     net = torchvision_model(f"resnet{depth}", num_classes, in_channels)
     if shortcut == "identity":
         _use_identity_shortcuts(net)
@@ -47,19 +48,14 @@ def resnet_bottleneck(
         stride_in_1x1: stages begin with a strided 1x1 convolution, as in the authors' net; false strides the 3x3 one.
         shortcut: where the shape changes, `projection` (a 1x1 convolution, option B) or `identity` (zero channels, A).
     """
-    _check_choice("depth", depth, BOTTLENECK_DEPTHS)
-    _check_choice("shortcut", shortcut, SHORTCUTS)
+    require_choice("depth", depth, BOTTLENECK_DEPTHS)
+    require_choice("shortcut", shortcut, SHORTCUTS)
     net = torchvision_model(f"resnet{depth}", num_classes, in_channels)
     if stride_in_1x1:
         _move_stride_to_first_convolution(net)
     if shortcut == "identity":
         _use_identity_shortcuts(net)
     return net
-
-
-def _check_choice(name: str, value: int | str, choices: tuple[int, ...] | tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"model.{name}={value} is not in the paper; choose one of {', '.join(map(str, choices))}.")
 
 
 def _move_stride_to_first_convolution(net: nn.Module) -> None:

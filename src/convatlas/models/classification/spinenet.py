@@ -88,23 +88,14 @@ connections in pictures only, so that there is no net here to build; a wiring th
 
 
 class Variant(NamedTuple):
-    """One size of the family (section 3.3).
+    """One size of the family (section 3.3)."""
 
-    Attributes:
-        width: factor on the blocks' channels, rounded down; the stem's convolution keeps its 64.
-        alpha: channels at which a parent is resampled, as a part of the channels of its 3x3 convolution.
-        repeats: times that each block is repeated.
-        endpoint_width: channels of the outputs.
-        head_width: channels of the detector's head.
-        head_convs: its convolutions before the last one.
-    """
-
-    width: float
-    alpha: float
-    repeats: int
-    endpoint_width: int
-    head_width: int
-    head_convs: int
+    width: float  # factor on the blocks' channels, rounded down; the stem's convolution keeps its 64
+    alpha: float  # channels at which a parent is resampled, as a part of the channels of its 3x3 convolution
+    repeats: int  # times that each block is repeated
+    endpoint_width: int  # channels of the outputs
+    head_width: int  # channels of the detector's head
+    head_convs: int  # its convolutions before the last one
 
 
 VARIANTS = {

@@ -62,17 +62,11 @@ FIRST_OBJECTNESS = 0.01
 
 
 class Priors(NamedTuple):
-    """One row for each of the N places of all levels: level by level, row by row, column by column, anchor by anchor.
+    """One row for each of the N places of all levels, in the order level, row, column, anchor."""
 
-    Attributes:
-        corners: `(N, 2)` x and y of the cell's upper left corner, in pixels.
-        strides: `(N, 1)` side of the cell, in pixels.
-        anchors: `(N, 2)` width and height, in pixels.
-    """
-
-    corners: Tensor
-    strides: Tensor
-    anchors: Tensor
+    corners: Tensor  # `(N, 2)` x and y of the cell's upper left corner, in pixels
+    strides: Tensor  # `(N, 1)` side of the cell, in pixels
+    anchors: Tensor  # `(N, 2)` width and height, in pixels
 
 
 def make_priors(sizes: Sequence[tuple[int, int]], strides: Sequence[int], anchors: Tensor) -> Priors:
@@ -149,21 +143,14 @@ def assign(
 
 
 class Found(NamedTuple):
-    """Which places of a batch of B images have an object, P in all.
+    """Which places of a batch of B images have an object, P in all."""
 
-    Attributes:
-        images: `(P,)` row of the image.
-        places: `(P,)` row of the priors.
-        boxes: `(P, 4)` the object's box.
-        labels: `(P,)` its class, from 0.
-        ignored: `(B, N)` whether a place without an object overlaps one so well that the objectness loss leaves it out.
-    """
-
-    images: Tensor
-    places: Tensor
-    boxes: Tensor
-    labels: Tensor
+    images: Tensor  # `(P,)` row of the image
+    places: Tensor  # `(P,)` row of the priors
+    boxes: Tensor  # `(P, 4)` the object's box
+    labels: Tensor  # `(P,)` its class, from 0
     ignored: Tensor
+    """`(B, N)` whether a place without an object overlaps one so well that the objectness loss leaves it out."""
 
 
 def divergence(logits: Tensor, wanted: Tensor) -> Tensor:

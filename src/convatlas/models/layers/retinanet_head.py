@@ -16,7 +16,7 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
-from convatlas.models.checks import require_object_classes, require_positive
+from convatlas.models.checks import require_above_zero, require_all_positive, require_object_classes
 from convatlas.models.layers.detector_transform import FixedSizeTransform
 
 PRIOR = 0.01
@@ -159,10 +159,8 @@ class LevelNormRetinaNet(RetinaNet):
         num_classes: int = 91,
         in_channels: int = 3,
     ) -> None:
-        require_positive("head_width", head_width)
-        require_positive("head_convs", head_convs)
-        require_positive("size_divisible", size_divisible)
-        _require_above_zero(anchor_scale=anchor_scale, huber_delta=huber_delta, box_weight=box_weight)
+        require_all_positive(head_width=head_width, head_convs=head_convs, size_divisible=size_divisible)
+        require_above_zero(anchor_scale=anchor_scale, huber_delta=huber_delta, box_weight=box_weight)
         if not 0 < focal_alpha < 1:
             raise ValueError(f"model.focal_alpha={focal_alpha} must be between 0 and 1; the paper takes 0.25.")
         if focal_gamma < 0:
@@ -232,9 +230,3 @@ class LevelNormRetinaNet(RetinaNet):
         """Decode and suppress; the head has no logits of the background, and labels begin at 1."""
         found = super().postprocess_detections(head_outputs, anchors, image_shapes)
         return [{**each, "labels": each["labels"] + 1} for each in found]
-
-
-def _require_above_zero(**options: float) -> None:
-    for option, value in options.items():
-        if not value > 0:
-            raise ValueError(f"model.{option}={value} must be above 0.")

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import DenseNet
 
-from convatlas.models.checks import require_counts, require_positive
+from convatlas.models.checks import require_all_positive, require_counts
 from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.models.layers.gated_convolution import GatedConvolution
 
@@ -32,29 +32,19 @@ STEP = 32
 
 
 class SAUNetOutput(NamedTuple):
-    """What the net gives in training.
+    """What the net gives in training."""
 
-    Attributes:
-        logits: `(B, classes, H, W)`.
-        edges: `(B, 1, H, W)`, logits of a pixel lying at the edge of a class.
-    """
-
-    logits: Tensor
-    edges: Tensor
+    logits: Tensor  # `(B, classes, H, W)`
+    edges: Tensor  # `(B, 1, H, W)`, logits of a pixel lying at the edge of a class
 
 
 class Inspection(NamedTuple):
-    """What the net can show of an image beside its classes.
+    """What the net can show of an image beside its classes."""
 
-    Attributes:
-        logits: `(B, classes, H, W)`.
-        edges: `(B, 1, H, W)`, logits of a pixel lying at the edge of a class; None without shape stream.
-        attention: spatial attention of the decoder's four blocks in (0, 1), `(B, 1, h, w)` each, the coarsest first;
-            empty without attention.
-    """
-
-    logits: Tensor
-    edges: Tensor | None
+    logits: Tensor  # `(B, classes, H, W)`
+    edges: Tensor | None  # `(B, 1, H, W)`, logits of a pixel lying at the edge of a class; None without shape stream
+    # spatial attention of the decoder's four blocks in (0, 1), `(B, 1, h, w)` each, the coarsest first; empty without
+    # attention
     attention: tuple[Tensor, ...]
 
 
@@ -238,8 +228,7 @@ class SAUNet(nn.Module):
         in_channels: int = 4,
     ) -> None:
         super().__init__()
-        require_positive("growth_rate", growth_rate)
-        require_positive("stem_width", stem_width)
+        require_all_positive(growth_rate=growth_rate, stem_width=stem_width)
         _check(block_config, decoder_width, shape_width, in_channels)
         channels = texture_channels(growth_rate, block_config, stem_width)
         width, last = decoder_width, decoder_width // 2
