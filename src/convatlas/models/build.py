@@ -15,7 +15,7 @@ def build_model(model: Mapping[str, Any]) -> nn.Module:
     """Build a net, with new weights, from the section `model` of a configuration: `_target_` and its arguments.
 
     Raises:
-        UserError: an argument is unknown, missing, of a wrong type, or refused by the net itself.
+        UserError: an argument is unknown, missing, of a wrong type, or outside the range that the net takes.
     """
     target = locate(model["_target_"])
     arguments = checked_arguments(

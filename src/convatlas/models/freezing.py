@@ -65,7 +65,7 @@ def trained_layers(net: nn.Module, trainable: str, num_classes: int, image: Tens
         stage = _last_stage(before, set(weighted[:-1]))
         if len(stage) == len(before) or set(stage) != set(before[-len(stage) :]):  # the whole net, or one of two towers
             raise UserError(
-                "recipe.trainable=last_stage: this net has no stages that could be told apart; use head or all."
+                "recipe.trainable=last_stage: this net has no stages that can be distinguished; use head or all."
             )
         chosen |= set(stage)
     return [name for name in _layers(net) if name in chosen]

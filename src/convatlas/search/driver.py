@@ -47,7 +47,7 @@ def run_search(run: SearchRun, *, strict: bool = True) -> Path:
 
     Args:
         run: the search.
-        strict: refuse a folder that belongs to a search with other settings, instead of starting afresh as a stage of
+        strict: raise an error for a folder of a search with other settings, instead of starting afresh as a stage of
             the pipeline does.
 
     Raises:

@@ -101,7 +101,7 @@ class EnasSearch(ControllerSearch):
 
     @property
     def steps(self) -> int:
-        """Epochs, then finalists; a controller that is sure draws fewer of them."""
+        """Epochs, then finalists; a controller with low entropy draws fewer different ones."""
         return self.config.epochs + (len(self.finalists) or self.config.finalists)
 
     def advance(self, step: int) -> list[Row]:

@@ -181,7 +181,7 @@ class Cell(nn.Module):
         return torch.cat(states[2:], 1)
 
 
-SMALLEST_IMAGE_WITH_AUXILIARY = {"cifar": 29, "imagenet": 193, "small": 113}
+MIN_IMAGE_WITH_AUXILIARY = {"cifar": 29, "imagenet": 193, "small": 113}
 """By stem: side in pixels from which the pooling of the auxiliary head leaves 2x2."""
 
 
@@ -221,7 +221,7 @@ class DartsNet(CellNet):
         num_classes: int = 10,
         in_channels: int = 3,
     ) -> None:
-        super().__init__(auxiliary, SMALLEST_IMAGE_WITH_AUXILIARY.get(stem, 0))
+        super().__init__(auxiliary, MIN_IMAGE_WITH_AUXILIARY.get(stem, 0))
         self._check(channels, layers, stem, drop_path_rate)
         found = read_genotype(genotype)
         self.stem, self.second_stem, stem_channels = make_stem(stem, in_channels, channels)
@@ -250,7 +250,7 @@ class DartsNet(CellNet):
             raise ValueError(
                 f"model.layers={layers} must be at least 3, so that one and two thirds of it are two cells."
             )
-        require_choice("stem", stem, SMALLEST_IMAGE_WITH_AUXILIARY)
+        require_choice("stem", stem, MIN_IMAGE_WITH_AUXILIARY)
         if stem != "cifar" and channels % 2:
             raise ValueError(
                 f"model.channels={channels} must be even with model.stem={stem}, for example {channels + 1}."

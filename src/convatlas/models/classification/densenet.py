@@ -29,5 +29,5 @@ def densenet(depth: int = 121, dropout: float = 0.0, num_classes: int = 1000, in
 
 
 def _check_images(name: str, _: nn.Module, arguments: tuple[Any, ...]) -> None:
-    """Refuse images of which nothing is left: two halvings round up, the three of the transitions down."""
+    """Check that something is left of the images: two halvings round up, the three of the transitions down."""
     require_image_size(arguments[0], 29, name)

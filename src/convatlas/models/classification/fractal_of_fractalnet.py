@@ -26,7 +26,7 @@ PROPORTIONS = ("squares", "equal", "reversed_squares")
 HALVINGS = 4
 """Between the image and the last join, by every way."""
 
-LARGEST_BASE = 40.0
+MAX_BASE = 40.0
 """What is squared or cubed is cut off here: 40^3 is the largest cube of a whole number that float16 can hold."""
 
 
@@ -208,7 +208,7 @@ class FractalOfFractalNet(nn.Module):
     def _power(self, x: Tensor, exponent: int) -> Tensor:
         if not self.taylor:
             return x
-        base = x.float().clamp(max=LARGEST_BASE)
+        base = x.float().clamp(max=MAX_BASE)
         return base.square() if exponent == 2 else base.square() * base
 
     def _middle(self, images: Tensor, paths: LocalDropPath) -> Tensor:

@@ -24,7 +24,7 @@ class Paths(NamedTuple):
 DROP_PATHS = ("none", "local", "global", "mixed")
 STATISTICS = ("shared", "separate")
 STEMS = ("none", "imagenet")
-MOST_COLUMNS = 6
+MAX_COLUMNS = 6
 
 
 class FractalNet(PooledClassifier):
@@ -96,9 +96,9 @@ class FractalNet(PooledClassifier):
 
     @staticmethod
     def _check(columns: int, widths: tuple[int, ...]) -> None:
-        if not 1 <= columns <= MOST_COLUMNS:
+        if not 1 <= columns <= MAX_COLUMNS:
             raise ValueError(
-                f"model.columns={columns} must be from 1 to {MOST_COLUMNS}; a block has 2^columns - 1 convolutions."
+                f"model.columns={columns} must be from 1 to {MAX_COLUMNS}; a block has 2^columns - 1 convolutions."
             )
         if not widths:
             raise ValueError("model.widths=[] must have at least one width, the channels of one block.")

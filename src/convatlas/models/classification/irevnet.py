@@ -186,7 +186,7 @@ def _bijective_channels(entering: int, strides: Sequence[int], initial_downsampl
 
 
 def _check_channels(channels: Sequence[int], strides: Sequence[int], entering: int) -> None:
-    """Refuse channels that do not follow from the first stage's by the strides, or hold less than the image."""
+    """Check that channels follow from the first stage's by the strides, and hold as much as the image."""
     given = f"model.channels={list(channels)}"
     if len(channels) != len(strides):
         raise ValueError(f"{given} does not fit {len(strides)} stages; give one number for each.")

@@ -348,10 +348,10 @@ class Cell(nn.Module):
 # ---- the net --------------------------------------------------------------------------------------------------------
 
 
-SMALLEST_IMAGE = {"cifar": 1, "imagenet": 3, "small": 1}
+MIN_IMAGE = {"cifar": 1, "imagenet": 3, "small": 1}
 """By stem: side in pixels from which every convolution has something to look at."""
 
-SMALLEST_IMAGE_WITH_AUXILIARY = {"cifar": 27, "imagenet": 211, "small": 105}
+MIN_IMAGE_WITH_AUXILIARY = {"cifar": 27, "imagenet": 211, "small": 105}
 """By stem: side in pixels from which 14x14 are left before the second reduction, the least the head can take."""
 
 
@@ -423,7 +423,7 @@ class NASNet(CellNet):
         num_classes: int = 10,
         in_channels: int = 3,
     ) -> None:
-        super().__init__(auxiliary, SMALLEST_IMAGE_WITH_AUXILIARY.get(stem, 0))
+        super().__init__(auxiliary, MIN_IMAGE_WITH_AUXILIARY.get(stem, 0))
         found = read_cells(cells)
         self._check(repeats, filters, stem, stem_filters)
         require_probability("drop_path_rate", drop_path_rate)
@@ -442,7 +442,7 @@ class NASNet(CellNet):
             self.cells.append(Cell(step, current, previous, rate))
             channels = step.filters * len(step.wiring.concatenated)
             shapes.append(Shape(channels, current.halvings + int(step.stride == 2)))
-        self.smallest_image = SMALLEST_IMAGE[stem]
+        self.smallest_image = MIN_IMAGE[stem]
         self.backs = [step.back for step in steps]
         self.auxiliary_index = max(i for i, step in enumerate(steps) if step.stride == 2) - 1
         self.auxiliary_head = None
@@ -455,7 +455,7 @@ class NASNet(CellNet):
 
     @staticmethod
     def _check(repeats: int, filters: int, stem: str, stem_filters: int) -> None:
-        require_choice("stem", stem, SMALLEST_IMAGE)
+        require_choice("stem", stem, MIN_IMAGE)
         require_all_positive(repeats=repeats, filters=filters, stem_filters=stem_filters)
         if stem == "imagenet" and filters < 4:
             raise ValueError(f"model.filters={filters} must be at least 4 with model.stem=imagenet, which quarters it.")

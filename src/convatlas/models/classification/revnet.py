@@ -194,7 +194,7 @@ def _check_lists(units: Sequence[int], filters: Sequence[int], strides: Sequence
 
 
 def _check_filters(filters: Sequence[int], bottleneck: bool) -> None:
-    """Refuse channels that cannot be split, or whose zero-padded shortcuts would not be symmetric."""
+    """Check that channels can be split and that zero-padded shortcuts are symmetric."""
     for count in filters:
         require_positive("filters", count)
         if count % 2:

@@ -38,7 +38,7 @@ def searched(architecture: str | Mapping[str, Any], *, num_classes: int = 10, in
 
     Raises:
         UserError: the file is missing or not YAML, or an argument of the net is wrong.
-        ValueError: the family is not known, or the net refuses its arguments.
+        ValueError: the family is not known, or an argument is outside the range that the net takes.
     """
     found = read_architecture(architecture)
     target = FAMILIES[found["family"]]

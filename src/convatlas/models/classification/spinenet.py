@@ -399,8 +399,8 @@ class SpineNetBackbone(nn.Module):
         """Draw convolutions from a truncated normal distribution of variance 1 / fan-in, as the authors' code does."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                deviation = module.weight[0].numel() ** -0.5 / 0.87962566  # the cut at 2 takes so much of it away
-                nn.init.trunc_normal_(module.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+                std = module.weight[0].numel() ** -0.5 / 0.87962566  # the cut at 2 takes so much of it away
+                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
 
     def compute_blocks(self, images: Tensor) -> list[Tensor]:
         x = self.stem(images)

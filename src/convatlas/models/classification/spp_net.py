@@ -15,7 +15,7 @@ from convatlas.models.classification.zfnet import CHANNELS, HIDDEN, INITIALISATI
 from convatlas.models.layers.initialisation import initialise
 from convatlas.models.layers.normalisation import WithinChannelResponseNorm
 
-SMALLEST_IMAGE = {"imagenet": 31, "small": 4}
+MIN_IMAGE = {"imagenet": 31, "small": 4}
 
 
 class SpatialPyramidPooling(nn.Module):
@@ -77,7 +77,7 @@ class SPPNet(nn.Module):
         require_probability("dropout", dropout)
         channels = [max(1, round(maps * width)) for maps in CHANNELS["a"]]
         hidden = max(1, round(HIDDEN * width))
-        self.smallest_image = SMALLEST_IMAGE[stem]
+        self.smallest_image = MIN_IMAGE[stem]
         convolutions = five_convolutions(in_channels, channels, stem)
         self.conv1, self.conv2, self.conv3, self.conv4, self.conv5 = convolutions
         self.pyramid = SpatialPyramidPooling(levels)

@@ -29,7 +29,7 @@ from convatlas.models.classification.mobilenet_v2 import mobilenet_v2
 from convatlas.models.layers.detector_transform import FixedSizeTransform
 
 EXTRA_CHANNELS = (512, 256, 256, 128)
-LEAST_CHANNELS = 16
+MIN_CHANNELS = 16
 SCALES = (0.2, 0.95)
 """Sides of the square default boxes of the first and of the last map, as shares of the image."""
 SHAPES = [2, 3]
@@ -159,7 +159,7 @@ def ssdlite(
         bn_momentum: weight of a new batch in the running statistics, the backbone's too.
         image_size: side of the images in pixels, 320 in the papers; they are not rescaled.
     """
-    extra_channels = [max(LEAST_CHANNELS, int(each * width)) for each in extra_channels]
+    extra_channels = [max(MIN_CHANNELS, int(each * width)) for each in extra_channels]
     check_image_size(image_size)
     if not extra_channels or min(extra_channels) < 2:
         raise ValueError(f"model.extra_channels={list(extra_channels)} must be one number or more, each at least 2.")

@@ -32,8 +32,8 @@ BINS = 7
 """A region is pooled into 7 x 7 bins, and every bin has channels of its own."""
 SAMPLES = 2
 """Points along each side of a bin that are averaged, as in the authors' code."""
-LEAST_SCORE = 0.05
-MOST_DETECTIONS = 100
+MIN_SCORE = 0.05
+MAX_DETECTIONS = 100
 
 
 class ContextEnhancement(nn.Module):
@@ -333,9 +333,9 @@ def thundernet(
         batch_size_per_image=training_regions,
         positive_fraction=0.25,
         bbox_reg_weights=None,
-        score_thresh=LEAST_SCORE,
+        score_thresh=MIN_SCORE,
         nms_thresh=0.5,
-        detections_per_img=MOST_DETECTIONS,
+        detections_per_img=MAX_DETECTIONS,
     )
     transform = FixedSizeTransform(image_size, in_channels, size_divisible=body.map_strides[1])
     return GeneralizedRCNN(maps, proposal_network, region_heads, transform)

@@ -52,7 +52,7 @@ COCO_ANCHORS: Anchors = (
 )
 """YOLOv3's, found by k-means on COCO's boxes in images of 416 pixels."""
 
-LARGEST_LOGARITHM = math.log(1000 / 16)
+MAX_LOGARITHM = math.log(1000 / 16)
 """A box is at most e to this power as large as its anchor, as torchvision bounds it, so that exp does not overflow."""
 FIRST_OBJECTNESS = 0.01
 """What every place says at first; with darknet's 0.5 the empty ones dominate the first steps (Lin et al. 2017)."""
@@ -89,7 +89,7 @@ def decode(outputs: Tensor, priors: Priors) -> Tensor:
     `x1, y1, x2, y2` in pixels, for priors of the same N places.
     """
     centres = priors.corners + outputs[..., :2].sigmoid() * priors.strides
-    sizes = priors.anchors * outputs[..., 2:].clamp(max=LARGEST_LOGARITHM).exp()
+    sizes = priors.anchors * outputs[..., 2:].clamp(max=MAX_LOGARITHM).exp()
     return torch.cat([centres - sizes / 2, centres + sizes / 2], -1)
 
 
@@ -158,7 +158,7 @@ def divergence(logits: Tensor, wanted: Tensor) -> Tensor:
 
     Its gradient is the cross-entropy's (and darknet's), and a perfect prediction has loss 0 also for fractions.
     """
-    with torch.autocast(wanted.device.type, enabled=False):  # CUDA's autocast refuses it; `wanted` is float32
+    with torch.autocast(wanted.device.type, enabled=False):  # CUDA's autocast does not allow it; `wanted` is float32
         entropy = F.binary_cross_entropy(wanted, wanted, reduction="none")
     return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") - entropy
 
@@ -353,9 +353,9 @@ class Yolo(nn.Module):
         detections = []
         for boxes, scores in zip(every_box, every_score, strict=True):
             places, classes = (scores > self.score_threshold).nonzero().unbind(1)
-            sure = scores[places, classes]
-            kept = batched_nms(boxes[places], sure, classes, self.nms_threshold)[: self.detections_per_image]
-            detections.append({"boxes": boxes[places[kept]], "labels": classes[kept] + 1, "scores": sure[kept]})
+            found = scores[places, classes]
+            kept = batched_nms(boxes[places], found, classes, self.nms_threshold)[: self.detections_per_image]
+            detections.append({"boxes": boxes[places[kept]], "labels": classes[kept] + 1, "scores": found[kept]})
         return detections
 
 

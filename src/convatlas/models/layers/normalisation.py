@@ -4,7 +4,7 @@
   (NIPS 2012), section 3.3: across neighbouring maps.
 - `WithinChannelResponseNorm`: the same idea over neighbouring pixels of one map, as in the released SPP-net.
 - `LocalContrastNorm`: Jarrett, Kavukcuoglu, Ranzato, LeCun, "What is the Best Multi-Stage Architecture for Object
-  Recognition?" (ICCV 2009), section 2: subtract the local mean and divide by the local deviation.
+  Recognition?" (ICCV 2009), section 2: subtract the local mean and divide by the local standard deviation.
 """
 
 import torch
@@ -62,7 +62,7 @@ class WithinChannelResponseNorm(nn.Module):
 
 
 class LocalContrastNorm(nn.Module):
-    """Subtract the local mean over pixels and maps, then divide by the local deviation; any `(B, C, H, W)`.
+    """Subtract the local mean over pixels and maps, then divide by the local standard deviation; any `(B, C, H, W)`.
 
     v = x - sum w x; y = v / max(mean sigma, sigma) with sigma^2 = sum w v^2. The weights w are a Gaussian window over
     pixels, the same for every map, and sum to 1; at the border they are scaled up to the pixels that exist.
@@ -90,8 +90,8 @@ class LocalContrastNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         centred = x - self._local_mean(x)
-        deviation = (self._local_mean(centred.square()) + self.epsilon**2).sqrt()
-        return centred / torch.maximum(deviation, deviation.mean((2, 3), keepdim=True))
+        std = (self._local_mean(centred.square()) + self.epsilon**2).sqrt()
+        return centred / torch.maximum(std, std.mean((2, 3), keepdim=True))
 
     def extra_repr(self) -> str:
         return f"size={self.size}, epsilon={self.epsilon}"

@@ -135,7 +135,7 @@ class LevelNormRetinaNet(RetinaNet):
         backbone: gives maps, the finest first, and has their `out_channels` and `strides`.
         anchor_scale: side of a level's smallest square anchor, in strides of the level; 4 for SpineNet-143 and 190.
         focal_alpha: weight of the objects in the focal loss; the background has the rest to 1.
-        focal_gamma: exponent with which the focal loss turns away from what is sure.
+        focal_gamma: exponent of the focal loss; the larger, the less well classified anchors count.
         huber_delta: error of an offset from which the box loss is linear.
         box_weight: factor on the box loss.
         size_divisible: images are padded with zeros, at the right and at the bottom, to a multiple of this. With 128
