@@ -23,7 +23,7 @@ from convatlas.models.classification.fractal_of_fractalnet import FractalOfFract
 from convatlas.models.classification.fractalnet import FractalNet
 from convatlas.models.classification.stochastic_depth import BasicBlock, StochasticDepthResNet
 from convatlas.models.costs import activation_bytes, on_meta_device
-from convatlas.models.interfaces import FollowsTraining, TellsFigures
+from convatlas.models.interfaces import FollowsTraining, HasFigures
 from convatlas.models.layers.stochastic_depth import survival_probabilities
 
 
@@ -109,7 +109,7 @@ def begin(net: nn.Module, number: int) -> None:
 
 def active(net: nn.Module) -> float:
     """Return the share of the blocks, or of the convolutions, that the last step computed."""
-    figures = net.step_figures() if isinstance(net, TellsFigures) else {}
+    figures = net.step_figures() if isinstance(net, HasFigures) else {}
     return figures.get("active_blocks", figures.get("convolutions_computed", 1.0))
 
 
