@@ -63,7 +63,9 @@ class SearchTracker:
     def log_folder(self, folder: Path) -> None:
         """Log the files of the search; its trainings have runs of their own."""
         with self._run() as run:
-            for path in sorted(folder.iterdir()) if run is not None else ():
+            if run is None:
+                return
+            for path in sorted(folder.iterdir()):
                 if path.is_file():
                     run.client.log_artifact(run.id, str(path))
 

@@ -86,7 +86,7 @@ def _read_cell(key: str, nodes: Sequence[Sequence[Sequence[Any]]]) -> tuple[Node
         for edge in node:
             if len(edge) != 2 or not isinstance(edge[1], int):
                 raise ValueError(f"model.genotype.{key}: node {number} has the edge {edge}; write [operation, state].")
-            check_edge(f"model.genotype.{key}: node {number}", number, *edge, OPERATIONS)
+            check_edge(f"model.genotype.{key}: node {number}", number, edge[0], edge[1], OPERATIONS)
     return tuple(tuple(Edge(*edge) for edge in node) for node in nodes)
 
 

@@ -303,8 +303,8 @@ class HyperRNN(SequenceReader):
     ) -> None:
         require_all_positive(hidden_size=hidden_size, hyper_size=hyper_size, embedding_size=embedding_size)
         main, hyper = RNNUpdate(hidden_size), RNNUpdate(hyper_size)
-        sizes = {"embedding_size": embedding_size, "initial_scale": initial_scale}
-        super().__init__(partial(HyperRecurrence, update=main, hyper_update=hyper, **sizes), hidden_size, **options)
+        recurrence = partial(HyperRecurrence, update=main, hyper_update=hyper, embedding_size=embedding_size)
+        super().__init__(partial(recurrence, initial_scale=initial_scale), hidden_size, **options)
 
 
 class HyperLSTM(SequenceReader):
@@ -331,5 +331,5 @@ class HyperLSTM(SequenceReader):
         require_all_positive(hidden_size=hidden_size, hyper_size=hyper_size, embedding_size=embedding_size)
         require_probability("dropout", dropout)
         main, hyper = LSTMUpdate(hidden_size, layer_norm, dropout), LSTMUpdate(hyper_size, layer_norm, 0.0)
-        sizes = {"embedding_size": embedding_size, "initial_scale": initial_scale}
-        super().__init__(partial(HyperRecurrence, update=main, hyper_update=hyper, **sizes), hidden_size, **options)
+        recurrence = partial(HyperRecurrence, update=main, hyper_update=hyper, embedding_size=embedding_size)
+        super().__init__(partial(recurrence, initial_scale=initial_scale), hidden_size, **options)

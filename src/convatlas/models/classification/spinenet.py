@@ -182,7 +182,7 @@ class Resample(nn.Module):
             x = self.halve(x)
             pools = [pooling(old, new) for old, new in zip(before, size, strict=True)]
             if any(stride > 1 for _, stride in pools):
-                kernels, strides = zip(*pools, strict=True)
+                kernels, strides = (list(each) for each in zip(*pools, strict=True))
                 x = max_pool2d_same(x, kernels, strides)
         if (x.shape[-2], x.shape[-1]) != size:
             x = F.interpolate(x, size, mode="nearest")

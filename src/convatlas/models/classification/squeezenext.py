@@ -6,7 +6,7 @@ change places from block to block, and in version 5 the residual branch starts b
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -121,9 +121,9 @@ class SqueezeNext(PooledClassifier):
             stage = nn.Sequential()
             for index in range(count):
                 first = index == 0
-                options = {"stride": stride if first else 1, "first_in_stage": first, "vertical_first": index % 2 == 0}
-                behind = {"branch_behind_shortcut": released.branch_behind_shortcut}
-                stage.append(SqueezeNextBlock(channels, int(full_channels * width), groups=groups, **options, **behind))
+                options: Any = {"stride": stride if first else 1, "first_in_stage": first, "groups": groups}
+                options |= {"vertical_first": index % 2 == 0, "branch_behind_shortcut": released.branch_behind_shortcut}
+                stage.append(SqueezeNextBlock(channels, int(full_channels * width), **options))
                 channels = int(full_channels * width)
             self.stages.append(stage)
         self.head = ConvNormAct(channels, HEAD_CHANNELS)

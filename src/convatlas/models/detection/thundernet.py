@@ -350,7 +350,7 @@ def make_backbone(name: str, options: Mapping[str, Any], in_channels: int) -> SN
         if option not in known:
             raise ValueError(f"model.backbone_options.{option}: there is no such option. {near_matches(option, known)}")
     body = SNet(**arguments, num_classes=1, in_channels=in_channels)
-    body.classifier = nn.Identity()  # type: ignore[assignment]
+    body.classifier = nn.Identity()
     return body
 
 
