@@ -394,7 +394,7 @@ def test_places_say_at_first_that_they_are_empty() -> None:
     ({"anchors": (((8, 8),), ((8, 8),), ((8, 0),))}, r"model\.anchors=.* positive"),
     ({"backbone_options": {"width": 3}}, r"model\.backbone_options=.*width"),
     ({"backbone_options": {"blocks": (1, 1), "channels": (8, 8), "stem_channels": 8}}, r"model\.anchors has 3 levels"),
-    ({"num_classes": 1}, r"model\.num_classes=1 counts the background"),
+    ({"num_classes": 1}, r"model\.num_classes=1 must be at least 2"),
     ({"nms_threshold": 0}, r"model\.nms_threshold=0 is an overlap"),
     ({"ignore_overlap": 1.5}, r"model\.ignore_overlap=1\.5 is an overlap"),
 ])  # fmt: skip
