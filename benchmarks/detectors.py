@@ -31,7 +31,7 @@ from convatlas.models.detection.ssdlite import (
 from convatlas.models.detection.thundernet import thundernet
 
 SIZE = 320
-LEAST_SCORE = 0.05
+MIN_SCORE = 0.05
 FRAMES_OF_THE_LECTURE = 24
 THE_FASTEST_THUNDERNET = "ThunderNet, SNet49"
 
@@ -73,7 +73,7 @@ def built(build: Callable[[], nn.Module]) -> nn.Module:
     torch.manual_seed(0)
     net = build().eval()
     part = net.get_submodule("roi_heads") if hasattr(net, "roi_heads") else net
-    part.score_thresh = LEAST_SCORE  # type: ignore[assignment]
+    part.score_thresh = MIN_SCORE  # type: ignore[assignment]
     return net
 
 

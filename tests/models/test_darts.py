@@ -10,11 +10,11 @@ from convatlas.models.classification.darts import (
     OPERATIONS,
     Cell,
     DartsNet,
-    FactorizedReduction,
     make_operation,
     read_genotype,
 )
 from convatlas.models.costs import count_parameters, on_meta_device
+from convatlas.models.layers.cells import FactorizedReduction
 from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath
 
 

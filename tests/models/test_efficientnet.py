@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convatlas.models.checks import timm_rows
 from convatlas.models.classification.efficientnet import SCALINGS, efficientnet, round_width
 from convatlas.models.costs import measure_costs, on_meta_device
 
@@ -48,9 +47,9 @@ def test_rounded_widths_are_the_nearest_multiple_and_never_below_nine_tenths(div
 
 
 def test_depths_are_rounded_up():
-    for depth, blocks in ((1.1, [2, 3, 4, 5]), (1.0, [1, 2, 3, 4])):
-        rows = timm_rows(["r{repeats}_s{stride}"] * 4, (1, 2, 3, 4), (1, 2, 2, 1), depth)
-        assert rows == [[f"r{count}_s{stride}"] for count, stride in zip(blocks, (1, 2, 2, 1), strict=True)]
+    for depth, blocks in ((1.1, [2, 3, 4, 5, 2, 3, 4]), (1.0, [1, 2, 3, 4, 1, 2, 3])):
+        net = on_meta_device(lambda d=depth: efficientnet(width=0.1, depth=d, repeats=(1, 2, 3, 4, 1, 2, 3)))
+        assert [len(stage) for stage in net.blocks] == blocks
 
 
 @pytest.mark.parametrize("variant", ["b0", "b3"])
@@ -123,7 +122,7 @@ def test_the_norms_are_tensorflow_s():
     ("options", "message"),
     [
         ({"variant": "b9"}, r"^model\.variant=b9 is not known; choose one of b0, .*, b7\.$"),
-        ({"width": 0.0}, r"^model\.width=0\.0 and model\.depth=1\.0 must be above 0\.$"),
+        ({"width": 0.0}, r"^model\.width=0\.0 must be above 0\.$"),
         ({"strides": (1, 2)}, r"^model\.strides=\[1, 2\] must be 7 numbers, each 1 or 2\.$"),
         ({"repeats": (0,) * 7}, r"^model\.repeats=.* must be 7 numbers, each at least 1\.$"),
         ({"dropout": 1.0}, r"^model\.dropout=1\.0 is a probability"),

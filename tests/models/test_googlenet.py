@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convatlas.models.classification.googlenet import TABLE_1, GoogLeNet, GoogLeNetOutput, Inception, Widths
+from convatlas.models.classification.googlenet import TABLE_1, AuxiliaryOutput, GoogLeNet, Inception, Widths
 from convatlas.models.costs import count_parameters, on_meta_device
 
 SMALL = {
@@ -72,7 +72,7 @@ def test_a_module_concatenates_its_branches_in_the_figures_order():
 def test_training_returns_two_auxiliary_logits_that_weigh_three_tenths():
     net = GoogLeNet(**SMALL).train()
     output = net(torch.randn(3, 1, 32, 32))
-    assert isinstance(output, GoogLeNetOutput)
+    assert isinstance(output, AuxiliaryOutput)
     assert output.logits.shape == (3, 10)
     assert [logits.shape for logits in output.auxiliary] == [(3, 10), (3, 10)]
     assert net.auxiliary_loss_weights == (0.3, 0.3)

@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import nn
 
-from convatlas.models.classification.inception import InceptionResNetV2, InceptionV3, InceptionV3Output, Xception
+from convatlas.models.classification.inception import AuxiliaryOutput, InceptionResNetV2, InceptionV3, Xception
 from convatlas.models.costs import count_parameters, on_meta_device
 
 NARROW = {"stem": "small", "width": 0.125, "num_classes": 10, "in_channels": 1}
@@ -22,7 +22,7 @@ NETS = pytest.mark.parametrize(
 def test_training_returns_an_auxiliary_classifier_that_weighs_four_tenths():
     net = on_meta_device(InceptionV3).train()
     output = net(torch.zeros(2, 3, 299, 299, device="meta"))
-    assert isinstance(output, InceptionV3Output)
+    assert isinstance(output, AuxiliaryOutput)
     assert [logits.shape for logits in (output.logits, *output.auxiliary)] == [(2, 1000), (2, 1000)]
     assert net.auxiliary_loss_weights == (0.4,)
 

@@ -10,7 +10,6 @@ from torch import nn
 from convatlas.models.classification.nasnet import (
     CELLS,
     Cell,
-    FactorizedReduction,
     NASNet,
     Pool,
     SeparableConv,
@@ -19,6 +18,7 @@ from convatlas.models.classification.nasnet import (
     Step,
 )
 from convatlas.models.costs import count_parameters, on_meta_device
+from convatlas.models.layers.cells import FactorizedReduction
 from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath
 
 WIRINGS = {
@@ -91,8 +91,8 @@ def describe(operation):
     if any(isinstance(m, StackedSeparableConv) for m in parts):
         first, second = (m for m in parts if isinstance(m, SeparableConv))
         assert first.depthwise.kernel_size == second.depthwise.kernel_size
-        assert second.stride == 1
-        return f"sep{first.kernel_size}", first.stride
+        assert second.depthwise.stride == (1, 1)
+        return f"sep{first.depthwise.kernel_size[0]}", first.depthwise.stride[0]
     pools = [m for m in parts if isinstance(m, Pool)]
     if pools:
         return pools[0].kind, pools[0].stride

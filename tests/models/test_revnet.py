@@ -155,9 +155,9 @@ def test_filters_that_do_not_fit_are_refused(filters, message):
 
 
 def test_stages_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"^model\.strides=\[1, 2\] does not fit 4 stages"):
+    with pytest.raises(ValueError, match=r"^model\.strides=\[1, 2\] must be 4 numbers, each 1 or 2"):
         RevNet(strides=[1, 2])
-    with pytest.raises(ValueError, match=r"^model\.strides=\[1, 2, 3, 2\]: a stage has stride 1 or 2\.$"):
+    with pytest.raises(ValueError, match=r"^model\.strides=\[1, 2, 3, 2\] must be 4 numbers, each 1 or 2\.$"):
         RevNet(strides=[1, 2, 3, 2])
     with pytest.raises(ValueError, match=r"^model\.units=\[0\] "):
         RevNet(units=[0], filters=[8, 8], strides=[1])

@@ -18,8 +18,6 @@ from convatlas.models.segmentation.saunet import (
     SAUNet,
     SAUNetOutput,
     ShapeStream,
-    TextureChannels,
-    TextureMaps,
     texture_channels,
 )
 from helpers import ROOT
@@ -61,7 +59,7 @@ def test_the_released_net_has_31_871_505_parameters() -> None:
 
 
 def test_the_encoder_s_channels_are_those_of_densenet_121() -> None:
-    assert texture_channels(32, (6, 12, 24, 16), 64) == (128, 256, 512, 1024)
+    assert texture_channels(32, (6, 12, 24, 16), 64) == [128, 256, 512, 1024]
 
 
 @pytest.mark.parametrize("name", ["saunet", "saunet_small"])
@@ -155,8 +153,8 @@ def test_the_gate_looks_at_the_texture() -> None:
 
 def test_predicted_and_canny_edges_are_fused_as_written() -> None:
     torch.manual_seed(0)
-    stream = ShapeStream(TextureChannels(4, 5, 6, 7), width=8, edge_width=2).eval()
-    maps = TextureMaps(*(torch.randn(1, channels, 4, 4) for channels in (4, 5, 6, 7)))
+    stream = ShapeStream((4, 5, 6, 7), width=8, edge_width=2).eval()
+    maps = tuple(torch.randn(1, channels, 4, 4) for channels in (4, 5, 6, 7))
     canny = torch.rand(1, 1, 16, 16).round()
     edges, fused = stream(maps, canny)
     one, other = stream.fuse.weight.flatten()
@@ -208,8 +206,8 @@ def test_without_attention_there_is_nothing_of_it() -> None:
 
 @pytest.mark.parametrize(("options", "words"), [
     ({"in_channels": 1}, "model.in_channels=1 must be 2 or more: .* data.in_channels"),
-    ({"block_config": (2, 2, 2)}, r"model.block_config=\[2, 2, 2\] must be four"),
-    ({"block_config": (2, 2, 0, 2)}, r"model.block_config=\[2, 2, 0, 2\] must be four"),
+    ({"block_config": (2, 2, 2)}, r"model.block_config=\[2, 2, 2\] must be 4"),
+    ({"block_config": (2, 2, 0, 2)}, r"model.block_config=\[2, 2, 0, 2\] must be 4"),
     ({"growth_rate": 0}, "model.growth_rate=0 must be at least 1"),
     ({"stem_width": 0}, "model.stem_width=0 must be at least 1"),
     ({"decoder_width": 6}, "model.decoder_width=6 must be a multiple of 4"),

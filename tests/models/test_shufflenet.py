@@ -7,14 +7,10 @@ import torchvision
 from torch import nn
 
 from convatlas.models.classification.shufflenet_v1 import ShuffleNetV1, ShuffleUnit
-from convatlas.models.classification.shufflenet_v2 import (
-    DownsamplingUnit,
-    ShuffleNetV2,
-    ShuffleUnitV2,
-    shufflenet_v2,
-)
+from convatlas.models.classification.shufflenet_v2 import ShuffleNetV2, shufflenet_v2
 from convatlas.models.costs import measure_costs, on_meta_device
-from convatlas.models.layers.shuffle import ChannelShuffle, channel_shuffle
+from convatlas.models.layers.shuffle import ChannelShuffle, DownsamplingUnit, channel_shuffle
+from convatlas.models.layers.shuffle import ShuffleUnit as ShuffleUnitV2
 
 
 def dependence(function, channels, groups):
@@ -150,7 +146,7 @@ def test_bottlenecks_that_do_not_divide_are_rounded_to_the_groups(width, groups,
     [
         ({"groups": 5}, r"^model\.groups=5: .* 1, 2, 3, 4 and 8 groups only\.$"),
         ({"width": 0}, r"^model\.width=0 must be above 0"),
-        ({"repeats": (1, 1)}, r"^model\.repeats=\[1, 1\] must be three numbers"),
+        ({"repeats": (1, 1)}, r"^model\.repeats=\[1, 1\] must be 3 numbers"),
         ({"stem": "none"}, r"^model\.stem=none is not known; choose one of imagenet, small\.$"),
     ],
 )

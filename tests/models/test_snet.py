@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convatlas.models.classification.snet import VARIANTS, DownsamplingUnit, ShuffleUnit, SNet, snet
+from convatlas.models.classification.snet import VARIANTS, SNet, snet
 from convatlas.models.costs import measure_costs, on_meta_device
+from convatlas.models.layers.shuffle import DownsamplingUnit, ShuffleUnit
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_the_stem_s_stride_decides_the_maps_strides(stride, strides):
 
 def test_a_unit_of_stride_1_by_hand():
     torch.manual_seed(0)
-    unit = ShuffleUnit(8).eval()
+    unit = ShuffleUnit(8, kernel=5).eval()
     x = torch.randn(2, 8, 6, 6)
     first, depthwise, last = unit.branch
     y = F.relu(first[1](F.conv2d(x[:, 4:], first[0].weight)))
@@ -65,7 +66,7 @@ def test_a_unit_of_stride_1_by_hand():
 
 def test_each_branch_of_a_unit_of_stride_2_gives_every_second_channel():
     torch.manual_seed(0)
-    unit = DownsamplingUnit(6, 20).eval()
+    unit = DownsamplingUnit(6, 20, kernel=5, equal=True).eval()
     x = torch.randn(1, 6, 8, 8)
     out = unit(x)
     assert out.shape == (1, 20, 4, 4)
@@ -77,7 +78,7 @@ def test_each_branch_of_a_unit_of_stride_2_gives_every_second_channel():
     ("options", "message"),
     [
         ({"stage_channels": (60, 121, 240)}, r"^model\.stage_channels=\[60, 121, 240\] must be three even numbers"),
-        ({"repeats": (4, 0, 4)}, r"^model\.repeats=\[4, 0, 4\] must be three numbers"),
+        ({"repeats": (4, 0, 4)}, r"^model\.repeats=\[4, 0, 4\] must be 3 numbers"),
         ({"stem_stride": 3}, r"^model\.stem_stride=3 must be 1, 2 or 4"),
         ({"stem_channels": 0}, r"^model\.stem_channels=0 must be at least 1"),
         ({"last_channels": 0}, r"^model\.last_channels=0 must be at least 1"),

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers.pool2d_same import max_pool2d_same
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import StochasticDepth
@@ -24,7 +25,6 @@ from convatlas.models.classification.spinenet import (
     SpineNet,
     SpineNetBackbone,
     extra_edges,
-    max_pool,
 )
 from convatlas.models.costs import count_parameters, on_meta_device
 
@@ -195,8 +195,8 @@ def same_pool(line: Tensor, kernel: int, stride: int) -> Tensor:
 def test_pooling_is_padded_as_in_tensorflow(size, kernel, stride):
     line = torch.randn(size)
     expected = same_pool(line, kernel, stride)
-    assert torch.equal(max_pool(line[None, None, None], (1, kernel), (1, stride))[0, 0, 0], expected)
-    assert torch.equal(max_pool(line[None, None, :, None], (kernel, 1), (stride, 1))[0, 0, :, 0], expected)
+    assert torch.equal(max_pool2d_same(line[None, None, None], (1, kernel), (1, stride))[0, 0, 0], expected)
+    assert torch.equal(max_pool2d_same(line[None, None, :, None], (kernel, 1), (stride, 1))[0, 0, :, 0], expected)
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_the_small_stem_takes_a_single_pixel():
     [
         ({"version": "v9"}, r"^model\.version=v9 is not known; choose one of v1, v5\.$"),
         ({"stem": "large"}, r"^model\.stem=large is not known; choose one of imagenet, small\.$"),
-        ({"blocks": (1, 2)}, r"^model\.blocks=\[1, 2\] must be 4 numbers of blocks, each at least 1\.$"),
+        ({"blocks": (1, 2)}, r"^model\.blocks=\[1, 2\] must be 4 numbers, each at least 1\.$"),
         ({"width": 0.3}, r"^model\.width=0\.3 .* model\.width must be a multiple of 0\.125\.$"),
         ({"width": 0.125, "groups": 2}, r"^model\.width=0\.125 .* model\.width must be a multiple of 0\.25\.$"),
         ({"groups": 3}, r"^model\.groups=3 does not divide the stem's 64 channels"),

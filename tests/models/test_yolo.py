@@ -21,7 +21,7 @@ from convatlas.data.sources.digit_scenes import load
 from convatlas.models.build import build_model
 from convatlas.models.costs import count_parameters, on_meta_device
 from convatlas.models.detection.yolo import (
-    LARGEST_LOGARITHM,
+    MAX_LOGARITHM,
     Priors,
     Yolo,
     assign,
@@ -216,7 +216,7 @@ def test_zero_outputs_are_the_anchor_in_the_middle_of_its_cell_and_sizes_are_bou
     here = Priors(torch.tensor([[32.0, 16.0]]), torch.tensor([[8.0]]), torch.tensor([[16.0, 10.0]]))
     assert decode(torch.zeros(1, 4), here).tolist() == [[28, 15, 44, 25]]
     huge = decode(torch.tensor([[0.0, 0.0, 500.0, 0.0]]), here)[0]
-    assert huge[2] - huge[0] == pytest.approx(16 * math.exp(LARGEST_LOGARITHM), rel=1e-5)
+    assert huge[2] - huge[0] == pytest.approx(16 * math.exp(MAX_LOGARITHM), rel=1e-5)
 
 
 # ---- losses ---------------------------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ def test_places_say_at_first_that_they_are_empty() -> None:
     ({"anchors": (((8, 8),), ((8, 8),), ((8, 0),))}, r"model\.anchors=.* positive"),
     ({"backbone_options": {"width": 3}}, r"model\.backbone_options=.*width"),
     ({"backbone_options": {"blocks": (1, 1), "channels": (8, 8), "stem_channels": 8}}, r"model\.anchors has 3 levels"),
-    ({"num_classes": 1}, r"model\.num_classes=1 counts the background"),
+    ({"num_classes": 1}, r"model\.num_classes=1 must be at least 2"),
     ({"nms_threshold": 0}, r"model\.nms_threshold=0 is an overlap"),
     ({"ignore_overlap": 1.5}, r"model\.ignore_overlap=1\.5 is an overlap"),
 ])  # fmt: skip

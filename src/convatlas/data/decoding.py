@@ -364,7 +364,7 @@ def fit_image(
     if card.storage == "shards":
         how = card.fitted or "centre"
         stored = shrink(pixels, size_in_shards(height, width, card.stored_side))
-        taken = centre_square(*stored.shape[1:], crop) if how == "centre" else (0, 0, *stored.shape[1:])
+        taken = centre_square(stored.shape[1], stored.shape[2], crop) if how == "centre" else (0, 0, *stored.shape[1:])
         images = _cropped(torch.from_numpy(stored), taken, image_size).float().div_(255)
         return images, fit_geometry(height, width, image_size, how)
     side = card.image_shape[1]

@@ -98,7 +98,9 @@ class Reader:
             changes = replace(changes, config=changes.config.model_copy(update={"random_area": None}))
         else:
             share = self.crop if changes is None else 1.0
-            crops = [(0, 0, *size) if stretches else centre_square(*size, share) for size in sizes]
+            crops = [
+                (0, 0, height, width) if stretches else centre_square(height, width, share) for height, width in sizes
+            ]
         channels = self.split.card.image_shape[0]
         try:
             images = [read_crop(shards.read(i), channels, crop, side) for i, crop in zip(indices, crops, strict=True)]

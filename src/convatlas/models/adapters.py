@@ -1,7 +1,5 @@
 """Nets that timm and torchvision hold, under this project's two keyword arguments `num_classes` and `in_channels`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn
@@ -14,7 +12,6 @@ def timm_model(model_name: str, num_classes: int = 1000, in_channels: int = 3, *
 
     Args:
         model_name: a name of `timm.list_models()`.
-        num_classes: classes of the new classifier.
         options: passed on to the net, for example `drop_path_rate`.
 
     Raises:
@@ -34,9 +31,7 @@ def torchvision_model(model_name: str, num_classes: int = 1000, in_channels: int
 
     Args:
         model_name: a name of `torchvision.models.list_models(torchvision.models)`.
-        num_classes: classes of the new classifier.
         in_channels: channels of the images; other than 3, the first convolution is made anew.
-        options: passed on to the net.
 
     Raises:
         ValueError: torchvision has no such net.

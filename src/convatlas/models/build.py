@@ -1,7 +1,5 @@
 """From a model's configuration to the net: checks the arguments against the net's own signature, and calls it."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Mapping
@@ -21,7 +19,7 @@ def build_model(model: Mapping[str, Any]) -> nn.Module:
     """Build a net, with new weights, from the section `model` of a configuration: `_target_` and its arguments.
 
     Raises:
-        UserError: an argument is unknown, missing, of a wrong type, or refused by the net itself.
+        UserError: an argument is unknown, missing, of a wrong type, or outside the range that the net takes.
     """
     target = locate(model["_target_"])
     norm = {key: model[key] for key in NORM if key in model and key not in inspect.signature(target).parameters}

@@ -1,22 +1,8 @@
 """What a user can get wrong about a net's numbers or an image's size, and the sentence that says what fits."""
 
-from __future__ import annotations
-
-import math
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor
-
-__all__ = [
-    "blocks_for_depth",
-    "require_choice",
-    "require_exact_size",
-    "require_image_size",
-    "require_positive",
-    "require_probability",
-    "require_width",
-    "timm_rows",
-]
 
 
 def blocks_for_depth(depth: int, step: int, others: int) -> int:
@@ -41,36 +27,26 @@ def blocks_for_depth(depth: int, step: int, others: int) -> int:
     raise ValueError(f"model.depth={depth} is not {step}n+{others} for a whole n of at least 1; {remedy}.")
 
 
-def timm_rows(
-    rows: Sequence[str], repeats: Sequence[int], strides: Sequence[int], depth: float = 1.0
-) -> list[list[str]]:
-    """Put the repeats, scaled by `depth` and rounded up, and the strides of every stage into rows of timm's notation.
-
-    Raises:
-        ValueError: there are not as many of them as stages, or one is outside its range.
-    """
-    if len(strides) != len(rows) or not set(strides) <= {1, 2}:
-        raise ValueError(f"model.strides={list(strides)} must be {len(rows)} numbers, each 1 or 2.")
-    if len(repeats) != len(rows) or min(repeats) < 1:
-        raise ValueError(f"model.repeats={list(repeats)} must be {len(rows)} numbers, each at least 1.")
-    counts = [math.ceil(count * depth) for count in repeats]
-    return [[row.format(repeats=n, stride=s)] for row, n, s in zip(rows, counts, strides, strict=True)]
-
-
-def require_choice(option: str, value: str, choices: Iterable[str]) -> None:
+def require_choice(option: str, value: object, choices: Iterable[object]) -> None:
     """Raise a ValueError unless `value`, given as `model.<option>`, is one of `choices`."""
     known = list(choices)
     if value not in known:
-        raise ValueError(f"model.{option}={value} is not known; choose one of {', '.join(known)}.")
+        raise ValueError(f"model.{option}={value} is not known; choose one of {', '.join(map(str, known))}.")
+
+
+def require_counts(option: str, values: Sequence[int], count: int) -> None:
+    """Raise a ValueError unless `values`, given as `model.<option>`, are `count` numbers from 1."""
+    if len(values) != count or min(values) < 1:
+        raise ValueError(f"model.{option}={list(values)} must be {count} numbers, each at least 1.")
 
 
 def require_exact_size(images: Tensor, image_size: int) -> None:
-    """Raise ValueError unless `images` `(B, C, H, W)` are as large as the fully connected layers were made for."""
+    """Raise ValueError unless `images` `(B, C, H, W)` are as large as the net was made for."""
     height, width = images.shape[-2:]
     if height != image_size or width != image_size:
         raise ValueError(
-            f"model.image_size={image_size} does not fit images of {height}x{width} pixels: the fully connected layers "
-            f"take {image_size}x{image_size} only. Set data.image_size={image_size}, or model.image_size={height}."
+            f"model.image_size={image_size} does not fit images of {height}x{width} pixels: this net takes "
+            f"{image_size}x{image_size} only. Set data.image_size={image_size}, or model.image_size={height}."
         )
 
 
@@ -84,16 +60,41 @@ def require_image_size(images: Tensor, minimum: int, net: str) -> None:
         )
 
 
+def require_object_classes(num_classes: int) -> None:
+    """Raise a ValueError unless a detector has a class beside the background."""
+    if num_classes < 2:
+        raise ValueError(f"model.num_classes={num_classes} must be at least 2; the background counts as one.")
+
+
 def require_positive(option: str, value: int) -> None:
     """Raise a ValueError unless `value`, given as `model.<option>`, is at least 1."""
     if value < 1:
         raise ValueError(f"model.{option}={value} must be at least 1.")
 
 
+def require_above_zero(**options: float) -> None:
+    """Raise a ValueError unless every option is above 0."""
+    for option, value in options.items():
+        if not value > 0:
+            raise ValueError(f"model.{option}={value} must be above 0.")
+
+
+def require_all_positive(**options: int) -> None:
+    """Raise a ValueError unless every option is at least 1."""
+    for option, value in options.items():
+        require_positive(option, value)
+
+
 def require_probability(option: str, value: float) -> None:
     """Raise a ValueError unless `value`, given as `model.<option>`, is a probability below 1."""
     if not 0 <= value < 1:
         raise ValueError(f"model.{option}={value} is a probability; choose from 0 up to, but not including, 1.")
+
+
+def require_strides(strides: Sequence[int], count: int) -> None:
+    """Raise a ValueError unless `model.strides` are `count` numbers, each 1 or 2."""
+    if len(strides) != count or not set(strides) <= {1, 2}:
+        raise ValueError(f"model.strides={list(strides)} must be {count} numbers, each 1 or 2.")
 
 
 def require_width(width: float) -> None:

@@ -6,13 +6,10 @@ print them as FLOPs); activation bytes are what autograd saves for the backward 
 counted once, weights left out.
 """
 
-from __future__ import annotations
-
 import inspect
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,36 +17,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from convatlas.models.interfaces import (
-    FollowsTraining,
-    HasDenseOutputs,
-    auxiliary_loss_weights,
-    leaves_gradients_out,
-)
+from convatlas.models.interfaces import FollowsTraining, HasDenseOutputs, auxiliary_loss_weights, leaves_gradients_out
+from convatlas.models.layers.reversible import copied_buffers
 
 
 @dataclass(frozen=True)
 class Costs:
-    """The costs of one net at one input size.
+    """The costs of one net at one input size."""
 
-    Attributes:
-        parameters: trainable values.
-        macs: multiply-adds of one image through the whole net, auxiliary classifiers included.
-        macs_inference: the same without what only training uses.
-        macs_of_weights: multiply-adds that generate weights, once for a batch of any size; 0 for nets that keep theirs.
-        weight_megabytes: parameters and buffers as they are stored, in 10^6 bytes.
-        activation_bytes: bytes saved for backward by one training step of `batch_size` images; the mean over several
-            draws for a net that leaves parts of itself out.
-        batch_size: the batch that `activation_bytes` belongs to.
-    """
-
-    parameters: int
-    macs: int
-    macs_inference: int
+    parameters: int  # trainable values
+    macs: int  # multiply-adds of one image through the whole net, auxiliary classifiers included
+    macs_inference: int  # the same without what only training uses
     macs_of_weights: int
-    weight_megabytes: float
+    """Multiply-adds that generate weights, once for a batch of any size; 0 for nets that keep theirs."""
+    weight_megabytes: float  # parameters and buffers as they are stored, in 10^6 bytes
+    # bytes saved for backward by one training step of `batch_size` images; the mean over several draws for a net that
+    # leaves parts of itself out
     activation_bytes: int
-    batch_size: int
+    batch_size: int  # the batch that `activation_bytes` belongs to
 
 
 def count_parameters(net: nn.Module) -> int:
@@ -124,9 +109,14 @@ def multiply_adds(net: nn.Module, input_size: Sequence[int]) -> tuple[int, int, 
 
 def _flops(net: nn.Module, images: Tensor) -> int:
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter, _batch_norm_left_alone(net):
+    with torch.no_grad(), counter, copied_buffers(_norms(net)):
         _forward(net, images)
     return counter.get_total_flops()
+
+
+def _norms(net: nn.Module) -> nn.ModuleList:
+    """Return the layers whose running statistics must stay as they are: looking at a net must not change it."""
+    return nn.ModuleList(m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
 
 
 def _forward(net: nn.Module, images: Tensor) -> Any:
@@ -163,26 +153,10 @@ def activation_bytes(net: nn.Module, images: Tensor) -> int:
             kept[storage] = detached  # holding the tensor keeps its storage's address from being used again
         return detached
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _batch_norm_left_alone(net):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), copied_buffers(_norms(net)):
         output = _forward(net, images)
     del output
     return sum(t.untyped_storage().nbytes() for t in kept.values())
-
-
-@contextmanager
-def _batch_norm_left_alone(net: nn.Module) -> Any:
-    """Keep the running statistics as they are: looking at a net must not change it."""
-    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [(m.running_mean, m.running_var, m.num_batches_tracked) for m in norms]
-    for m in norms:
-        if m.running_mean is not None and m.running_var is not None and m.num_batches_tracked is not None:
-            m.running_mean, m.running_var = m.running_mean.clone(), m.running_var.clone()
-            m.num_batches_tracked = m.num_batches_tracked.clone()
-    try:
-        yield
-    finally:
-        for m, (mean, var, batches) in zip(norms, before, strict=True):
-            m.running_mean, m.running_var, m.num_batches_tracked = mean, var, batches
 
 
 def measure_latency(net: nn.Module, input_size: Sequence[int], batch_size: int = 1, repeats: int = 20) -> float:

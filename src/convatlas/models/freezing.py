@@ -5,8 +5,6 @@ evaluation does not compute. The last stage is the block in front of it and all 
 ResNet its last stage, of a net that is one row of blocks the last of them, of a net without blocks its last two layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch
@@ -15,14 +13,11 @@ from torch import Tensor, nn
 from convatlas.core.errors import UserError
 from convatlas.models.interfaces import auxiliary_loss_weights
 
-__all__ = ["freeze", "keep_frozen_in_eval", "trained_layers"]
-
 
 def freeze(net: nn.Module, trainable: str, num_classes: int, image: Tensor) -> list[str]:
     """Let only a part of a net get gradients, and return the names of its layers.
 
     Args:
-        net: the net.
         trainable: "all", "last_stage" or "head", as `recipe.trainable` has it.
         num_classes: classes that the head tells apart.
         image: `(1, C, H, W)`, any image that the net takes.
@@ -70,7 +65,7 @@ def trained_layers(net: nn.Module, trainable: str, num_classes: int, image: Tens
         stage = _last_stage(before, set(weighted[:-1]))
         if len(stage) == len(before) or set(stage) != set(before[-len(stage) :]):  # the whole net, or one of two towers
             raise UserError(
-                "recipe.trainable=last_stage: this net has no stages that could be told apart; use head or all."
+                "recipe.trainable=last_stage: this net has no stages that can be distinguished; use head or all."
             )
         chosen |= set(stage)
     return [name for name in _layers(net) if name in chosen]

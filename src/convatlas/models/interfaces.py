@@ -1,26 +1,9 @@
 """What a net may offer beside `forward`. A net offers it by having the method or attribute; others ask here."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
-
-__all__ = [
-    "AddsLossTerms",
-    "FollowsTraining",
-    "HasAuxiliaryClassifiers",
-    "HasDenseOutputs",
-    "HasFigures",
-    "HasParts",
-    "Invertible",
-    "LeavesGradientsOut",
-    "Reversible",
-    "auxiliary_loss_weights",
-    "is_reversible",
-    "leaves_gradients_out",
-]
 
 
 @runtime_checkable
@@ -88,9 +71,16 @@ class Reversible(Protocol):
         """Compute the inputs."""
 
 
+class AuxiliaryOutput(NamedTuple):
+    """What a net with auxiliary classifiers returns in training; each tensor is `(B, num_classes)`."""
+
+    logits: Tensor
+    auxiliary: tuple[Tensor, ...]
+
+
 @runtime_checkable
 class HasAuxiliaryClassifiers(Protocol):
-    """A net that returns `(logits, auxiliary)` in training, if there are any auxiliary classifiers."""
+    """A net that returns an `AuxiliaryOutput` in training, if there are any auxiliary classifiers."""
 
     auxiliary_loss_weights: Sequence[float]
     """The weight of each auxiliary classifier's loss; that of the main one is 1."""

@@ -1,13 +1,9 @@
 """A net as a server needs it: raw images in, plain tensors out."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-
-__all__ = ["ServedNet"]
 
 
 class ServedNet(nn.Module):
@@ -30,6 +26,5 @@ class ServedNet(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalise, run the net, and return probabilities."""
         logits: Tensor = self.net((images - self.mean) / self.std)
         return logits.softmax(dim=1)

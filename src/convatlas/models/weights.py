@@ -1,7 +1,5 @@
 """Weights that a net starts from: whether they fit, and what they are."""
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 import zipfile
@@ -14,8 +12,6 @@ from torch import Tensor, nn
 
 from convatlas.core.errors import UserError
 
-__all__ = ["State", "digest", "load_net", "read_checkpoint", "take_weights"]
-
 State = Mapping[str, Tensor]
 """Tensors by their names in a net's `state_dict`."""
 
@@ -24,10 +20,7 @@ def take_weights(net: nn.Module, state: State, num_classes: int, source: str) ->
     """Copy weights into a net; classifiers of another number of classes keep what they were drawn with.
 
     Args:
-        net: the net.
         state: as many tensors as the net has, under the same names.
-        num_classes: classes of the net.
-        source: where they come from, for the messages.
 
     Returns:
         The names of the tensors that were left out.

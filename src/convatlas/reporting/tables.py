@@ -119,7 +119,9 @@ def _validation_columns(group: Group) -> list[Column]:
         column = _metric_column(group, group.metric, _validation(group, moment), meaning)
         columns.append(replace(column, section="Validation", title=title))
     cells = tuple(_epoch_cell(variant) for variant in group.variants)
-    meaning = "mean over the seeds; last: trained on all training images and tested after the last epoch, without validation"
+    meaning = (
+        "mean over the seeds; last: tested after the last epoch, trained on all training images without validation"
+    )
     return [*columns, Column("Validation", "best epoch", meaning, cells)]
 
 

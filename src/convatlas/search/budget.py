@@ -1,14 +1,10 @@
 """What a search costs, in multiply-adds: the same on every machine, so that two searches can be given the same."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-
-__all__ = ["EVALUATION", "INPUT_GRADIENTS", "TRAINING", "MacsCounter", "macs_of"]
 
 EVALUATION = 1
 """A forward pass, in multiply-adds of one."""
@@ -48,6 +44,5 @@ class MacsCounter:
         self.macs += output.numel() * weight[0].numel()
 
     def take(self) -> int:
-        """Return the multiply-adds since the last time."""
         taken, self.macs = self.macs, 0
         return taken

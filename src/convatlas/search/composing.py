@@ -15,8 +15,6 @@ from convatlas.studies.architectures import found_by_search
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["compared_nets", "compose_search", "planned_search", "search_code", "search_run", "searches_for"]
-
 
 def search_run(config: DictConfig) -> SearchRun:
     """Check what Hydra composed from `conf/search.yaml`, and give the search a folder where it has none."""

@@ -15,9 +15,6 @@ NotNegative = Annotated[float, Field(ge=0)]
 Stride = Annotated[int, Field(ge=1, le=2)]
 
 
-# ---- spaces ---------------------------------------------------------------------------------------------------------
-
-
 class Stage(Section):
     """Layers that share their output channels; the stride is that of the first."""
 
@@ -68,9 +65,6 @@ class DartsSpaceConfig(Section):
 SpaceConfig = Annotated[FBNetSpaceConfig | NasnetSpaceConfig | DartsSpaceConfig, Field(discriminator="kind")]
 
 
-# ---- how a sampled net is judged -------------------------------------------------------------------------------------
-
-
 class Proxy(Section):
     """A short training that stands for a long one: SGD with Nesterov momentum, the rate falling as a cosine."""
 
@@ -92,9 +86,6 @@ class LatencyTerm(Section):
     """Measure again even if the file exists."""
     rounds: Positive
     """Passes over all operators, of which the fastest counts."""
-
-
-# ---- strategies -----------------------------------------------------------------------------------------------------
 
 
 class SgdStep(Section):
@@ -223,10 +214,7 @@ class CompoundScaling(Section):
     """Arguments of `convatlas.models.classification.efficientnet.efficientnet`, with `width` and `depth`."""
 
 
-Strategy = Annotated[
-    FBNetDnas | Darts | NasnetRl | Enas | Random | CompoundScaling,
-    Field(discriminator="kind"),
-]
+Strategy = Annotated[FBNetDnas | Darts | NasnetRl | Enas | Random | CompoundScaling, Field(discriminator="kind")]
 
 
 class Finals(Section):
@@ -257,8 +245,7 @@ class SearchConfig(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> SearchConfig:
         needed = {"fbnet_dnas": "fbnet", "darts": "darts", "nasnet_rl": "nasnet", "enas": "nasnet"}
-        space = self.space.kind if self.space else None
-        kind = self.strategy.kind
+        space, kind = self.space.kind if self.space else None, self.strategy.kind
         if kind != "random" and space != needed.get(kind):
             raise ValueError(
                 f"strategy.kind={kind} searches space.kind={needed.get(kind)}, not {space}; take that space"
@@ -295,7 +282,6 @@ class SearchRun(Section):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the result, as plain values."""
         plain = self.model_dump(mode="json", exclude={"output_dir", "work_dir", "overwrite", "tracking"})
         for name in ("progress_bar", "seeds_at_once"):
             plain["trainer"].pop(name)

@@ -5,8 +5,6 @@ A.1: one softmax for each of the 2 * 5 * B decisions. Pham et al., "Efficient Ne
 Sharing" (ICML 2018) bound the logits with a tanh. Learning: Williams (1992), REINFORCE; Schulman et al. (2017), PPO.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,27 +15,18 @@ from torch import Tensor, nn
 from convatlas.search.config import Controller
 from convatlas.search.spaces import Decisions
 
-__all__ = ["Learner", "LstmController", "Written"]
-
 INITIAL = 0.1  # weights are drawn from U(-0.1, 0.1), as in the paper
 
 
 @dataclass(frozen=True)
 class Written:
-    """N architectures of T decisions.
+    """N architectures of T decisions."""
 
-    Attributes:
-        decisions: `(N, T)` int64.
-        log_probabilities: `(N, T)`, of every decision given those before it.
-        entropies: `(N, T)`, of the distributions that the decisions were drawn from.
-    """
-
-    decisions: Tensor
-    log_probabilities: Tensor
-    entropies: Tensor
+    decisions: Tensor  # `(N, T)` int64
+    log_probabilities: Tensor  # `(N, T)`, of every decision given those before it
+    entropies: Tensor  # `(N, T)`, of the distributions that the decisions were drawn from
 
     def architectures(self) -> list[Decisions]:
-        """Return the decisions as tuples."""
         return [tuple(row) for row in self.decisions.tolist()]
 
 
@@ -45,7 +34,8 @@ class LstmController(nn.Module):
     """Draws every decision from a softmax of its own, given all decisions before it.
 
     Args:
-        choices: how many choices each decision has, and whether its logits are bound like those of an operation.
+        choices: how many choices each decision has.
+        operations: whether its logits are bound like those of an operation.
         layers: of the LSTM.
         units: of each layer.
         tanh: bound of the logits; None leaves them free.
@@ -64,17 +54,16 @@ class LstmController(nn.Module):
     ) -> None:
         super().__init__()
         self.choices = tuple(choices)
-        self.layers, self.units = layers, units
+        self.units = units
         self.start = nn.Parameter(torch.zeros(units))
         # What was decided goes in through an embedding of that decision; nothing follows the last.
         self.embeddings = nn.ModuleList(nn.Embedding(number, units) for number in self.choices[:-1])
         self.lstm = nn.LSTM(units, units, layers)
         self.heads = nn.ModuleList(nn.Linear(units, number) for number in self.choices)
-        divided = operations or [False] * len(self.choices)
-        self.bounds = [
-            None if tanh is None else tanh / (operation_tanh if operation_tanh and of_operation else 1.0)
-            for of_operation in divided
+        divisors = [
+            operation_tanh or 1.0 if of_operation else 1.0 for of_operation in operations or [False] * len(choices)
         ]
+        self.bounds = [None if tanh is None else tanh / divisor for divisor in divisors]
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -INITIAL, INITIAL)
 
@@ -83,7 +72,6 @@ class LstmController(nn.Module):
         return self._write(number, None)
 
     def judge(self, decisions: Tensor) -> Written:
-        """Return the log-probabilities and entropies of given decisions, `(N, T)`; gradients flow to the weights."""
         return self._write(len(decisions), decisions)
 
     def _write(self, number: int, given: Tensor | None) -> Written:
@@ -120,7 +108,6 @@ class Learner:
         self.baseline: float | None = None
 
     def learn(self, decisions: Tensor, rewards: Sequence[float]) -> None:
-        """Update the controller with architectures `(N, T)` that it has drawn just now, and their rewards."""
         mean = sum(rewards) / len(rewards)
         decay = self.config.baseline_decay
         self.baseline = mean if self.baseline is None else decay * self.baseline + (1 - decay) * mean
@@ -145,15 +132,10 @@ class Learner:
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain values from which learning goes on."""
-        return {
-            "controller": self.controller.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "baseline": self.baseline,
-        }
+        parts = {"controller": self.controller.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {**parts, "baseline": self.baseline}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
         self.controller.load_state_dict(state["controller"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.baseline = state["baseline"]

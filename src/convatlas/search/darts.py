@@ -4,8 +4,6 @@ Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search" (ICLR 2019), se
 batch norms have no scale and shift, pooling is followed by one, and `none`, which gives zeros, is one more operation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,14 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.classification import darts
+from convatlas.models.layers.cells import FactorizedReduction, relu_conv_norm
 from convatlas.search.budget import INPUT_GRADIENTS, TRAINING, macs_of
 from convatlas.search.config import Darts, DartsSpaceConfig
 from convatlas.search.proxy import correct_answers
 from convatlas.search.spaces import CELL_NAMES, DartsSpace, Decisions, state_pairs
 from convatlas.search.strategy import Context, Row, seeded
 from convatlas.search.supernets import SuperNetSearch, without_running_statistics
-
-__all__ = ["DartsSearch", "MixedCell", "MixedNet", "strongest"]
 
 WEIGHTS, ARCHITECTURE = 21, 22  # streams of random numbers
 
@@ -39,7 +36,6 @@ class MixedEdge(nn.Module):
             self.operations.append(operation)
 
     def forward(self, x: Tensor, mixture: Tensor) -> Tensor:
-        """Sum the operations, weighted by `mixture: (1 + operations,)`, whose first is that of `none`."""
         pairs = zip(mixture[1:], self.operations, strict=True)
         return torch.stack([weight * operation(x) for weight, operation in pairs]).sum(0)
 
@@ -58,9 +54,9 @@ class MixedCell(nn.Module):
         after_reduction: bool,
     ) -> None:
         super().__init__()
-        fit = darts.FactorizedReduction if after_reduction else darts.relu_conv_norm
+        fit = FactorizedReduction if after_reduction else relu_conv_norm
         self.fit_before = fit(before_channels, channels)
-        self.fit_last = darts.relu_conv_norm(last_channels, channels)
+        self.fit_last = relu_conv_norm(last_channels, channels)
         self.nodes = config.nodes
         self.edges = nn.ModuleList(
             MixedEdge(config.operations, channels, 2 if reduction and state < 2 else 1)
@@ -69,7 +65,6 @@ class MixedCell(nn.Module):
         )
 
     def forward(self, before: Tensor, last: Tensor, mixtures: Tensor) -> Tensor:
-        """Compute the nodes with `mixtures: (edges, 1 + operations)`, and concatenate them."""
         states = [self.fit_before(before), self.fit_last(last)]
         edge = 0
         for _ in range(self.nodes):
@@ -90,9 +85,7 @@ class MixedNet(nn.Module):
 
     def __init__(self, config: DartsSpaceConfig, num_classes: int, in_channels: int) -> None:
         super().__init__()
-        self.stem, self.second_stem, stem_channels = darts.DartsNet._make_stem(
-            config.stem, in_channels, config.channels
-        )
+        self.stem, self.second_stem, stem_channels = darts.make_stem(config.stem, in_channels, config.channels)
         edges = sum(node + 2 for node in range(config.nodes))
         shape = (edges, 1 + len(config.operations))
         self.alphas = nn.ParameterDict({name: nn.Parameter(1e-3 * torch.randn(shape)) for name in CELL_NAMES})
@@ -116,7 +109,6 @@ class MixedNet(nn.Module):
                 module.register_parameter("bias", None)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         mixtures = {name: alpha.softmax(1) for name, alpha in self.alphas.items()}
         before = self.stem(images)
         last = before if self.second_stem is None else self.second_stem(before)
@@ -162,7 +154,6 @@ class DartsSearch(SuperNetSearch):
         return self.config.epochs + 1
 
     def advance(self, step: int) -> list[Row]:
-        """Train for an epoch, or try what was found."""
         decisions = strongest([self.net.alphas[name].detach().cpu() for name in CELL_NAMES], self.space.config.nodes)
         if step == self.config.epochs:
             return [{**self.try_net(decisions), "entropy": self._entropy()}]
@@ -188,6 +179,5 @@ class DartsSearch(SuperNetSearch):
         return F.cross_entropy(logits, labels), correct_answers(logits.detach(), labels)
 
     def _entropy(self) -> float:
-        """Return the mean entropy of an edge's distribution, in nats."""
         logs = torch.cat([alpha.detach().log_softmax(1) for alpha in self.net.alphas.values()])
         return float(-(logs.exp() * logs).sum(1).mean())

@@ -1,7 +1,5 @@
 """What a search sees: the training split, cut in two. The files of the other splits are not opened."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +16,6 @@ from convatlas.data.prepared import Split, open_split
 from convatlas.data.reader import Indices
 from convatlas.data.shards import ShardedImages
 
-__all__ = ["SearchData"]
-
 
 class SearchData:
     """Both parts of the training split: `weights` trains weights, `held_out` judges and trains architectures.
@@ -27,10 +23,8 @@ class SearchData:
     Batches are a function of (seed, epoch, batch number), as everywhere in this project.
 
     Args:
-        config: the data set.
         recipe: its augmentation serves the training batches, except for what changes labels or sizes.
         weights_share: share of the training split in `weights`; classes are divided alike, groups stay whole.
-        seed: decides which image goes where.
 
     Raises:
         UserError: the data are not prepared, or too few for two parts.
@@ -68,7 +62,6 @@ class SearchData:
         return EvaluationBatches(self.held_out, image_size=image_size or self.config.image_size, batch_size=256)
 
     def one_image(self, image_size: int | None = None) -> Tensor:
-        """Return an empty image `(1, C, S, S)` of the size that nets get."""
         side = image_size or self.config.image_size
         return torch.zeros(1, self.config.in_channels, side, side)
 
@@ -110,5 +103,4 @@ class _SomeImages(ShardedImages):
         self.sizes = images.sizes[chosen]
 
     def read(self, item: int) -> Any:
-        """Return the bytes of an image."""
         return self.images.read(int(self.chosen[item]))

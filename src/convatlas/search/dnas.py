@@ -5,8 +5,6 @@ section 3. The output of a layer is the sum of its candidates' outputs, weighted
 Gumbel noise g (equation 6). Weights and theta are trained in turns, each on its own part of the data.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -22,8 +20,6 @@ from convatlas.search.spaces import Decisions, FBNetSpace, Layer
 from convatlas.search.strategy import Context, Row, seeded
 from convatlas.search.supernets import SuperNetSearch, without_running_statistics
 
-__all__ = ["DnasSearch", "MixedLayer", "SuperNet", "latency_of", "multiplicative_loss"]
-
 Mixture = list[Tensor]
 """For every layer the weights of its candidates, `(candidates,)`, which sum to 1."""
 
@@ -38,18 +34,12 @@ class MixedLayer(nn.Module):
         self.candidates = nn.ModuleList(layer.block(name, always_expand=always_expand) for name in layer.candidates)
 
     def forward(self, x: Tensor, mixture: Tensor) -> Tensor:
-        """Sum the candidates' outputs, weighted by `mixture: (candidates,)`."""
         outputs = [weight * candidate(x) for weight, candidate in zip(mixture, self.candidates, strict=True)]
         return torch.stack(outputs).sum(0)
 
 
 class SuperNet(nn.Module):
     """The macro-architecture with a mixed layer in every searched place.
-
-    Args:
-        space: layers and candidates.
-        num_classes: classes.
-        in_channels: channels of the images.
 
     Attributes:
         thetas: for every layer the logits of its candidates; 0 at the beginning.
@@ -70,7 +60,6 @@ class SuperNet(nn.Module):
         return [F.gumbel_softmax(theta, tau=temperature) for theta in self.thetas]
 
     def probabilities(self) -> list[Tensor]:
-        """Return for every layer the probability of each candidate, `(candidates,)`."""
         return [theta.detach().softmax(0) for theta in self.thetas]
 
     def entropy(self) -> float:
@@ -81,7 +70,6 @@ class SuperNet(nn.Module):
         return sum(shares) / max(1, len(shares))
 
     def forward(self, images: Tensor, mixture: Mixture) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits for one mixture."""
         x = self.stem(images)
         for layer, weights in zip(self.layers, mixture, strict=True):
             x = layer(x, weights)
@@ -121,7 +109,6 @@ class DnasSearch(SuperNetSearch):
         return self.config.epochs + self.config.samples
 
     def advance(self, step: int) -> list[Row]:
-        """Train for an epoch, or try one of the drawn nets."""
         if step < self.config.epochs:
             return [self._epoch(step)]
         return [{**self.try_net(self.sampled(step - self.config.epochs)), "entropy": self.net.entropy()}]

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["CellGraph", "as_svg", "draw_architecture", "draw_cells", "draw_course", "draw_layers"]
-
 INK, SOFT, BLUE, ORANGE = "#1d2127", "#8a9099", "#1f6fb2", "#d1571b"
 EXPANSION_COLOURS = {1: "#cfe0ee", 3: "#7fb0d8", 6: "#1f6fb2"}
 
@@ -55,17 +53,11 @@ def draw_layers(blocks: Sequence[Sequence[str]]) -> Figure:
 
 
 class CellGraph(NamedTuple):
-    """A cell to be drawn; states 0 and 1 are its input and the output before, and each node makes one more.
+    """A cell to be drawn; states 0 and 1 are its input and the output before, and each node makes one more."""
 
-    Attributes:
-        nodes: for every node its operations, each with the state it takes.
-        outputs: the states that are concatenated.
-        signs: for every node how its operations are combined.
-    """
-
-    nodes: list[list[tuple[str, int]]]
-    outputs: list[int]
-    signs: list[str]
+    nodes: list[list[tuple[str, int]]]  # for every node its operations, each with the state it takes
+    outputs: list[int]  # the states that are concatenated
+    signs: list[str]  # for every node how its operations are combined
 
 
 def nasnet_graph(blocks: Sequence[Sequence[Any]]) -> CellGraph:
@@ -131,22 +123,17 @@ def _circle(colour: str) -> dict[str, Any]:
 
 def draw_course(rows: Mapping[str, Sequence[Row]]) -> Figure:
     """Draw the reward of every sampled net, and of the search the distribution's entropy where it has one."""
-    figure, axes = _figure(9, 3.2, columns=2)
+    figure, (rewards, entropies) = _figure(9, 3.2, columns=2)
     for (name, found), colour in zip(rows.items(), (BLUE, ORANGE), strict=False):
-        rewards = [row["reward"] for row in found if "reward" in row]
-        axes[0].plot(range(1, len(rewards) + 1), rewards, ".", color=colour, label=name)
-    entropies = [(row["step"] + 1, row["entropy"]) for row in rows.get("search", ()) if "entropy" in row]
-    if entropies:
-        axes[1].plot(*zip(*entropies, strict=True), color=BLUE)
-    for place, x, y in zip(axes, ("sampled net", "step"), ("reward", "entropy of the distribution"), strict=True):
-        place.set_axis_on()
-        place.set_xlabel(x, fontsize=9)
-        place.set_ylabel(y, fontsize=9)
-        place.tick_params(labelsize=8)
-        place.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=8)
-    if not entropies:
-        axes[1].set_axis_off()
+        values = [row["reward"] for row in found if "reward" in row]
+        rewards.plot(range(1, len(values) + 1), values, ".", color=colour, label=name)
+    rewards.set(xlabel="sampled net", ylabel="reward")
+    rewards.legend(frameon=False)
+    rewards.set_axis_on()
+    if course := [(row["step"] + 1, row["entropy"]) for row in rows.get("search", ()) if "entropy" in row]:
+        entropies.plot(*zip(*course, strict=True), color=BLUE)
+        entropies.set(xlabel="step", ylabel="entropy of the distribution")
+        entropies.set_axis_on()
     return figure
 
 

@@ -1,10 +1,9 @@
 """One search from beginning to end: it goes on where it was killed, and ends with trainings and a report."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,6 @@ from convatlas.search.tracking import SearchTracker, open_search_tracker
 from convatlas.training.run import quieten_libraries, train
 from convatlas.training.work_folder import WorkFolder, difference, read_identity
 
-__all__ = ["STRATEGIES", "run_search"]
-
 STRATEGIES: dict[str, Callable[[Context], Strategy]] = {
     "fbnet_dnas": DnasSearch,
     "darts": DartsSearch,
@@ -50,7 +47,7 @@ def run_search(run: SearchRun, *, strict: bool = True) -> Path:
 
     Args:
         run: the search.
-        strict: refuse a folder that belongs to a search with other settings, instead of starting afresh as a stage of
+        strict: raise an error for a folder of a search with other settings, instead of starting afresh as a stage of
             the pipeline does.
 
     Raises:
@@ -102,9 +99,6 @@ def run_phases(context: Context, work: Path, tracker: SearchTracker) -> list[Pha
 def work_path(run: SearchRun) -> Path:
     """Return where an unfinished search keeps its state."""
     return run.work_dir or Path(".work") / "searches" / run.output_dir.name
-
-
-# ---- steps ----------------------------------------------------------------------------------------------------------
 
 
 def _run_phase(name: str, strategy: Strategy, work: Path, tracker: SearchTracker) -> Phase:
@@ -162,9 +156,6 @@ def _show(phase: Phase, strategy: Strategy, rows: list[Row], seconds: float) -> 
         words = row.get("architecture") or row.get("likeliest") or ""
         print(f"{phase.name}  step {phase.step}{of}  {figures}  {words}", flush=True)
     print(f"{phase.name}  step {phase.step}{of}  {seconds:.1f} s", flush=True)
-
-
-# ---- before and after the search ------------------------------------------------------------------------------------
 
 
 def search_identity(
@@ -235,10 +226,7 @@ def _write_found(phases: list[Phase], run: SearchRun, folder: Path, table: Laten
         with atomic_write(folder / f"{phase.name}.csv") as file:
             pd.DataFrame(phase.rows).to_csv(file, index=False)
     if table is not None:
-        write_json(folder / "latency.json", table.plain())
-
-
-# ---- trainings at the end -------------------------------------------------------------------------------------------
+        write_json(folder / "latency.json", asdict(table))
 
 
 def _train_finals(

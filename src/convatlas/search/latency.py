@@ -4,15 +4,12 @@ Wu et al., FBNet (CVPR 2019), section 3.2: the latency of a net is the sum over 
 one inference, so that log(latency) is well above 0 for any net.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,33 +20,21 @@ from convatlas.core.files import read_json, write_json
 from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.search.spaces import Decisions, FBNetSpace
 
-__all__ = ["LatencyTable", "fastest", "measure_table", "table_for", "this_machine"]
-
 STEM, HEAD = "stem", "head"
 
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Microseconds by operator; see `Layer.operator` for their names.
+    """Microseconds by operator; see `Layer.operator` for their names."""
 
-    Attributes:
-        machine: what they were measured on.
-        space: fingerprint of the space they were measured for.
-        microseconds: by operator; `stem` and `head` are what every net of the space has.
-    """
-
-    machine: dict[str, str | int]
-    space: str
-    microseconds: dict[str, float]
+    machine: dict[str, str | int]  # what they were measured on
+    space: str  # fingerprint of the space they were measured for
+    microseconds: dict[str, float]  # by operator; `stem` and `head` are what every net of the space has
 
     @property
     def fixed(self) -> float:
         """Microseconds of the parts that are not searched."""
         return self.microseconds[STEM] + self.microseconds[HEAD]
-
-    def plain(self) -> dict[str, Any]:
-        """Return what its file holds."""
-        return {"machine": self.machine, "space": self.space, "microseconds": self.microseconds}
 
     def of_layer(self, space: FBNetSpace, layer: int) -> Tensor:
         """Return the microseconds of a layer's candidates, `(candidates,)`."""
@@ -57,7 +42,6 @@ class LatencyTable:
         return torch.tensor([self.microseconds[found.operator(name)] for name in found.candidates])
 
     def of(self, space: FBNetSpace, decisions: Decisions) -> float:
-        """Return the microseconds of a net."""
         names = zip(space.layers, space.names(decisions), strict=True)
         return self.fixed + sum(self.microseconds[layer.operator(name)] for layer, name in names)
 
@@ -78,8 +62,8 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def space_digest(space: FBNetSpace, in_channels: int, num_classes: int) -> str:
@@ -110,25 +94,28 @@ def table_for(
         "pass search.latency.remeasure=true or delete it to measure again, or name another file with "
         "search.latency.table."
     )
-    found = None
-    if file.exists():
-        other = "delete it, or name another file with search.latency.table."
-        found = read_json(file, other)
-        shape = {"machine": dict, "space": str, "microseconds": dict}
-        if not isinstance(found, dict) or {key: type(value) for key, value in found.items()} != shape:
-            raise UserError(f"{file} is not a table of latencies; {other}")
+    found = _read_table(file) if file.exists() else None
     if remeasure or found is None:
         times = measure_table(space, in_channels, num_classes, device=device, rounds=rounds)
         table = LatencyTable(machine, fingerprint, times)
-        write_json(file, table.plain())
+        write_json(file, asdict(table))
         return table
-    if found["machine"] != machine:
-        old = found["machine"]
+    if found.machine != machine:
+        old = found.machine
         changed = [f"{k} was {old.get(k)}, now {v}" for k, v in machine.items() if old.get(k) != v]
         raise UserError(f"{file} was measured on another machine ({'; '.join(changed)}); {remedy}")
-    if found["space"] != fingerprint:
+    if found.space != fingerprint:
         raise UserError(f"{file} was measured for another search space or image size; {remedy}")
-    return LatencyTable(machine, fingerprint, found["microseconds"])
+    return found
+
+
+def _read_table(file: Path) -> LatencyTable:
+    other = "delete it, or name another file with search.latency.table."
+    found = read_json(file, other)
+    shape = {"machine": dict, "space": str, "microseconds": dict}
+    if not isinstance(found, dict) or {key: type(value) for key, value in found.items()} != shape:
+        raise UserError(f"{file} is not a table of latencies; {other}")
+    return LatencyTable(**found)
 
 
 def measure_table(

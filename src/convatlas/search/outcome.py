@@ -19,8 +19,6 @@ from convatlas.search.strategy import Context
 if TYPE_CHECKING:
     from convatlas.search.strategy import Phase
 
-__all__ = ["result_of", "verdict", "write_report"]
-
 GPU_HOURS = {"MnasNet": 91_000, "NASNet-A": 48_000, "PNASNet": 6_000, "DARTS": 288, "FBNet": 216}
 """As lecture 3 prints them (figure 42); NASNet's are the 500 GPUs for 4 days of lecture 1."""
 

@@ -1,7 +1,5 @@
 """Proxy trainings, which judge a sampled net: short, on one part of the training split, and tested on the other."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,24 +12,15 @@ from convatlas.search.budget import EVALUATION, TRAINING, macs_of
 from convatlas.search.config import Proxy, SgdStep
 from convatlas.search.data import SearchData
 
-__all__ = ["Judged", "correct_answers", "evaluate", "proxy_cost", "set_gradients", "sgd", "sgd_step", "train_proxy"]
-
 
 @dataclass(frozen=True)
 class Judged:
-    """A net after its proxy training, measured on the held-out part.
+    """A net after its proxy training, measured on the held-out part."""
 
-    Attributes:
-        loss: mean cross-entropy.
-        accuracy: share of correct answers.
-        macs: multiply-adds of one image.
-        spent: multiply-adds of training and test.
-    """
-
-    loss: float
-    accuracy: float
-    macs: int
-    spent: int
+    loss: float  # mean cross-entropy
+    accuracy: float  # share of correct answers
+    macs: int  # multiply-adds of one image
+    spent: int  # multiply-adds of training and test
 
 
 def proxy_cost(macs: int, data: SearchData, proxy: Proxy) -> int:
@@ -83,9 +72,6 @@ def evaluate(
 def correct_answers(logits: Tensor, labels: Tensor) -> int:
     """Count the images whose highest logit is that of their label."""
     return int((logits.argmax(1) == labels).sum())
-
-
-# ---- steps of super-nets --------------------------------------------------------------------------------------------
 
 
 def sgd(parameters: list[nn.Parameter], config: SgdStep) -> torch.optim.SGD:

@@ -3,8 +3,6 @@
 Li, Talwalkar, "Random Search and Reproducibility for Neural Architecture Search" (UAI 2019).
 """
 
-from __future__ import annotations
-
 import torch
 
 from convatlas.core.seeds import mixed_seed
@@ -13,8 +11,6 @@ from convatlas.search.config import Random
 from convatlas.search.proxy import proxy_cost
 from convatlas.search.spaces import Decisions
 from convatlas.search.strategy import Context, Row, Strategy
-
-__all__ = ["RandomSearch"]
 
 STREAM = 7_001  # of random numbers, apart from those of the other searches
 
@@ -36,12 +32,10 @@ class RandomSearch(Strategy):
 
     @property
     def steps(self) -> int | None:
-        """The number of trials, unless a budget decides."""
         strategy = self.context.run.search.strategy
         return strategy.trials if self.budget is None and isinstance(strategy, Random) else None
 
     def done(self, step: int) -> bool:
-        """Say whether all trials are done, or another would exceed the budget."""
         if self.budget is None:
             return super().done(step)
         if step == 0:
@@ -50,7 +44,6 @@ class RandomSearch(Strategy):
         return self.spent + proxy_cost(macs, self.context.data, self.context.run.search.proxy) > self.budget
 
     def advance(self, step: int) -> list[Row]:
-        """Try one net."""
         return [self.try_net(self._draw(step))]
 
     def _draw(self, step: int) -> Decisions:

@@ -1,7 +1,5 @@
 """Search by a controller: rewarded with short trainings of each net (NASNet), or with shared weights (ENAS)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -15,8 +13,6 @@ from convatlas.search.shared_weights import SharedNet
 from convatlas.search.spaces import Decisions, NasnetSpace
 from convatlas.search.strategy import Context, Row, Strategy, seeded
 
-__all__ = ["EnasSearch", "NasnetSearch"]
-
 CONTROLLER, CHILD, FINAL = 11, 12, 13  # streams of random numbers
 
 
@@ -24,15 +20,9 @@ def make_learner(space: NasnetSpace, config: Controller, context: Context) -> Le
     """Make a controller for a space, and what moves it."""
     seeded(context.run.seed, CONTROLLER)
     per_block = [False, False, True, True, True]
-    controller = LstmController(
-        [len(names) for names in space.choices],
-        per_block * (len(space.choices) // 5),
-        layers=config.layers,
-        units=config.units,
-        tanh=config.tanh,
-        operation_tanh=config.operation_tanh,
-    )
-    return Learner(controller, config)
+    sizes = config.model_dump(include={"layers", "units", "tanh", "operation_tanh"})
+    choices = [len(names) for names in space.choices]
+    return Learner(LstmController(choices, per_block * (len(choices) // 5), **sizes), config)
 
 
 class ControllerSearch(Strategy):
@@ -52,7 +42,6 @@ class ControllerSearch(Strategy):
             return self.learner.controller.draw(number)
 
     def judged(self, decisions: Decisions, entropy: float) -> Row:
-        """Give a net a proxy training, and return its row with the entropy it was drawn with."""
         return {**self.try_net(decisions), "entropy": entropy}
 
 
@@ -83,11 +72,9 @@ class NasnetSearch(ControllerSearch):
         return [row]
 
     def state(self) -> dict[str, Any]:
-        """Add the rewards that the controller has not learned from yet."""
         return super().state() | {"rewards": self.rewards}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
         super().load_state(state)
         self.rewards = state["rewards"]
 
@@ -114,7 +101,7 @@ class EnasSearch(ControllerSearch):
 
     @property
     def steps(self) -> int:
-        """Epochs, then finalists; a controller that is sure draws fewer of them."""
+        """Epochs, then finalists; a controller with low entropy draws fewer different ones."""
         return self.config.epochs + (len(self.finalists) or self.config.finalists)
 
     def advance(self, step: int) -> list[Row]:
@@ -173,10 +160,8 @@ class EnasSearch(ControllerSearch):
         return [drawn[n] for n in ranked[: self.config.finalists]]
 
     def state(self) -> dict[str, Any]:
-        """Add the finalists."""
         return super().state() | {"finalists": [list(decisions) for decisions in self.finalists]}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
         super().load_state(state)
         self.finalists = [tuple(decisions) for decisions in state["finalists"]]

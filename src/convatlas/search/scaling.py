@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -21,8 +21,6 @@ from convatlas.search.budget import macs_of
 from convatlas.search.config import CompoundScaling
 from convatlas.search.proxy import train_proxy
 from convatlas.search.strategy import Context, Row, Strategy, seeded
-
-__all__ = ["Coefficients", "CompoundSearch", "grid"]
 
 PROXY, STREAM = 31, 32  # streams of random numbers
 
@@ -37,11 +35,9 @@ class Coefficients:
 
     @property
     def cost(self) -> float:
-        """What the multiply-adds are multiplied by, before rounding."""
         return self.alpha * self.beta**2 * self.gamma**2
 
     def to_the(self, phi: float) -> Coefficients:
-        """Return the factors for an exponent."""
         return Coefficients(self.alpha**phi, self.beta**phi, self.gamma**phi)
 
     def __str__(self) -> str:
@@ -77,11 +73,9 @@ class CompoundSearch(Strategy):
 
     @property
     def steps(self) -> int:
-        """Nets of the grid that differ."""
         return len(self.candidates)
 
     def advance(self, step: int) -> list[Row]:
-        """Train one of them for a while."""
         coefficients, proxy = self.candidates[step], self.context.run.search.proxy
         seed = seeded(self.context.run.seed, PROXY)
         net = self._build(coefficients)
@@ -92,18 +86,8 @@ class CompoundSearch(Strategy):
         # Accuracies of a small held-out part are often equal; the loss then decides.
         reward = judged.accuracy - 1e-3 * min(judged.loss, 1.0)
         self.keep(reward, (step,))
-        return [
-            {
-                "architecture": str(coefficients),
-                "reward": reward,
-                "accuracy": judged.accuracy,
-                "loss": judged.loss,
-                "macs": judged.macs,
-                "alpha": coefficients.alpha,
-                "beta": coefficients.beta,
-                "gamma": coefficients.gamma,
-            }
-        ]
+        figures = {"accuracy": judged.accuracy, "loss": judged.loss, "macs": judged.macs}
+        return [{"architecture": str(coefficients), "reward": reward, **figures, **asdict(coefficients)}]
 
     def architectures(self) -> dict[str, dict[str, Any]]:
         """Return the baseline, and four nets of equal cost: compound, depth, width and resolution, and one at random.
@@ -136,8 +120,6 @@ class CompoundSearch(Strategy):
         around = factors[max(0, place - 1) : place + 1]
         return min((way(factor) for factor in around), key=lambda each: abs(self._macs(each) - target))
 
-    # ---- nets -------------------------------------------------------------------------------------------------------
-
     def _side(self, coefficients: Coefficients) -> int:
         return round(self.side * coefficients.gamma)
 
@@ -162,14 +144,7 @@ class CompoundSearch(Strategy):
         return f"{self._side(coefficients)} {tensors}"
 
     def _file(self, coefficients: Coefficients) -> dict[str, Any]:
-        return {
-            "family": "efficientnet",
-            "image_size": self._side(coefficients),
-            "found": {
-                "alpha": round(coefficients.alpha, 4),
-                "beta": round(coefficients.beta, 4),
-                "gamma": round(coefficients.gamma, 4),
-                "train_with": f"data.image_size={self._side(coefficients)}",
-            },
-            "net": self._net(coefficients),
-        }
+        side = self._side(coefficients)
+        found: dict[str, Any] = {name: round(value, 4) for name, value in asdict(coefficients).items()}
+        found["train_with"] = f"data.image_size={side}"
+        return {"family": "efficientnet", "image_size": side, "found": found, "net": self._net(coefficients)}

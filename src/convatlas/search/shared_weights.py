@@ -4,8 +4,6 @@ Pham et al., "Efficient Neural Architecture Search via Parameter Sharing" (ICML 
 weights of its own for every block, side and input state. A drawn architecture runs through its own part alone.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,9 +11,9 @@ from torch import Tensor, nn
 from convatlas.models.classification.nasnet import (
     Block,
     Cells,
-    FactorizedReduction,
     Stem,
     Wiring,
+    factorized_reduction,
     layout,
     make_operation,
     relu_conv_norm,
@@ -23,8 +21,6 @@ from convatlas.models.classification.nasnet import (
 )
 from convatlas.search.config import NasnetSpaceConfig
 from convatlas.search.supernets import without_running_statistics
-
-__all__ = ["SharedCell", "SharedNet"]
 
 
 class SharedCell(nn.Module):
@@ -54,7 +50,7 @@ class SharedCell(nn.Module):
     ) -> None:
         super().__init__()
         self.fit_current = relu_conv_norm(in_channels, filters)
-        fit = FactorizedReduction if halve_before else relu_conv_norm
+        fit = factorized_reduction if halve_before else relu_conv_norm
         self.fit_before = fit(before_channels, filters)
         self.operations = nn.ModuleDict(
             {
@@ -76,7 +72,6 @@ class SharedCell(nn.Module):
 
     @staticmethod
     def key(block: int, side: str, state: int, name: str) -> str:
-        """Name the weights of an operation in one place."""
         return f"{block}_{side}_{state}_{name}"
 
     def forward(self, current: Tensor, before: Tensor, blocks: list[Block]) -> Tensor:

@@ -4,8 +4,6 @@ An architecture is a tuple with the index of the choice for each decision. Rando
 controller learns to draw them, and a differentiable search relaxes them; all end in the same architecture file.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -20,23 +18,16 @@ from convatlas.models.classification import darts, fbnet, nasnet
 from convatlas.models.classification.searched import searched
 from convatlas.search.config import DartsSpaceConfig, FBNetSpaceConfig, NasnetSpaceConfig
 
-__all__ = ["DartsSpace", "Decisions", "FBNetSpace", "Layer", "NasnetSpace", "Space", "make_space"]
-
 Decisions = tuple[int, ...]
 Choices = tuple[tuple[str, ...], ...]
 """For every decision the names of its choices."""
 
 
 class Space(ABC):
-    """Decisions and what they mean.
+    """Decisions and what they mean."""
 
-    Attributes:
-        family: of the nets, as in an architecture file.
-        choices: for every decision the names of its choices.
-    """
-
-    family: str
-    choices: Choices
+    family: str  # of the nets, as in an architecture file
+    choices: Choices  # for every decision the names of its choices
 
     @abstractmethod
     def net(self, decisions: Decisions) -> dict[str, Any]:
@@ -47,11 +38,9 @@ class Space(ABC):
         """Return the architecture as one short line."""
 
     def architecture(self, decisions: Decisions) -> dict[str, Any]:
-        """Return what an architecture file holds."""
         return {"family": self.family, "net": self.net(decisions)}
 
     def build(self, decisions: Decisions, num_classes: int, in_channels: int) -> nn.Module:
-        """Build the net."""
         return searched(self.architecture(decisions), num_classes=num_classes, in_channels=in_channels)
 
     def sample(self, generator: torch.Generator) -> Decisions:
@@ -64,41 +53,23 @@ class Space(ABC):
         return math.prod(len(names) for names in self.choices)
 
 
-# ---- FBNet ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Layer:
-    """One searched layer: its shape and the candidates that fit it.
+    """One searched layer: its shape and the candidates that fit it."""
 
-    Attributes:
-        stage: number of its stage, from 1.
-        in_channels: channels of its input.
-        out_channels: channels of its output.
-        stride: of its depthwise convolution.
-        size: side of its input in pixels.
-        candidates: names of `fbnet.BLOCKS`, and `skip` where neither stride nor channels change.
-    """
-
-    stage: int
+    stage: int  # number of its stage, from 1
     in_channels: int
     out_channels: int
     stride: int
-    size: int
-    candidates: tuple[str, ...]
+    size: int  # side of its input in pixels
+    candidates: tuple[str, ...]  # names of `fbnet.BLOCKS`, and `skip` where neither stride nor channels change
 
     def block(self, name: str, *, always_expand: bool) -> nn.Module:
         """Build a candidate, without biases: batch norm follows every convolution."""
         if name == fbnet.SKIP:
             return nn.Identity()
-        return fbnet.FBNetBlock(
-            self.in_channels,
-            self.out_channels,
-            fbnet.BLOCKS[name],
-            stride=self.stride,
-            always_expand=always_expand,
-            bias=False,
-        )
+        shape = (self.in_channels, self.out_channels, fbnet.BLOCKS[name])
+        return fbnet.FBNetBlock(*shape, stride=self.stride, always_expand=always_expand, bias=False)
 
     def operator(self, name: str) -> str:
         """Name a candidate with its shape: layers of equal shape share what was measured."""
@@ -137,18 +108,15 @@ class FBNetSpace(Space):
         self.choices = tuple(layer.candidates for layer in self.layers)
 
     def names(self, decisions: Decisions) -> list[str]:
-        """Return the chosen candidate of each layer."""
         return [layer.candidates[choice] for layer, choice in zip(self.layers, decisions, strict=True)]
 
     def blocks(self, decisions: Decisions) -> list[list[str]]:
-        """Return the chosen candidates, stage by stage."""
         stages: list[list[str]] = [[] for _ in self.config.stages]
         for layer, name in zip(self.layers, self.names(decisions), strict=True):
             stages[layer.stage - 1].append(name)
         return stages
 
     def net(self, decisions: Decisions) -> dict[str, Any]:
-        """Return the arguments of `fbnet.BlockNet`."""
         config = self.config
         return {
             "blocks": self.blocks(decisions),
@@ -161,7 +129,6 @@ class FBNetSpace(Space):
         }
 
     def describe(self, decisions: Decisions) -> str:
-        """Return the candidates, stages apart."""
         return " | ".join(" ".join(names) for names in self.blocks(decisions))
 
 
@@ -171,8 +138,6 @@ def _fits(layer: Layer, name: str) -> bool:
     groups = fbnet.BLOCKS[name].groups
     return layer.in_channels % groups == 0 and layer.out_channels % groups == 0
 
-
-# ---- cells ----------------------------------------------------------------------------------------------------------
 
 CELL_NAMES = ("normal", "reduction")
 
@@ -192,7 +157,6 @@ class CellSpace(Space):
         self._decisions_per_node = len(nodes[0])
 
     def cells(self, decisions: Decisions) -> dict[str, list[Decisions]]:
-        """Return the decisions of each node of both cells."""
         half, each = len(decisions) // 2, self._decisions_per_node
         starts = {"normal": range(0, half, each), "reduction": range(half, 2 * half, each)}
         return {cell: [decisions[start : start + each] for start in starts[cell]] for cell in CELL_NAMES}
@@ -213,7 +177,6 @@ class NasnetSpace(CellSpace):
         super().__init__(config.operations, nasnet.OPERATIONS, [(names, names, *rest) for names in states])
 
     def blocks(self, decisions: Decisions) -> dict[str, list[nasnet.Block]]:
-        """Return the blocks of both cells."""
         return {cell: [self._block(*block) for block in blocks] for cell, blocks in self.cells(decisions).items()}
 
     def _block(self, left_state: int, right_state: int, left: int, right: int, combination: int) -> nasnet.Block:
@@ -221,12 +184,10 @@ class NasnetSpace(CellSpace):
         return nasnet.Block(names[left], left_state, names[right], right_state, self.config.combinations[combination])
 
     def net(self, decisions: Decisions) -> dict[str, Any]:
-        """Return the arguments of `nasnet.NASNet`."""
         cells = {cell: {"blocks": [list(b) for b in blocks]} for cell, blocks in self.blocks(decisions).items()}
         return {"cells": cells, **self.config.model_dump(include={"repeats", "filters", "stem", "stem_filters"})}
 
     def describe(self, decisions: Decisions) -> str:
-        """Return the blocks of both cells, such as `separable_3x3(0)+identity(1)`."""
         sign = {"add": "+", "concat": "&"}
         cells = []
         for cell, blocks in self.blocks(decisions).items():
@@ -247,7 +208,6 @@ class DartsSpace(CellSpace):
         super().__init__(config.operations, darts.OPERATIONS, nodes)
 
     def genotype(self, decisions: Decisions) -> dict[str, list[list[list[Any]]]]:
-        """Return both cells as `darts.DartsNet` takes them."""
         names = self.config.operations
         return {
             cell: [
@@ -258,13 +218,11 @@ class DartsSpace(CellSpace):
         }
 
     def net(self, decisions: Decisions) -> dict[str, Any]:
-        """Return the arguments of `darts.DartsNet`."""
         config = self.config
         genotype = self.genotype(decisions)
         return {"genotype": genotype, "channels": config.channels, "layers": config.layers, "stem": config.stem}
 
     def describe(self, decisions: Decisions) -> str:
-        """Return the nodes of both cells."""
         cells = []
         for cell, nodes in self.genotype(decisions).items():
             words = ["+".join(f"{name}({state})" for name, state in node) for node in nodes]

@@ -1,7 +1,5 @@
 """The interface of a search: steps that can be interrupted, rows for each, and an architecture at the end."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -16,8 +14,6 @@ from convatlas.search.data import SearchData
 from convatlas.search.latency import LatencyTable
 from convatlas.search.proxy import Judged, train_proxy
 from convatlas.search.spaces import Decisions, FBNetSpace, Space
-
-__all__ = ["Context", "Row", "Strategy", "seeded"]
 
 PROXY = 41  # the stream of random numbers of proxy trainings
 
@@ -34,29 +30,19 @@ def seeded(*parts: int) -> int:
 
 @dataclass(frozen=True)
 class Context:
-    """What all searches of one run share.
+    """What all searches of one run share."""
 
-    Attributes:
-        run: the configuration.
-        data: both parts of the training split.
-        device: where nets are trained.
-        space: the search space; None for compound scaling.
-        table: latencies of the space's operators, where they count.
-    """
-
-    run: SearchRun
-    data: SearchData
-    device: torch.device
-    space: Space | None
-    table: LatencyTable | None
+    run: SearchRun  # the configuration
+    data: SearchData  # both parts of the training split
+    device: torch.device  # where nets are trained
+    space: Space | None  # the search space; None for compound scaling
+    table: LatencyTable | None  # latencies of the space's operators, where they count
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Classes, and channels of the images."""
         return self.data.config.num_classes, self.data.config.in_channels
 
     def on_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return images and labels of a batch on the device."""
         return batch["images"].to(self.device), batch["labels"].to(self.device)
 
     def build(self, decisions: Decisions) -> nn.Module:
@@ -74,7 +60,6 @@ class Context:
         return train_proxy(self.build(decisions), self.data, self.run.search.proxy, seed=seed, device=self.device)
 
     def latency(self, decisions: Decisions) -> float | None:
-        """Return the predicted microseconds of a net, where latency counts."""
         if self.table is None:
             return None
         assert isinstance(self.space, FBNetSpace)
@@ -88,7 +73,6 @@ class Context:
         return -judged.loss * term.alpha * math.log(latency) ** term.beta
 
     def row(self, decisions: Decisions, judged: Judged) -> Row:
-        """Return the record of a sampled net."""
         assert self.space is not None
         latency = self.latency(decisions)
         return {
@@ -132,7 +116,6 @@ class Strategy(ABC):
         """Do one step, from 0, and return what there is to record."""
 
     def done(self, step: int) -> bool:
-        """Say whether `step` steps are all."""
         assert self.steps is not None
         return step >= self.steps
 
@@ -143,12 +126,10 @@ class Strategy(ABC):
         return {self.name: self.context.space.architecture(self.best[1])}
 
     def state(self) -> dict[str, Any]:
-        """Return tensors and plain values from which the search goes on."""
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         return {"parts": parts, "spent": self.spent, "best": self.best}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
         self.spent = state["spent"]
@@ -170,20 +151,11 @@ class Strategy(ABC):
 
 @dataclass
 class Phase:
-    """One strategy's record.
+    """One strategy's record."""
 
-    Attributes:
-        name: `search` or `random`.
-        rows: of all steps.
-        spent: multiply-adds.
-        seconds: CPU seconds, which differ from run to run and are therefore kept apart from the result.
-        architectures: what was found, by name.
-        step: steps that are done.
-    """
-
-    name: str
-    rows: list[Row] = field(default_factory=list)
-    spent: int = 0
-    seconds: float = 0.0
-    architectures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    step: int = 0
+    name: str  # `search` or `random`
+    rows: list[Row] = field(default_factory=list)  # of all steps
+    spent: int = 0  # multiply-adds
+    seconds: float = 0.0  # CPU seconds, which differ from run to run and are therefore kept apart from the result
+    architectures: dict[str, dict[str, Any]] = field(default_factory=dict)  # what was found, by name
+    step: int = 0  # steps that are done

@@ -1,7 +1,5 @@
 """Searches that train a super-net's weights and its architecture parameters in turns, each on its own data."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch
@@ -11,14 +9,11 @@ from convatlas.search.config import Darts, FBNetDnas
 from convatlas.search.proxy import set_gradients, sgd, sgd_step
 from convatlas.search.strategy import Context, Strategy
 
-__all__ = ["SuperNetSearch", "without_running_statistics"]
-
 
 class SuperNetSearch(Strategy):
     """What FBNet's search and DARTS share.
 
     Args:
-        context: the run.
         config: optimisers and batch size.
         net: the super-net.
         architecture: those of its parameters that stand for the architecture; all others are weights.

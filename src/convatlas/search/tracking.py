@@ -1,113 +1,88 @@
 """A search in MLflow: one run; every sampled net with reward, latency and the distribution's entropy by step."""
 
-from __future__ import annotations
-
-import csv
-import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+from convatlas.data.card import Card
 from convatlas.search.config import SearchRun
-from convatlas.tracking.runs import Experiment, end_status, metrics_of, warn
-
-if TYPE_CHECKING:
-    from convatlas.data.card import Card
-
-__all__ = ["MlflowSearchTracker", "SearchTracker", "open_search_tracker"]
+from convatlas.tracking.runs import Experiment, Run, end_status, metrics_of, warn
 
 
 class SearchTracker:
-    """Tracks nothing; the interface."""
+    """Tracks nothing where there is no run.
+
+    A search that goes on after a kill goes on in its run. If the store stops answering, the search goes on without.
+
+    Args:
+        run: of MLflow.
+        logged: rows by phase that it has already.
+    """
+
+    def __init__(self, run: Run | None = None, logged: dict[str, int] | None = None) -> None:
+        self.run = run
+        self.logged = logged or {}
 
     def __enter__(self) -> Self:
-        """Start tracking."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End tracking."""
+        with self._run() as run:
+            if run is not None:
+                run.end(end_status(kind))
 
-    def log_rows(self, phase: str, rows: list[dict[str, Any]]) -> None:
-        """Log what is new among the rows of a phase."""
-
-    def log_folder(self, folder: Path) -> None:
-        """Log the search's files."""
-
-
-def open_search_tracker(run: SearchRun, card: Card, work: Path) -> SearchTracker:
-    """Return MLflow's tracker, or one that does nothing where tracking is off."""
-    return MlflowSearchTracker(run, card, work) if run.tracking.enabled else SearchTracker()
-
-
-class MlflowSearchTracker(SearchTracker):
-    """One run of the experiment `search_<name>`, in which the trainings at the end are, too.
-
-    A search that goes on after a kill goes on in its run. If the store stops answering, the search goes on without.
-    """
-
-    def __init__(self, search: SearchRun, card: Card, work: Path) -> None:
-        experiment = Experiment(search.tracking.uri, f"search_{search.search.name}")
-        self.logged: dict[str, int] = {}
-        with experiment.explained():
-            resumed = experiment.resume(work / "mlflow_run_id")
-            if resumed is not None:
-                self.run = resumed
-                self.logged = {phase: len(resumed.steps(f"{phase}/row")) for phase in ("search", "random")}
-                return
-            tags = {
-                "convatlas.role": "search",
-                "convatlas.data": card.fingerprint,
-                "mlflow.source.name": "convatlas.search",
-            }
-            self.run = experiment.start(f"{search.search.name} seed {search.seed}", tags)
-            self.run.remember(work / "mlflow_run_id")
-            self.run.log_params(search.identity())
+    @contextmanager
+    def _run(self) -> Iterator[Run | None]:
+        """Give the run, and warn where the store does not answer."""
+        try:
+            yield self.run
+        except Exception as failure:
+            warn(failure)
 
     def log_rows(self, phase: str, rows: list[dict[str, Any]]) -> None:
         """Log the numbers of new rows as `<phase>/<figure>`, by row; all rows, with the architectures, as a table."""
+        import pandas as pd
+
         first = self.logged.get(phase, 0)
-        if first >= len(rows):
-            return
-        metrics = []
-        for number, row in enumerate(rows[first:], start=first):
-            figures = {k: v for k, v in row.items() if isinstance(v, (int, float)) and math.isfinite(v)} | {
-                "row": number
-            }
-            metrics += metrics_of({f"{phase}/{key}": value for key, value in figures.items()}, number)
-        try:
-            self.run.log_metrics(metrics)
-            self.run.client.log_text(self.run.id, _table(rows), f"{phase}.csv")
-        except Exception as failure:
-            warn(failure)
-        else:
+        with self._run() as run:
+            if run is None or first >= len(rows):
+                return
+            metrics = []
+            for number, row in enumerate(rows[first:], start=first):
+                figures = {k: v for k, v in row.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+                metrics += metrics_of({f"{phase}/{k}": v for k, v in (figures | {"row": number}).items()}, number)
+            run.log_metrics(metrics)
+            run.client.log_text(run.id, pd.DataFrame(rows).to_csv(index=False), f"{phase}.csv")
             self.logged[phase] = len(rows)
 
     def log_folder(self, folder: Path) -> None:
         """Log the files of the search; its trainings have runs of their own."""
-        try:
+        with self._run() as run:
+            if run is None:
+                return
             for path in sorted(folder.iterdir()):
                 if path.is_file():
-                    self.run.client.log_artifact(self.run.id, str(path))
-        except Exception as failure:
-            warn(failure)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """End the run as FINISHED, FAILED or KILLED."""
-        try:
-            self.run.end(end_status(kind))
-        except Exception as failure:
-            warn(failure)
+                    run.client.log_artifact(run.id, str(path))
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def open_search_tracker(search: SearchRun, card: Card, work: Path) -> SearchTracker:
+    """Start a run of the experiment `search_<name>`, in which the trainings at the end are too, or go on with it."""
+    if not search.tracking.enabled:
+        return SearchTracker()
+    experiment = Experiment(search.tracking.uri, f"search_{search.search.name}")
+    with experiment.explained():
+        resumed = experiment.resume(work / "mlflow_run_id")
+        if resumed is not None:
+            return SearchTracker(resumed, {name: len(resumed.steps(f"{name}/row")) for name in ("search", "random")})
+        tags = {"convatlas.role": "search", "convatlas.data": card.fingerprint}
+        run = experiment.start(
+            f"{search.search.name} seed {search.seed}", tags | {"mlflow.source.name": "convatlas.search"}
+        )
+        run.remember(work / "mlflow_run_id")
+        run.log_params(search.identity())
+    return SearchTracker(run)

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase as fnmatch
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from torch import nn
 from torch.optim import Optimizer
@@ -103,7 +103,16 @@ def build_schedule(
 # ---- the papers' schedules: each takes the warm-up of `_after_warmup` as well ---------------------------------------
 
 
-def constant(optimizer: Optimizer, epochs: int, steps_per_epoch: int, **warmup: float) -> LambdaLR:
+class Warmup(TypedDict, total=False):
+    """The options of every schedule's warm-up, see `_after_warmup`."""
+
+    warmup_epochs: float
+    warmup_steps: int
+    warmup_start: float
+    warmup_power: float
+
+
+def constant(optimizer: Optimizer, epochs: int, steps_per_epoch: int, **warmup: Unpack[Warmup]) -> LambdaLR:
     """Keep the recipe's rate, after a warm-up."""
     return _after_warmup(optimizer, epochs, steps_per_epoch, lambda _step, _progress: 1.0, **warmup)
 
@@ -115,7 +124,7 @@ def multi_step(
     *,
     milestones: Sequence[float],
     gamma: float | Sequence[float],
-    **warmup: float,
+    **warmup: Unpack[Warmup],
 ) -> LambdaLR:
     """Multiply the rate by `gamma` at each milestone, or by the factor of each where `gamma` is a list.
 
@@ -144,7 +153,7 @@ def exponential(
     *,
     gamma: float,
     every_epochs: float,
-    **warmup: float,
+    **warmup: Unpack[Warmup],
 ) -> LambdaLR:
     """Multiply the rate by `gamma` after every so many epochs, counted from the first step (TensorFlow's staircase)."""
     every = max(1, int(every_epochs * steps_per_epoch))
@@ -156,7 +165,7 @@ def exponential(
 
 
 def cosine(
-    optimizer: Optimizer, epochs: int, steps_per_epoch: int, *, final_fraction: float = 0.0, **warmup: float
+    optimizer: Optimizer, epochs: int, steps_per_epoch: int, *, final_fraction: float = 0.0, **warmup: Unpack[Warmup]
 ) -> LambdaLR:
     """Let the rate fall along half a cosine to `final_fraction` of it (Loshchilov and Hutter 2017, no restarts)."""
 
@@ -173,7 +182,7 @@ def polynomial(
     *,
     power: float,
     final_fraction: float = 0.0,
-    **warmup: float,
+    **warmup: Unpack[Warmup],
 ) -> LambdaLR:
     """Let the rate fall to `final_fraction` of it with the remaining fraction of the training to the `power`."""
 

@@ -5,8 +5,6 @@ and figure 2. Each tower computes half of every layer. The towers see each other
 in the fully connected layers alone, so that the second, fourth and fifth convolutions are convolutions in two groups.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Self
 
@@ -15,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_exact_size, require_probability, require_width
+from convatlas.models.layers.initialisation import initialise
 from convatlas.models.layers.normalisation import LocalResponseNorm
-
-__all__ = ["AlexNet", "Tower"]
 
 CHANNELS = (96, 256, 384, 384, 256)
 HIDDEN = 4096
@@ -29,22 +26,14 @@ STARTS_AT_ONE = ("conv2", "conv4", "conv5", "fc6", "fc7")
 
 
 class Tower(nn.Module):
-    """One GPU's half of the net; `forward` is in `AlexNet`, since the towers exchange what they computed.
-
-    Args:
-        channels: maps of the five convolutions of this half.
-        hidden: units of fc6 and fc7 of this half.
-        stem: kernel, stride and padding of the first convolution.
-        pixels: pixels of a map after the last pooling.
-    """
+    """One GPU's half of the net; `forward` is in `AlexNet`, since the towers exchange what they computed."""
 
     def __init__(
         self, in_channels: int, channels: Sequence[int], hidden: int, stem: tuple[int, int, int], pixels: int
     ) -> None:
         super().__init__()
-        kernel, stride, padding = stem
         c1, c2, c3, c4, c5 = channels
-        self.conv1 = nn.Conv2d(in_channels, c1, kernel, stride=stride, padding=padding)
+        self.conv1 = nn.Conv2d(in_channels, c1, *stem)
         self.conv2 = nn.Conv2d(c1, c2, 5, padding=2)
         self.conv3 = nn.Conv2d(2 * c2, c3, 3, padding=1)  # sees both towers
         self.conv4 = nn.Conv2d(c3, c4, 3, padding=1)
@@ -66,7 +55,6 @@ class Tower(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where this tower computes."""
         return self.conv1.weight.device
 
 
@@ -77,16 +65,10 @@ class AlexNet(nn.Module):
         image_size: side of the images in pixels; the first fully connected layer fixes it. The paper writes 224, but
             its 55x55 maps come from 227.
         stem: first convolution, `imagenet` (11x11, stride 4), or `small` (5x5, stride 1) for small images.
-        width: factor on the maps of all convolutions and on the 4096 hidden units.
-        dropout: probability after each hidden layer.
         initialisation: `paper` (std 0.01, biases 1 where `STARTS_AT_ONE`), or `he` for nets much narrower than
             the paper's, through which signals of that size do not pass.
         devices: two devices, one a tower, for example `[cuda:0, cuda:1]`; the logits are on the first. The net then
             stays there when it is moved as a whole. None leaves it in one place.
-
-    Raises:
-        ValueError: an unknown stem or initialisation, a width or dropout out of range, an image size that is too small,
-            or not two devices of this machine; when called: images of another size.
     """
 
     def __init__(
@@ -110,28 +92,17 @@ class AlexNet(nn.Module):
             check_devices(devices)
         self.image_size = image_size
         self.devices = None if devices is None else tuple(devices)
-        channels = [half(maps, width) for maps in CHANNELS]
-        hidden = half(HIDDEN, width)
+        channels = [max(1, round(maps * width / 2)) for maps in CHANNELS]
+        hidden = max(1, round(HIDDEN * width / 2))
         pixels = last_map_side(image_size, stem) ** 2
-        self.tower1 = Tower(in_channels, channels, hidden, STEMS[stem], pixels)
-        self.tower2 = Tower(in_channels, channels, hidden, STEMS[stem], pixels)
+        self.tower1, self.tower2 = (Tower(in_channels, channels, hidden, STEMS[stem], pixels) for _ in range(2))
         self.fc8 = nn.Linear(2 * hidden, num_classes)
         self.dropout = nn.Dropout(dropout)
-        self._initialise(initialisation)
+        paper = initialisation == "paper"
+        initialise(self, initialisation, lambda name: float(paper and name.split(".")[-2] in STARTS_AT_ONE))
         self._place()
 
-    def _initialise(self, initialisation: str) -> None:
-        for name, parameter in self.named_parameters():
-            layer = name.split(".")[-2]
-            if name.endswith("bias"):
-                nn.init.constant_(parameter, float(initialisation == "paper" and layer in STARTS_AT_ONE))
-            elif initialisation == "paper":
-                nn.init.normal_(parameter, std=0.01)
-            else:
-                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
-
     def _place(self) -> None:
-        """Put each tower on its device, the last layer on the first one."""
         if self.devices is not None:
             self.tower1.to(self.devices[0])
             self.tower2.to(self.devices[1])
@@ -152,7 +123,6 @@ class AlexNet(nn.Module):
         return gather(maps, self.tower1.device)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, image_size, image_size) -> (B, num_classes)` logits."""
         towers = (self.tower1, self.tower2)
         features = self.forward_features(images).flatten(1)
         hidden = [self.dropout(F.relu(tower.fc6(features.to(tower.device)))) for tower in towers]
@@ -178,17 +148,8 @@ def check_devices(devices: Sequence[str]) -> None:
             ) from error
 
 
-def half(maps: int, width: float) -> int:
-    """Return one tower's share of `maps` at this width, at least one."""
-    return max(1, round(maps * width / 2))
-
-
 def last_map_side(image_size: int, stem: str) -> int:
-    """Return the side of the maps after the third pooling, in pixels.
-
-    Raises:
-        ValueError: the images are too small to leave any.
-    """
+    """Return the side of the maps after the third pooling, in pixels."""
     kernel, stride, padding = STEMS[stem]
     side = (image_size + 2 * padding - kernel) // stride + 1
     for _ in range(3):

@@ -7,15 +7,13 @@ do not split the channels, but make both parts from all of them by 1x1 convoluti
 follows the paper's equations. The nets that they come from are in `darknet.py` (older configurations name them here).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Unpack
 
 from torch import nn
 
-from convatlas.models.checks import require_choice, require_positive
+from convatlas.models.checks import require_all_positive, require_choice, require_positive
 from convatlas.models.classification.darknet import (
     STEMS,
     Bottleneck,
@@ -55,10 +53,6 @@ def csp_resnet50(
         blocks: blocks of each stage. A stage but the first begins with a strided convolution, which stands for one of
             ResNet-50's blocks.
         channels: width of both paths and of the output of each stage; a block is half as wide inside.
-        options: see `StemOptions`.
-
-    Raises:
-        ValueError: an unknown stem or activation, or numbers that make no net.
     """
     inners = [width // 2 for width in channels]
     return _csp_bottlenecks(blocks, channels, divisor=2, inners=inners, outs=channels, groups=1, **options)
@@ -77,10 +71,6 @@ def csp_resnext50(
         blocks: blocks of each stage, as in `csp_resnet50`.
         channels: width of both paths of each stage and of its blocks inside; a stage puts out twice as many.
         groups: of every 3x3 convolution, also of the strided ones between the stages.
-        options: see `StemOptions`.
-
-    Raises:
-        ValueError: an unknown stem or activation, or numbers that make no net.
     """
     require_positive("groups", groups)
     outs = [2 * width for width in channels]
@@ -143,14 +133,9 @@ def csp_darknet53(
     """Build CSPDarknet-53 (csdarknet53.cfg): `(B, C, H, W) -> (B, num_classes)`, images of any size.
 
     Args:
-        blocks: blocks of each stage.
         channels: channels that each stage puts out. Both paths have half of them, and the blocks inside as well; in the
             first stage the paths have all and the blocks half.
-        stem_channels: filters of the first convolution, which has stride 1.
         activation: `leaky`, or `mish` (csdarknet53-omega.cfg; the backbone of YOLOv4).
-
-    Raises:
-        ValueError: an unknown activation, or numbers that make no net.
     """
     check_stages(blocks, channels, 2, activation)
     require_positive("stem_channels", stem_channels)
@@ -187,22 +172,15 @@ def csp_densenet(
 
     Args:
         layers: dense layers of each stage: (6, 12, 24, 16) is DenseNet-121, (6, 12, 48, 32) DenseNet-201.
-        growth_rate: maps that every layer adds.
         gamma: share of a stage's input that goes around its dense block.
         fusion: `partial` (the proposed net), `first`, `last`, or `none`: the DenseNet that it comes from, whose last
             stage has no transition.
         compression: share of the channels, counted as in the DenseNet without a bypass, that a stage puts out.
         stem: `large` (7x7 and pooling, stride 4) or `small` (3x3, stride 2).
-        stem_channels: filters of the stem.
-
-    Raises:
-        ValueError: an unknown stem or fusion, `gamma` or `compression` out of range, or numbers that make no net; in a
-            call, images that are too small.
     """
     if not layers or min(layers) < 1:
         raise ValueError(f"model.layers={list(layers)} must name at least 1 layer for every stage.")
-    require_positive("growth_rate", growth_rate)
-    require_positive("stem_channels", stem_channels)
+    require_all_positive(growth_rate=growth_rate, stem_channels=stem_channels)
     require_choice("stem", stem, STEMS)
     if not 0 < compression <= 1:
         raise ValueError(f"model.compression={compression} must be above 0 and at most 1, which keeps every channel.")
@@ -237,7 +215,6 @@ def csp_densenet(
 
 
 def _dense_stem(kind: str, in_channels: int, out_channels: int) -> tuple[nn.Module, int]:
-    """Build DenseNet's own stem and return it with its stride."""
     if kind == "small":
         return nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False), 2
     convolution = nn.Conv2d(in_channels, out_channels, 7, stride=2, padding=3, bias=False)
@@ -245,7 +222,6 @@ def _dense_stem(kind: str, in_channels: int, out_channels: int) -> tuple[nn.Modu
 
 
 def _dense_block(count: int, growth_rate: int, channels: int) -> tuple[nn.Module, int]:
-    """Build a dense block with bottlenecks and return it with the channels that it puts out."""
     block = DenseBlock(count, channels, growth_rate, bottleneck=True, dropout=0.0, memory_saving=False)
     return block, channels + count * growth_rate
 

@@ -4,28 +4,16 @@ Redmon, Farhadi, "YOLOv3: An Incremental Improvement" (2018), table 1; every wid
 published darknet files (darknet53.cfg, resnet50.cfg, resnext50.cfg).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from functools import partial
 from typing import TypedDict, Unpack
 
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_image_size, require_positive
+from convatlas.models.layers.classifier import PooledClassifier
 from convatlas.models.layers.conv_norm import ACTIVATIONS, conv_norm, initialise_convolutions
 from convatlas.models.layers.shortcuts import ZeroPadShortcut
-
-__all__ = [
-    "Bottleneck",
-    "DarknetBlock",
-    "StagedNet",
-    "StemOptions",
-    "check_stages",
-    "darknet53",
-    "darknet_resnet50",
-    "darknet_resnext50",
-    "pooled_stem",
-]
 
 STEMS = ("large", "small")
 
@@ -42,9 +30,6 @@ class StemOptions(TypedDict, total=False):
     activation: str
     num_classes: int
     in_channels: int
-
-
-# ---- blocks ---------------------------------------------------------------------------------------------------------
 
 
 class Bottleneck(nn.Module):
@@ -67,7 +52,6 @@ class Bottleneck(nn.Module):
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add and activate."""
         return self.activation(self.residual(x) + self.shortcut(x))
 
 
@@ -81,14 +65,10 @@ class DarknetBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the input to what was computed from it."""
         return x + self.residual(x)
 
 
-# ---- the net --------------------------------------------------------------------------------------------------------
-
-
-class StagedNet(nn.Module):
+class StagedNet(PooledClassifier):
     """A stem, stages, the mean over all places and a linear layer: `(B, C, H, W) -> (B, num_classes)`.
 
     Attributes:
@@ -116,11 +96,7 @@ class StagedNet(nn.Module):
         initialise_convolutions(self)
 
     def forward_pyramid(self, images: Tensor) -> list[Tensor]:
-        """Return the map of every stage, `(B, stage_channels[i], H / stage_strides[i], W / stage_strides[i])`.
-
-        Raises:
-            ValueError: the images are so small that nothing would be left of them.
-        """
+        """Return the map of every stage, `(B, stage_channels[i], H / stage_strides[i], W / stage_strides[i])`."""
         require_image_size(images, self.smallest_image, "this net")
         maps = [self.stem(images)]
         for stage in self.stages:
@@ -130,10 +106,6 @@ class StagedNet(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, channels, H', W')`, the last stage's map."""
         return self.forward_pyramid(images)[-1]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
-        return self.classifier(self.forward_features(images).mean((2, 3)))
 
 
 def check_stages(blocks: Sequence[int], channels: Sequence[int], divisor: int, activation: str) -> None:
@@ -163,9 +135,6 @@ def pooled_stem(kind: str, in_channels: int, out_channels: int, activation: str)
     return nn.Sequential(convolution, nn.MaxPool2d(2, ceil_mode=True)), 4  # darknet's maps of odd size round up
 
 
-# ---- ResNet-50, ResNeXt-50 and Darknet-53 ---------------------------------------------------------------------------
-
-
 def darknet_resnet50(
     *,
     blocks: Sequence[int] = (3, 4, 6, 3),
@@ -174,13 +143,7 @@ def darknet_resnet50(
 ) -> StagedNet:
     """Build the ResNet-50 that CSPResNet-50 is compared with (resnet50.cfg): leaky ReLU, shortcuts without weights.
 
-    Args:
-        blocks: blocks of each stage.
-        channels: channels that each stage puts out; its blocks have a quarter inside.
-        options: see `StemOptions`.
-
-    Raises:
-        ValueError: an unknown stem or activation, or numbers that make no net.
+    `channels` are what each stage puts out; its blocks have a quarter inside.
     """
     return _bottlenecks(blocks, channels, narrowing=4, groups=1, **options)
 
@@ -194,14 +157,7 @@ def darknet_resnext50(
 ) -> StagedNet:
     """Build the ResNeXt-50 that CSPResNeXt-50 is compared with (resnext50.cfg).
 
-    Args:
-        blocks: blocks of each stage.
-        channels: channels that each stage puts out; its blocks have half of them inside.
-        groups: of the 3x3 convolutions.
-        options: see `StemOptions`.
-
-    Raises:
-        ValueError: an unknown stem or activation, or numbers that make no net.
+    `channels` are what each stage puts out; its blocks have half of them inside. `groups` are of the 3x3 convolutions.
     """
     require_positive("groups", groups)
     return _bottlenecks(blocks, channels, narrowing=2, groups=groups, **options)
@@ -227,22 +183,11 @@ def _bottlenecks(
             f"model.channels={list(channels)} must not be less than model.stem_channels={stem_channels} nor fall from "
             "stage to stage: shortcuts without weights can only add channels."
         )
-    stages = [
-        nn.Sequential(
-            *(
-                Bottleneck(
-                    before if n == 0 else width,
-                    width // narrowing,
-                    width,
-                    stride=2 if n == 0 and number > 0 else 1,
-                    groups=groups,
-                    activation=activation,
-                )
-                for n in range(count)
-            )
-        )
-        for number, (count, before, width) in enumerate(zip(blocks, widths[:-1], channels, strict=True))
-    ]
+    stages = []
+    for number, (count, before, width) in enumerate(zip(blocks, widths[:-1], channels, strict=True)):
+        block = partial(Bottleneck, inner=width // narrowing, out_channels=width, groups=groups, activation=activation)
+        first_block = block(before, stride=2 if number > 0 else 1)
+        stages.append(nn.Sequential(first_block, *(block(width) for _ in range(count - 1))))
     return StagedNet(first, stages, channels, first_stride=stride, num_classes=num_classes)
 
 
@@ -255,16 +200,9 @@ def darknet53(
     num_classes: int = 1000,
     in_channels: int = 3,
 ) -> StagedNet:
-    """Build Darknet-53 (darknet53.cfg; Redmon and Farhadi, "YOLOv3: An Incremental Improvement", 2018, table 1).
+    """Build Darknet-53 (darknet53.cfg; Redmon and Farhadi 2018, table 1).
 
-    Args:
-        blocks: blocks of each stage.
-        channels: channels that each stage puts out; its blocks have half of them inside.
-        stem_channels: filters of the first convolution, which has stride 1.
-        activation: `leaky` or `mish`.
-
-    Raises:
-        ValueError: an unknown activation, or numbers that make no net.
+    `channels` are what each stage puts out; its blocks have half of them inside.
     """
     check_stages(blocks, channels, 2, activation)
     require_positive("stem_channels", stem_channels)

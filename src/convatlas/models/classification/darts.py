@@ -4,23 +4,19 @@ Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search" (ICLR 2019), se
 The genotypes are those that the authors published: of the first order (`darts_v1`) and the second order (`darts_v2`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.core.errors import near_matches
-from convatlas.models.checks import require_image_size, require_positive, require_probability
-from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath, drop_path_figures, set_training_progress
-
-__all__ = ["GENOTYPES", "OPERATIONS", "Cell", "DartsNet", "DartsOutput", "Edge", "Genotype", "make_operation"]
-
-
-# ---- the cells as data ----------------------------------------------------------------------------------------------
+from convatlas.models.checks import require_choice, require_positive, require_probability
+from convatlas.models.interfaces import AuxiliaryOutput
+from convatlas.models.layers.cells import AuxiliaryHead, CellNet, FactorizedReduction, check_edge, relu_conv_norm
+from convatlas.models.layers.conv_norm import ConvNormAct
+from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath
 
 
 class Edge(NamedTuple):
@@ -73,11 +69,7 @@ GENOTYPES = {
 
 
 def read_genotype(genotype: str | Mapping[str, Any]) -> Genotype:
-    """Look a genotype up by its name, or read one from `{normal: [[[operation, state], ...], ...], reduction: ...}`.
-
-    Raises:
-        ValueError: no such name, an unknown operation, a state that does not exist yet, or another form.
-    """
+    """Look a genotype up by its name, or read one from `{normal: [[[operation, state], ...], ...], reduction: ...}`."""
     if isinstance(genotype, str):
         if genotype not in GENOTYPES:
             raise ValueError(f"model.genotype={genotype} is not known. {near_matches(genotype, GENOTYPES)}")
@@ -94,23 +86,8 @@ def _read_cell(key: str, nodes: Sequence[Sequence[Sequence[Any]]]) -> tuple[Node
         for edge in node:
             if len(edge) != 2 or not isinstance(edge[1], int):
                 raise ValueError(f"model.genotype.{key}: node {number} has the edge {edge}; write [operation, state].")
-            operation, state = edge
-            if operation not in OPERATIONS:
-                remedy = near_matches(str(operation), OPERATIONS)
-                raise ValueError(f"model.genotype.{key}: node {number} has the unknown operation {operation}. {remedy}")
-            if not 0 <= state < number + 2:
-                raise ValueError(
-                    f"model.genotype.{key}: node {number} takes state {state}; choose one from 0 to {number + 1}."
-                )
+            check_edge(f"model.genotype.{key}: node {number}", number, edge[0], edge[1], OPERATIONS)
     return tuple(tuple(Edge(*edge) for edge in node) for node in nodes)
-
-
-# ---- operations -----------------------------------------------------------------------------------------------------
-
-
-def relu_conv_norm(in_channels: int, out_channels: int) -> nn.Sequential:
-    """ReLU, 1x1 convolution, BN."""
-    return nn.Sequential(nn.ReLU(), nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
 
 
 def depthwise_separable(channels: int, kernel_size: int, stride: int, dilation: int = 1) -> list[nn.Module]:
@@ -118,26 +95,6 @@ def depthwise_separable(channels: int, kernel_size: int, stride: int, dilation: 
     padding = dilation * (kernel_size // 2)
     depthwise = nn.Conv2d(channels, channels, kernel_size, stride, padding, dilation, groups=channels, bias=False)
     return [nn.ReLU(), depthwise, nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels)]
-
-
-class FactorizedReduction(nn.Module):
-    """Halve a map: two 1x1 convolutions look at its even and its odd diagonal; `(B, in, H, W) -> (B, out, H/2, W/2)`.
-
-    A row and a column of zeros behind the map let it take odd sizes too, which it rounds up as every other operation.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        half = out_channels // 2
-        self.even = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """ReLU, both convolutions, BN."""
-        x = F.relu(x)
-        shifted = F.pad(x, (-1, 1, -1, 1))
-        return self.norm(torch.cat([self.even(x), self.odd(shifted)], 1))
 
 
 OPERATIONS = (
@@ -169,9 +126,6 @@ def make_operation(name: str, channels: int, stride: int) -> nn.Module:
         return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
     assert name == "skip_connect", name
     return nn.Identity() if stride == 1 else FactorizedReduction(channels, channels)
-
-
-# ---- the cell -------------------------------------------------------------------------------------------------------
 
 
 class Cell(nn.Module):
@@ -219,7 +173,6 @@ class Cell(nn.Module):
         return nn.Sequential(operation, ScheduledDropPath(drop_path_rate))
 
     def forward(self, before: Tensor, last: Tensor) -> Tensor:
-        """Compute the nodes one after another and concatenate them."""
         states = [self.fit_before(before), self.fit_last(last)]
         for operations, sources in zip(self.nodes, self.states, strict=True):
             assert isinstance(operations, nn.ModuleList)
@@ -228,56 +181,32 @@ class Cell(nn.Module):
         return torch.cat(states[2:], 1)
 
 
-# ---- the net --------------------------------------------------------------------------------------------------------
-
-
-class AuxiliaryHead(nn.Module):
-    """Classifier on the maps behind the second reduction; `(B, channels, H, W) -> (B, num_classes)`.
-
-    Average pooling leaves 2x2 of the paper's 8x8 (CIFAR, stride 3) or 7x7 (ImageNet, stride 2), which one convolution
-    takes whole; of larger maps it takes every position, and the mean follows.
-    """
-
-    def __init__(self, channels: int, pool_stride: int, num_classes: int) -> None:
-        super().__init__()
-        self.pool_stride = pool_stride
-        self.reduce = nn.Sequential(nn.Conv2d(channels, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU())
-        self.whole = nn.Sequential(nn.Conv2d(128, 768, 2, bias=False), nn.BatchNorm2d(768), nn.ReLU())
-        self.classifier = nn.Linear(768, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pool, two convolutions, one linear layer."""
-        x = self.reduce(F.avg_pool2d(F.relu(x), 5, stride=self.pool_stride))
-        return self.classifier(self.whole(x).mean((2, 3)))
-
-
-SMALLEST_IMAGE_WITH_AUXILIARY = {"cifar": 29, "imagenet": 193, "small": 113}
+MIN_IMAGE_WITH_AUXILIARY = {"cifar": 29, "imagenet": 193, "small": 113}
 """By stem: side in pixels from which the pooling of the auxiliary head leaves 2x2."""
 
 
-class DartsOutput(NamedTuple):
-    """What a net with an auxiliary head returns in training."""
+def make_stem(kind: str, in_channels: int, channels: int) -> tuple[nn.Sequential, nn.Sequential | None, int]:
+    """Return the stem, its second part, which gives the first cell a second input, and their channels."""
+    unit = partial(ConvNormAct, kernel_size=3, stride=2)
+    if kind == "cifar":
+        return unit(in_channels, 3 * channels, stride=1, activation=None), None, 3 * channels
+    first = nn.Sequential(*unit(in_channels, channels // 2), *unit(channels // 2, channels, activation=None))
+    second = nn.Sequential(nn.ReLU(), *unit(channels, channels, activation=None)) if kind == "imagenet" else None
+    return first, second, channels
 
-    logits: Tensor
-    auxiliary: tuple[Tensor, ...]
 
-
-class DartsNet(nn.Module):
+class DartsNet(CellNet):
     """A net of `layers` cells; those at one and two thirds of its depth are reduction cells.
 
     Args:
         genotype: a name (`darts_v1`, `darts_v2`), or the nodes of both cells, see `read_genotype`.
         channels: channels of a node in the first third, doubled by each reduction.
-        layers: number of cells.
         stem: `cifar`, one 3x3 convolution with three times `channels`; `imagenet`, three strided ones; `small`, not in
             the paper, two strided ones.
         drop_path_rate: probability of dropping an edge at the end of the training, to which it grows in proportion to
             the training's progress, see `begin_step`; the paper's is 0.2 for CIFAR.
         auxiliary: add a classifier behind the second reduction, with loss weight 0.4; training then returns a
-            `DartsOutput`.
-
-    Raises:
-        ValueError: an unknown or ill-formed genotype, an unknown stem, or a number out of its range.
+            `AuxiliaryOutput`.
     """
 
     def __init__(
@@ -292,10 +221,10 @@ class DartsNet(nn.Module):
         num_classes: int = 10,
         in_channels: int = 3,
     ) -> None:
-        super().__init__()
+        super().__init__(auxiliary, MIN_IMAGE_WITH_AUXILIARY.get(stem, 0))
         self._check(channels, layers, stem, drop_path_rate)
         found = read_genotype(genotype)
-        self.stem, self.second_stem, stem_channels = self._make_stem(stem, in_channels, channels)
+        self.stem, self.second_stem, stem_channels = make_stem(stem, in_channels, channels)
         reductions = (layers // 3, 2 * layers // 3)
         before, last, width = stem_channels, stem_channels, channels
         after_reduction = self.second_stem is not None
@@ -304,26 +233,14 @@ class DartsNet(nn.Module):
             reduction = layer in reductions
             width *= 2 if reduction else 1
             nodes = found.reduction if reduction else found.normal
-            self.cells.append(
-                Cell(
-                    nodes,
-                    before,
-                    last,
-                    width,
-                    reduction=reduction,
-                    after_reduction=after_reduction,
-                    drop_path_rate=drop_path_rate,
-                )
-            )
+            sizes = {"reduction": reduction, "after_reduction": after_reduction}
+            self.cells.append(Cell(nodes, before, last, width, **sizes, drop_path_rate=drop_path_rate))
             before, last, after_reduction = last, len(nodes) * width, reduction
         self.auxiliary_index = reductions[1]
-        self.smallest_image_in_training = SMALLEST_IMAGE_WITH_AUXILIARY[stem]
-        self.auxiliary_head: AuxiliaryHead | None = None
-        self.auxiliary_loss_weights: tuple[float, ...] = ()
+        self.auxiliary_head = None
         if auxiliary:
-            auxiliary_channels = len(found.reduction) * 4 * channels
-            self.auxiliary_head = AuxiliaryHead(auxiliary_channels, 2 if stem == "imagenet" else 3, num_classes)
-            self.auxiliary_loss_weights = (0.4,)
+            inner, pool_stride = len(found.reduction) * 4 * channels, 2 if stem == "imagenet" else 3
+            self.auxiliary_head = AuxiliaryHead(inner, num_classes, pool_stride=pool_stride, side=2)
         self.classifier = nn.Linear(last, num_classes)
 
     @staticmethod
@@ -333,49 +250,14 @@ class DartsNet(nn.Module):
             raise ValueError(
                 f"model.layers={layers} must be at least 3, so that one and two thirds of it are two cells."
             )
-        if stem not in SMALLEST_IMAGE_WITH_AUXILIARY:
-            known = ", ".join(SMALLEST_IMAGE_WITH_AUXILIARY)
-            raise ValueError(f"model.stem={stem} is not known; choose one of {known}.")
+        require_choice("stem", stem, MIN_IMAGE_WITH_AUXILIARY)
         if stem != "cifar" and channels % 2:
             raise ValueError(
                 f"model.channels={channels} must be even with model.stem={stem}, for example {channels + 1}."
             )
         require_probability("drop_path_rate", drop_path_rate)
 
-    @staticmethod
-    def _make_stem(stem: str, in_channels: int, channels: int) -> tuple[nn.Sequential, nn.Sequential | None, int]:
-        """Return the stem, its second part, which gives the first cell a second input, and their channels."""
-        if stem == "cifar":
-            convolution = nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False)
-            return nn.Sequential(convolution, nn.BatchNorm2d(3 * channels)), None, 3 * channels
-        first = nn.Sequential(
-            nn.Conv2d(in_channels, channels // 2, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(channels // 2),
-            nn.ReLU(),
-            nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-        )
-        if stem == "small":
-            return first, None, channels
-        convolution = nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False)
-        return first, nn.Sequential(nn.ReLU(), convolution, nn.BatchNorm2d(channels)), channels
-
-    def begin_step(self, step: int, steps: int, seed: int) -> None:
-        """Tell the drop paths which share of the training is done; what they drop is drawn by each process alone."""
-        set_training_progress(self, step / steps)
-
-    def step_figures(self) -> dict[str, float]:
-        """Return the mean rate of the drop paths in the last training batch, if there are any."""
-        return drop_path_figures(self)
-
     def _outputs(self, images: Tensor) -> list[Tensor]:
-        """Return every cell's output, in order.
-
-        Raises:
-            ValueError: in training the images are too small for the auxiliary head.
-        """
-        if self.auxiliary_head is not None and self.training:
-            require_image_size(images, self.smallest_image_in_training, "model.auxiliary=true")
         before = self.stem(images)
         last = before if self.second_stem is None else self.second_stem(before)
         outputs = []
@@ -388,10 +270,10 @@ class DartsNet(nn.Module):
         """`(B, C, H, W) -> (B, nodes * 4 * channels, H', W')`; H' is H/4 (CIFAR), H/16 (small) or H/32 (ImageNet)."""
         return self._outputs(images)[-1]
 
-    def forward(self, images: Tensor) -> Tensor | DartsOutput:
-        """`(B, C, H, W) -> (B, num_classes)` logits; with an auxiliary head, in training, a `DartsOutput`."""
+    def forward(self, images: Tensor) -> Tensor | AuxiliaryOutput:
+        with_auxiliary = self.uses_auxiliary_head(images)
         outputs = self._outputs(images)
         logits = self.classifier(outputs[-1].mean((2, 3)))
-        if self.auxiliary_head is None or not self.training:
+        if self.auxiliary_head is None or not with_auxiliary:
             return logits
-        return DartsOutput(logits, (self.auxiliary_head(outputs[self.auxiliary_index]),))
+        return AuxiliaryOutput(logits, (self.auxiliary_head(outputs[self.auxiliary_index]),))

@@ -3,17 +3,13 @@
 Huang, Liu, van der Maaten, Weinberger, "Densely Connected Convolutional Networks" (CVPR 2017), Table 1.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from convatlas.models.adapters import torchvision_model
-from convatlas.models.checks import require_image_size, require_probability
-
-__all__ = ["densenet"]
+from convatlas.models.checks import require_choice, require_image_size, require_probability
 
 DEPTHS = (121, 161, 169, 201)
 
@@ -24,12 +20,8 @@ def densenet(depth: int = 121, dropout: float = 0.0, num_classes: int = 1000, in
     Args:
         depth: layers with weights.
         dropout: probability of dropping an activation behind each dense layer.
-
-    Raises:
-        ValueError: the paper has no such depth, or `dropout` is no probability; in a call, the images are too small.
     """
-    if depth not in DEPTHS:
-        raise ValueError(f"model.depth={depth} is not in the paper; choose one of {', '.join(map(str, DEPTHS))}.")
+    require_choice("depth", depth, DEPTHS)
     require_probability("dropout", dropout)
     net = torchvision_model(f"densenet{depth}", num_classes, in_channels, drop_rate=dropout)
     net.register_forward_pre_hook(partial(_check_images, f"densenet{depth}"))
@@ -37,5 +29,5 @@ def densenet(depth: int = 121, dropout: float = 0.0, num_classes: int = 1000, in
 
 
 def _check_images(name: str, _: nn.Module, arguments: tuple[Any, ...]) -> None:
-    """Refuse images of which nothing is left: two halvings round up, the three of the transitions down."""
+    """Check that something is left of the images: two halvings round up, the three of the transitions down."""
     require_image_size(arguments[0], 29, name)

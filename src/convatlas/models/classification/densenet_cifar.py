@@ -7,10 +7,7 @@ DenseNets" (2017): what a layer computes from the concatenation is computed agai
 stored activations grow linearly with depth instead of quadratically.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from convatlas.models.checks import blocks_for_depth, require_image_size, require_positive, require_probability
-
-__all__ = ["DenseBlock", "DenseLayer", "DenseNetCifar", "Transition"]
+from convatlas.models.layers.classifier import PooledClassifier
+from convatlas.models.layers.initialisation import initialise_he
+from convatlas.models.layers.reversible import recomputing
 
 
 class DenseLayer(nn.Module):
@@ -36,13 +34,9 @@ class DenseLayer(nn.Module):
         self.norm1 = nn.BatchNorm2d(in_channels)
         if bottleneck:
             self.conv1 = nn.Conv2d(in_channels, 4 * growth_rate, 1, bias=False)
-            self.rest: nn.Module = nn.Sequential(
-                nn.Dropout(dropout),
-                nn.BatchNorm2d(4 * growth_rate),
-                nn.ReLU(),
-                nn.Conv2d(4 * growth_rate, growth_rate, 3, padding=1, bias=False),
-                nn.Dropout(dropout),
-            )
+            convolution = nn.Conv2d(4 * growth_rate, growth_rate, 3, padding=1, bias=False)
+            second = (nn.BatchNorm2d(4 * growth_rate), nn.ReLU(), convolution)
+            self.rest: nn.Module = nn.Sequential(nn.Dropout(dropout), *second, nn.Dropout(dropout))
         else:
             self.conv1 = nn.Conv2d(in_channels, growth_rate, 3, padding=1, bias=False)
             self.rest = nn.Dropout(dropout)
@@ -52,32 +46,15 @@ class DenseLayer(nn.Module):
         """Concatenate the maps, oldest first, and apply the first BN, ReLU and convolution."""
         return self.conv1(F.relu(self.norm1(torch.cat(maps, 1))))
 
-    def _first_again(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Return the contexts of the first and of the second computation of `_first`."""
-        return nullcontext(), _statistics_untouched(self.norm1)
-
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Compute the new maps from all earlier ones."""
         if self.memory_saving and self.training and torch.is_grad_enabled():
+            contexts = partial(recomputing, self.norm1)
             out: Tensor = checkpoint(
-                self._first, *maps, use_reentrant=False, context_fn=self._first_again, preserve_rng_state=False
+                self._first, *maps, use_reentrant=False, context_fn=contexts, preserve_rng_state=False
             )
         else:
             out = self._first(*maps)
         return self.rest(out)
-
-
-@contextmanager
-def _statistics_untouched(norm: nn.BatchNorm2d) -> Iterator[None]:
-    """Let `norm` update copies of its running statistics, because the same batch must not count twice."""
-    own = dict(norm.named_buffers())
-    for name, value in own.items():
-        setattr(norm, name, value.clone())
-    try:
-        yield
-    finally:
-        for name, value in own.items():
-            setattr(norm, name, value)
 
 
 class DenseBlock(nn.Module):
@@ -93,7 +70,6 @@ class DenseBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Concatenate the input and every layer's maps in the order of the layers."""
         maps = [x]
         for layer in self.layers:
             maps.append(layer(maps))
@@ -113,22 +89,17 @@ class Transition(nn.Sequential):
         )
 
 
-class DenseNetCifar(nn.Module):
+class DenseNetCifar(PooledClassifier):
     """DenseNet of `depth` layers; with `bottleneck` and `compression` below 1 it is DenseNet-BC.
 
     Args:
         depth: layers with weights: 3n+4, with bottlenecks 6n+4.
-        growth_rate: maps that every layer adds (the paper's k).
         bottleneck: put a 1x1 convolution before each 3x3 one (DenseNet-B).
         compression: share of the channels that a transition keeps (DenseNet-C below 1; the paper's theta).
         dropout: probability of dropping an activation behind each convolution but the first (the paper: 0.2 without
             augmentation).
         memory_saving: compute concatenations, their normalisations and the convolutions on them again for the backward
             pass instead of storing them; gradients and statistics are the same bits.
-
-    Raises:
-        ValueError: `depth` does not fit the kind of layer, `growth_rate` is less than 1, `compression` is not in
-            (0, 1], or `dropout` is no probability.
     """
 
     def __init__(
@@ -165,24 +136,10 @@ class DenseNetCifar(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.norm = nn.BatchNorm2d(channels)
         self.classifier = nn.Linear(channels, num_classes)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """He initialisation over a filter's outputs, as in the authors' code; the classifier starts without bias."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise_he(self)
         nn.init.zeros_(self.classifier.bias)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, channels, H/4, W/4)`, behind the last BN and ReLU.
-
-        Raises:
-            ValueError: images lower or narrower than 4 pixels, of which the transitions would leave nothing.
-        """
+        """`(B, C, H, W) -> (B, channels, H/4, W/4)`, behind the last BN and ReLU."""
         require_image_size(images, 4, "densenet_cifar")
         return F.relu(self.norm(self.stages(self.stem(images))))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
-        return self.classifier(self.forward_features(images).mean((2, 3)))

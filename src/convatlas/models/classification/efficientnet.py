@@ -5,29 +5,18 @@ blocks are timm's, with TensorFlow's padding; the baseline and the rounding are 
 be scaled alone, as the paper does to compare.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from torch import nn
 
-from convatlas.models.checks import require_choice, require_positive, require_probability, timm_rows
+from convatlas.models.checks import require_above_zero, require_choice, require_positive, require_probability
+from convatlas.models.layers.inverted_residuals import inverted_residual_net
 
-__all__ = ["SCALINGS", "Scaling", "efficientnet", "round_width"]
 
-
-@dataclass(frozen=True)
-class Scaling:
-    """Coefficients of one released net.
-
-    Attributes:
-        width: factor of all channels.
-        depth: factor of the blocks in a stage.
-        resolution: side of the images in pixels.
-        dropout: probability of setting a feature before the classifier to zero.
-    """
+class Scaling(NamedTuple):
+    """Factors of one released net on channels and on the blocks in a stage, its image size and its dropout."""
 
     width: float
     depth: float
@@ -47,7 +36,6 @@ SCALINGS = {
 }
 """The released nets. They are rounded by hand: 1.2^phi, 1.1^phi and 1.15^phi of equation 3 do not give them."""
 
-STEM_CHANNELS = 32
 HEAD_CHANNELS = 1280
 STAGES = (
     "ds_r{repeats}_k3_s{stride}_e1_c16_se0.25",
@@ -89,40 +77,33 @@ def efficientnet(
     The resolution is the size of the images: `SCALINGS[variant].resolution` in the paper.
 
     Args:
-        variant: `b0` to `b7`.
         width: factor of all channels; null takes the variant's.
         depth: factor of the blocks in a stage; null takes the variant's.
         dropout: probability of setting a feature before the classifier to zero; null takes the variant's.
         drop_path_rate: probability of dropping the last residual branch; it grows linearly with the block's place.
-        strides: strides of the first blocks of the seven stages; the stem always has 2.
         repeats: blocks of the seven stages before `depth` scales them.
         divisor: scaled channels are multiples of it.
         bn_momentum: weight of a new batch in the running statistics; 0.01 is TensorFlow's 0.99.
     """
-    from timm.models._efficientnet_builder import decode_arch_def
-    from timm.models.efficientnet import EfficientNet
-
     require_choice("variant", variant, SCALINGS)
     require_positive("divisor", divisor)
     require_probability("drop_path_rate", drop_path_rate)
     scaling = SCALINGS[variant]
     width = scaling.width if width is None else width
     depth = scaling.depth if depth is None else depth
-    dropout = scaling.dropout if dropout is None else dropout
-    require_probability("dropout", dropout)
-    if width <= 0 or depth <= 0:
-        raise ValueError(f"model.width={width} and model.depth={depth} must be above 0.")
-    net: nn.Module = EfficientNet(
-        decode_arch_def(timm_rows(STAGES, repeats, strides, depth)),
-        num_classes=num_classes,
-        in_chans=in_channels,
-        stem_size=STEM_CHANNELS,
-        num_features=round_width(HEAD_CHANNELS, width, divisor),
+    require_above_zero(width=width, depth=depth)
+    return inverted_residual_net(
+        STAGES,
+        repeats=repeats,
+        strides=strides,
+        depth=depth,
+        head_channels=round_width(HEAD_CHANNELS, width, divisor),
+        dropout=scaling.dropout if dropout is None else dropout,
         round_chs_fn=partial(round_width, width=width, divisor=divisor),
         pad_type="same",
         act_layer=nn.SiLU,
         norm_layer=partial(nn.BatchNorm2d, eps=1e-3, momentum=bn_momentum),
-        drop_rate=dropout,
         drop_path_rate=drop_path_rate,
+        num_classes=num_classes,
+        in_chans=in_channels,
     )
-    return net

@@ -6,22 +6,17 @@ As in the nets that the authors released, a block with expansion 1 has no first 
 has a bias though batch norm follows. `BlockNet` takes any such choice; `convatlas.search` finds others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_choice, require_probability
+from convatlas.models.checks import require_choice, require_probability, require_strides
 from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.models.layers.shuffle import ChannelShuffle
 
-__all__ = ["BLOCKS", "FOUND", "SKIP", "BlockKind", "BlockNet", "FBNet", "FBNetBlock"]
 
-
-@dataclass(frozen=True)
-class BlockKind:
+class BlockKind(NamedTuple):
     """One candidate of table 2, `skip` aside."""
 
     kernel: int
@@ -87,14 +82,6 @@ class FBNetBlock(nn.Module):
 
     `(B, in, H, W) -> (B, out, H/stride, W/stride)`; the input is added where both shapes are equal. With groups the
     1x1 convolutions are grouped and a channel shuffle follows the first.
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kind: kernel, expansion and groups.
-        stride: stride of the depthwise convolution.
-        always_expand: keep the first 1x1 convolution where the expansion is 1.
-        bias: give the convolutions biases.
     """
 
     def __init__(
@@ -119,7 +106,6 @@ class FBNetBlock(nn.Module):
         self.layers.append(ConvNormAct(middle, out_channels, groups=kind.groups, bias=bias, activation=None))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the block."""
         return x + self.layers(x) if self.residual else self.layers(x)
 
 
@@ -128,16 +114,8 @@ class BlockNet(nn.Module):
 
     Args:
         blocks: for every stage the candidate of each of its layers, a name of `BLOCKS` or `skip`.
-        stem_channels: channels of the first convolution.
         stage_channels: output channels of each stage.
-        head_channels: channels of the last convolution.
         strides: of the first convolution and of the first layer of each stage.
-        always_expand: keep the first 1x1 convolution of blocks with expansion 1.
-        conv_bias: give the convolutions biases; batch norm takes their effect away.
-        dropout: probability of setting a feature before the classifier to zero.
-
-    Raises:
-        ValueError: lists of different lengths, an unknown block, or a skipped layer that must change the shape.
     """
 
     def __init__(
@@ -161,8 +139,7 @@ class BlockNet(nn.Module):
                 f"model.blocks has {len(blocks)} stages, model.stage_channels {len(stage_channels)}, and model.strides "
                 f"{len(strides)} numbers; there must be as many stages as channels, and one stride more for the stem."
             )
-        if not set(strides) <= {1, 2}:
-            raise ValueError(f"model.strides={list(strides)} must be {len(blocks) + 1} numbers, each 1 or 2.")
+        require_strides(strides, len(blocks) + 1)
         channels = stem_channels
         self.stem = ConvNormAct(in_channels, channels, 3, stride=strides[0], bias=conv_bias)
         self.stages = nn.Sequential()
@@ -193,7 +170,6 @@ class BlockNet(nn.Module):
         return self.head(self.stages(self.stem(images)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.classifier(self.dropout(self.forward_features(images).mean((2, 3))))
 
 
@@ -201,13 +177,9 @@ class FBNet(BlockNet):
     """FBNet: a 3x3 convolution, 22 found layers in seven stages, a 1x1 convolution, global pooling, one linear layer.
 
     Args:
-        variant: `a`, `b` or `c`.
-        width: factor of all channels, rounded to multiples of 8; the paper has 1.
         strides: strides of the stem and of the first layers of the seven stages.
         always_expand: keep the first 1x1 convolution of blocks with expansion 1, as in figure 3 of the paper; the
             released nets leave it out.
-        conv_bias: give the convolutions biases, as in the released nets; batch norm takes their effect away.
-        dropout: probability of setting a feature before the classifier to zero.
     """
 
     def __init__(
@@ -225,19 +197,22 @@ class FBNet(BlockNet):
         require_choice("variant", variant, FOUND)
         if width <= 0:
             raise ValueError(f"model.width={width} must be above 0.")
-        if len(strides) != len(STRIDES) or not set(strides) <= {1, 2}:
-            raise ValueError(f"model.strides={list(strides)} must be {len(STRIDES)} numbers, each 1 or 2.")
+        require_strides(strides, len(STRIDES))
         for names, stage_stride in zip(FOUND[variant], strides[1:], strict=True):
             if names[0] == SKIP and stage_stride > 1:
                 raise ValueError(
                     f"model.strides={list(strides)}: variant {variant} skips a layer that has stride 2 there; "
                     "a skipped layer keeps the resolution, so set that stride to 1."
                 )
+        stem, *stages, head = (
+            max(int(channels * width / 8 + 0.5), 1) * 8
+            for channels in (STEM_CHANNELS, *STAGE_CHANNELS, HEAD_CHANNELS[variant])
+        )
         super().__init__(
             blocks=FOUND[variant],
-            stem_channels=self._scaled(STEM_CHANNELS, width),
-            stage_channels=[self._scaled(channels, width) for channels in STAGE_CHANNELS],
-            head_channels=self._scaled(HEAD_CHANNELS[variant], width),
+            stem_channels=stem,
+            stage_channels=stages,
+            head_channels=head,
             strides=strides,
             always_expand=always_expand,
             conv_bias=conv_bias,
@@ -245,7 +220,3 @@ class FBNet(BlockNet):
             num_classes=num_classes,
             in_channels=in_channels,
         )
-
-    @staticmethod
-    def _scaled(channels: int, width: float) -> int:
-        return max(int(channels * width / 8 + 0.5), 1) * 8

@@ -4,8 +4,6 @@ Smith, Topin, "Deep Convolutional Neural Network Design Patterns" (2016, arXiv 1
 follow the authors' published Caffe files; the fractal block is in `models/layers/fractal.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -21,8 +19,6 @@ from convatlas.models.checks import (
 )
 from convatlas.models.layers.fractal import FractalBlock, LocalDropPath, initialise_as_caffe, join
 
-__all__ = ["FractalOfFractalNet", "FreezeSchedule", "freeze_drop_path"]
-
 TRAININGS = ("joint", "freeze_drop_path")
 SCHEDULES = ("stochastic", "deterministic")
 PROPORTIONS = ("squares", "equal", "reversed_squares")
@@ -30,22 +26,15 @@ PROPORTIONS = ("squares", "equal", "reversed_squares")
 HALVINGS = 4
 """Between the image and the last join, by every way."""
 
-LARGEST_BASE = 40.0
+MAX_BASE = 40.0
 """What is squared or cubed is cut off here: 40^3 is the largest cube of a whole number that float16 can hold."""
 
 
-# ---- freeze-drop-path -----------------------------------------------------------------------------------------------
-
-
 def freeze_drop_path(branches: Sequence[Callable[[], Tensor]], active: int) -> Tensor:
-    """Sum the branches 0 to `active`, of which the last alone is trained.
+    """Sum the branches 0 to `active`, from the simplest on, of which the last alone is trained.
 
     Those below are frozen: they contribute, and are computed without a graph, so that they receive no gradient at all.
     Those above are dropped, and not computed.
-
-    Args:
-        branches: functions that compute tensors of one shape, from the simplest branch to the most complex.
-        active: the branch that is trained, from 0.
     """
     with torch.no_grad():
         frozen = [branch() for branch in branches[:active]]
@@ -64,15 +53,11 @@ class FreezeSchedule:
     """Which branch is active in which training step.
 
     Args:
-        branches: number of branches.
         schedule: `stochastic`, drawn for each mini-batch; or `deterministic`, one after another from the simplest, in
             consecutive intervals of a cycle that repeats.
         proportions: what a branch's probability, or its part of a cycle, is proportional to: `squares` of its number
             from 1, `equal`, or `reversed_squares`, the same squares from the most complex branch down.
         cycle: steps of a cycle; None is the whole training, each branch in one go.
-
-    Raises:
-        ValueError: an unknown schedule or proportions, or a cycle of no steps.
     """
 
     def __init__(self, branches: int, schedule: str, proportions: str, cycle: int | None) -> None:
@@ -85,13 +70,7 @@ class FreezeSchedule:
         self.cycle = cycle
 
     def active(self, step: int, steps: int, generator: torch.Generator | None) -> int:
-        """Return the active branch of one step: a function of the step, or of the generator's seed, and nothing else.
-
-        Args:
-            step: optimiser steps that are done.
-            steps: optimiser steps of the whole training, at least 1.
-            generator: on the CPU; None is torch's own.
-        """
+        """Return the active branch of a step of `steps`: a function of the step, or of the generator's seed alone."""
         if self.stochastic:
             weights = torch.tensor(self.weights, dtype=torch.float64, device="cpu")
             return int(torch.multinomial(weights, 1, generator=generator))
@@ -102,9 +81,6 @@ class FreezeSchedule:
             if position < end:
                 return branch
         raise AssertionError("the intervals fill the cycle")
-
-
-# ---- the net --------------------------------------------------------------------------------------------------------
 
 
 class FractalOfFractalNet(nn.Module):
@@ -125,17 +101,15 @@ class FractalOfFractalNet(nn.Module):
         freeze_drop_path   SBN-FDP  e + mean of d and c       TSN-FDP  e + (mean of d and c)^2
 
     In the second way branch 0 is e, and branch 1, with the shared a and b, corrects it; see `freeze_drop_path`.
-    Evaluation sums both, also before a deterministic schedule has reached branch 1; until then it is `parts` that tell
-    how far the training is. Frozen means untouched: parameters without a gradient are skipped by the optimiser, also by
-    its momentum and weight decay, which go on in the authors' Caffe. In the authors' files a batch normalisation
-    without scale and shift follows this sum. Here each of the two sums has its own running statistics, so that those
-    of evaluation are of the sum that is evaluated, and `parts` are nets that were trained as they stand.
+    Evaluation sums both, also before a deterministic schedule has reached branch 1. Frozen means untouched: parameters
+    without a gradient are skipped by the optimiser, also by its momentum and weight decay, which go on in the authors'
+    Caffe. In the authors' files a batch normalisation without scale and shift follows this sum; here each of the two
+    sums has its own running statistics, so that those of evaluation are of the sum that is evaluated.
 
     Powers are taken of outputs without a bound. They are computed in float32, also under mixed precision, of values
     cut off at 40, far above what batch normalisation leaves in a net that does not diverge.
 
     Args:
-        training: `joint` or `freeze_drop_path`.
         taylor: square and cube branches as above.
         width: factor on all channels, 1 in the paper.
         columns: columns of every fractal block, from 1 to 6; the paper's is 3.
@@ -144,9 +118,6 @@ class FractalOfFractalNet(nn.Module):
         dropout: probability of dropping a value in the blocks of a (two), b, c (two), d and e: seven in this order.
         freeze_schedule, freeze_proportions, freeze_cycle: see `FreezeSchedule`; used by `freeze_drop_path` alone.
         image_size: side of the images in pixels, at least 16; it decides the size of the linear layer.
-
-    Raises:
-        ValueError: a number out of its range, another number of dropout rates than seven, or an unknown name.
     """
 
     def __init__(
@@ -208,21 +179,12 @@ class FractalOfFractalNet(nn.Module):
         if image_size < 2**HALVINGS:
             raise ValueError(f"model.image_size={image_size} must be at least {2**HALVINGS}: it is halved four times.")
 
-    # ---- what the training asks for ---------------------------------------------------------------------------------
-
     @property
     def leaves_gradients_out(self) -> bool:
-        """Whether a training step may leave parameters without a gradient, which DDP has to know."""
         return self.freezes or self.drop_path_rate > 0
 
     def begin_step(self, step: int, steps: int, seed: int) -> None:
-        """Prepare one training batch; without it torch's own generator draws, and a deterministic schedule stands at 0.
-
-        Args:
-            step: optimiser steps that are done.
-            steps: optimiser steps of the whole training, at least 1.
-            seed: the same on every process; another one for every batch.
-        """
+        """Prepare one training batch; without it torch's generator draws, and a deterministic schedule stands at 0."""
         self._step, self._steps, self._seed = step, steps, seed
 
     def step_figures(self) -> dict[str, float]:
@@ -243,12 +205,10 @@ class FractalOfFractalNet(nn.Module):
             return {}
         return {"branch_0": nn.Sequential(self.e, self.norms[0], nn.Flatten(), self.classifier).train(self.training)}
 
-    # ---- the computation --------------------------------------------------------------------------------------------
-
     def _power(self, x: Tensor, exponent: int) -> Tensor:
         if not self.taylor:
             return x
-        base = x.float().clamp(max=LARGEST_BASE)
+        base = x.float().clamp(max=MAX_BASE)
         return base.square() if exponent == 2 else base.square() * base
 
     def _middle(self, images: Tensor, paths: LocalDropPath) -> Tensor:
@@ -288,11 +248,7 @@ class FractalOfFractalNet(nn.Module):
         return freeze_drop_path(branches, self._active)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """`(B, C, S, S) -> (B, 512 * width, S/16, S/16)`: the last join, under `freeze_drop_path` before its BN.
-
-        Raises:
-            ValueError: the images do not have `image_size`.
-        """
+        """`(B, C, S, S) -> (B, 512 * width, S/16, S/16)`: the last join, under `freeze_drop_path` before its BN."""
         require_exact_size(images, self.image_size)
         paths = LocalDropPath(self.drop_path_rate if self.training else 0.0, self._seed if self.training else None)
         features = self._in_stages(images, paths) if self.freezes else self._all_joined(images, paths)
@@ -301,7 +257,6 @@ class FractalOfFractalNet(nn.Module):
         return features
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, S, S) -> (B, num_classes)` logits."""
         features = self.forward_features(images)
         if self.freezes:
             features = self.norms[self._active if self.training else -1](features)

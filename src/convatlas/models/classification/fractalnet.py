@@ -4,38 +4,30 @@ Larsson, Maire, Shakhnarovich, "FractalNet: Ultra-Deep Neural Networks without R
 leaves open follows the authors' published generator of Caffe definitions; the block is in `models/layers/fractal.py`.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_image_size, require_positive, require_probability
+from convatlas.models.layers.classifier import PooledClassifier
 from convatlas.models.layers.fractal import FractalBlock, Kept, initialise_as_caffe, seeded_generator
-
-__all__ = ["FractalNet", "Paths"]
 
 
 class Paths(NamedTuple):
-    """What one training batch computes.
+    """What one training batch computes."""
 
-    Attributes:
-        kept: for every block, the columns that are let through.
-        column: the one column that global drop-path uses, from 1; None without it.
-    """
-
-    kept: list[Kept]
-    column: int | None = None
+    kept: list[Kept]  # for every block, the columns that are let through
+    column: int | None = None  # the one column that global drop-path uses, from 1; None without it
 
 
 DROP_PATHS = ("none", "local", "global", "mixed")
 STATISTICS = ("shared", "separate")
 STEMS = ("none", "imagenet")
-MOST_COLUMNS = 6
+MAX_COLUMNS = 6
 
 
-class FractalNet(nn.Module):
+class FractalNet(PooledClassifier):
     """B fractal blocks of C columns and one linear layer; the paper counts the B * 2^(C-1) convolutions as layers.
 
     Drop-path is drawn once for a whole mini-batch, and what it leaves unused is not computed. `local`: every join drops
@@ -57,9 +49,6 @@ class FractalNet(nn.Module):
             have it. The authors' definition is the reverse.
         stem: `none`; or `imagenet`, the first layers of ResNet-34, which leave a quarter of the height and width, and
             no pooling after the last block, whose maps the classifier averages.
-
-    Raises:
-        ValueError: a number out of its range, no width, an unknown name, or separate statistics with `affine`.
     """
 
     def __init__(
@@ -107,9 +96,9 @@ class FractalNet(nn.Module):
 
     @staticmethod
     def _check(columns: int, widths: tuple[int, ...]) -> None:
-        if not 1 <= columns <= MOST_COLUMNS:
+        if not 1 <= columns <= MAX_COLUMNS:
             raise ValueError(
-                f"model.columns={columns} must be from 1 to {MOST_COLUMNS}; a block has 2^columns - 1 convolutions."
+                f"model.columns={columns} must be from 1 to {MAX_COLUMNS}; a block has 2^columns - 1 convolutions."
             )
         if not widths:
             raise ValueError("model.widths=[] must have at least one width, the channels of one block.")
@@ -118,32 +107,21 @@ class FractalNet(nn.Module):
 
     @staticmethod
     def _stem(stem: str, in_channels: int) -> tuple[nn.Sequential, int]:
-        """Build what comes before the blocks; returns it and its channels."""
         if stem == "none":
             return nn.Sequential(), in_channels
         convolution = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         return nn.Sequential(convolution, nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)), 64
 
-    # ---- drop-path --------------------------------------------------------------------------------------------------
-
     @property
     def leaves_gradients_out(self) -> bool:
-        """Whether a training step may leave parameters without a gradient, which DDP has to know."""
         drops = self.drop_path in {"global", "mixed"} or (self.drop_path == "local" and self.drop_path_rate > 0)
         return drops and self.columns > 1
 
     def begin_step(self, step: int, steps: int, seed: int) -> None:
-        """Seed the draws of one training batch; without it torch's own generator draws.
-
-        Args:
-            step: optimiser steps that are done.
-            steps: optimiser steps of the whole training.
-            seed: the same on every process; another one for every batch.
-        """
+        """Seed the draws of one training batch; without it torch's own generator draws."""
         self._seed = seed
 
     def step_figures(self) -> dict[str, float]:
-        """Return the share of the convolutions that the last training batch computed, from 0 to 1."""
         return {"convolutions_computed": self._computed}
 
     def draw_paths(self) -> Paths:
@@ -164,7 +142,6 @@ class FractalNet(nn.Module):
         return Paths([block.everything() for block in self._blocks()])
 
     def _count(self, paths: Paths) -> None:
-        """Remember the share of the convolutions that these paths compute."""
         pairs = zip(self._blocks(), paths.kept, strict=True)
         computed = sum(len(block.convolutions_behind(kept)) for block, kept in pairs)
         self._computed = computed / (len(self.blocks) * (2**self.columns - 1))
@@ -172,16 +149,11 @@ class FractalNet(nn.Module):
     def _blocks(self) -> list[FractalBlock]:
         return [block for block in self.blocks if isinstance(block, FractalBlock)]
 
-    # ---- nets inside the net ----------------------------------------------------------------------------------------
-
     def column(self, number: int) -> nn.Sequential:
         """Return one column as a plain net that shares the weights and its running statistics.
 
         Args:
             number: from 1, the shallowest, with one convolution a block, to `columns`, with 2^(columns-1).
-
-        Raises:
-            ValueError: there is no such column.
         """
         if not 1 <= number <= self.columns:
             raise ValueError(f"column={number}: this net has the columns 1 to {self.columns}.")
@@ -190,21 +162,13 @@ class FractalNet(nn.Module):
         return net.train(self.training)
 
     def deepest_column(self) -> nn.Sequential:
-        """Return the deepest column as a plain net; the paper uses it alone after training."""
         return self.column(self.columns)
 
     def parts(self) -> dict[str, nn.Module]:
-        """Return every column, `column_1` being the shallowest."""
         return {f"column_{number}": self.column(number) for number in range(1, self.columns + 1)}
 
-    # ---- the computation --------------------------------------------------------------------------------------------
-
     def forward_features(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, widths[-1], H/2^B, W/2^B)`; behind the ImageNet stem H/2^(B+1), and W likewise.
-
-        Raises:
-            ValueError: the images are too small to be halved so often.
-        """
+        """`(B, C, H, W) -> (B, widths[-1], H/2^B, W/2^B)`; behind the ImageNet stem H/2^(B+1), and W likewise."""
         require_image_size(images, self.smallest_image, "this net")
         paths = self.draw_paths() if self.training else self._all_paths()
         if self.training:
@@ -213,10 +177,3 @@ class FractalNet(nn.Module):
         for block, kept in zip(self.blocks, paths.kept, strict=True):
             x = block(x, kept, alone=paths.column is not None)
         return x
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits.
-
-        The paper has no pooling at the end: of images of 2^B pixels one is left, and its mean changes nothing.
-        """
-        return self.classifier(self.forward_features(images).mean((2, 3)))

@@ -5,8 +5,6 @@ section 5, table 1 and figure 3. No batch normalisation, biases everywhere, real
 this name has neither of the three, so it is written here.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -20,9 +18,9 @@ from convatlas.models.checks import (
     require_probability,
     require_width,
 )
+from convatlas.models.interfaces import AuxiliaryOutput
+from convatlas.models.layers.initialisation import initialise
 from convatlas.models.layers.normalisation import LocalResponseNorm
-
-__all__ = ["AuxiliaryClassifier", "GoogLeNet", "GoogLeNetOutput", "Inception"]
 
 INITIALISATIONS = ("xavier", "he")
 
@@ -39,7 +37,6 @@ class Widths(NamedTuple):
 
     @property
     def out_channels(self) -> int:
-        """Maps of the concatenation."""
         return self.one + self.three + self.five + self.pooled
 
 
@@ -66,14 +63,14 @@ class ImageNetStem(nn.Module):
 
     def __init__(self, in_channels: int, width: float) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, scaled(64, width), 7, stride=2, padding=3)
-        self.reduce = nn.Conv2d(scaled(64, width), scaled(64, width), 1)
-        self.conv2 = nn.Conv2d(scaled(64, width), scaled(192, width), 3, padding=1)
+        n64, n192 = scaled(64, width), scaled(192, width)
+        self.conv1 = nn.Conv2d(in_channels, n64, 7, stride=2, padding=3)
+        self.reduce = nn.Conv2d(n64, n64, 1)
+        self.conv2 = nn.Conv2d(n64, n192, 3, padding=1)
         self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.norm = LocalResponseNorm()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Convolve and pool twice, normalising after the first pooling and before the second."""
         x = self.norm(self.pool(F.relu(self.conv1(images))))
         x = F.relu(self.conv2(F.relu(self.reduce(x))))
         return self.pool(self.norm(x))
@@ -90,7 +87,6 @@ class SmallStem(nn.Module):
         self.norm = LocalResponseNorm()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Convolve, pool, convolve, normalise."""
         x = self.pool(F.relu(self.conv1(images)))
         return self.norm(F.relu(self.conv2(x)))
 
@@ -114,7 +110,6 @@ class Inception(nn.Module):
         self.pooled = nn.Conv2d(in_channels, widths.pooled, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Concatenate the branches: 1x1, 3x3, 5x5, pooled."""
         three = self.three(F.relu(self.reduce_three(x)))
         five = self.five(F.relu(self.reduce_five(x)))
         pooled = self.pooled(F.max_pool2d(x, 3, stride=1, padding=1))
@@ -141,35 +136,21 @@ class AuxiliaryClassifier(nn.Module):
         self.classifier = nn.Linear(hidden, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify from inner maps."""
         x = F.relu(self.conv(self.pool(x)))
         x = F.relu(self.fc(x.flatten(1)))
         return self.classifier(self.dropout(x))
 
 
-class GoogLeNetOutput(NamedTuple):
-    """What the net returns in training; each tensor is `(B, num_classes)`."""
-
-    logits: Tensor
-    auxiliary: tuple[Tensor, ...]
-
-
 class GoogLeNet(nn.Module):
-    """GoogLeNet: `(B, C, H, W) -> (B, num_classes)`, in training with auxiliary classifiers a `GoogLeNetOutput`.
+    """GoogLeNet: `(B, C, H, W) -> (B, num_classes)`, in training with auxiliary classifiers a `AuxiliaryOutput`.
 
     Args:
         auxiliary: classifiers on 4a and 4d in training; `auxiliary_loss_weights` are the paper's 0.3.
         image_size: side of the images in pixels, to which the auxiliary classifiers are bound.
         stem: `imagenet` (224 pixels become 28), or `small`: two 3x3 convolutions and one pooling (32 become 16).
         width: factor on the maps of all convolutions and on the hidden units of the auxiliary classifiers.
-        dropout: probability in front of the last layer.
         initialisation: `xavier` (Glorot and Bengio 2010; Caffe's filler of that name divides by the inputs alone) with
             biases of 0.2 as in Caffe's replica, or `he`; the paper does not say.
-
-    Raises:
-        ValueError: an unknown stem or initialisation, a width or dropout out of range, or images too small for the
-            auxiliary classifiers; when called: images too small for the net, or, in training with these classifiers,
-            of another size.
     """
 
     def __init__(
@@ -194,18 +175,12 @@ class GoogLeNet(nn.Module):
         self.image_size = image_size
         self.smallest_image = 31 if stem == "imagenet" else 8
         self.stem = STEMS[stem](in_channels, width)
-        self.inception3a = Inception(channels, widths["3a"])
-        self.inception3b = Inception(widths["3a"].out_channels, widths["3b"])
-        self.inception4a = Inception(widths["3b"].out_channels, widths["4a"])
-        self.inception4b = Inception(widths["4a"].out_channels, widths["4b"])
-        self.inception4c = Inception(widths["4b"].out_channels, widths["4c"])
-        self.inception4d = Inception(widths["4c"].out_channels, widths["4d"])
-        self.inception4e = Inception(widths["4d"].out_channels, widths["4e"])
-        self.inception5a = Inception(widths["4e"].out_channels, widths["5a"])
-        self.inception5b = Inception(widths["5a"].out_channels, widths["5b"])
+        for name, row in widths.items():
+            self.add_module(f"inception{name}", Inception(channels, row))
+            channels = row.out_channels
         self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(widths["5b"].out_channels, num_classes)
+        self.classifier = nn.Linear(channels, num_classes)
         self.auxiliary = nn.ModuleList()
         self.auxiliary_loss_weights: tuple[float, ...] = ()
         if auxiliary:
@@ -213,49 +188,40 @@ class GoogLeNet(nn.Module):
             for row in (widths["4a"], widths["4d"]):
                 self.auxiliary.append(AuxiliaryClassifier(row.out_channels, side, width, num_classes))
             self.auxiliary_loss_weights = (0.3, 0.3)
-        self._initialise(initialisation)
-
-    def _initialise(self, initialisation: str) -> None:
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                hidden = not name.endswith("classifier.bias")
-                nn.init.constant_(parameter, 0.2 if initialisation == "xavier" and hidden else 0.0)
-            elif initialisation == "xavier":
-                nn.init.xavier_uniform_(parameter)
-            else:
-                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+        hidden = 0.2 if initialisation == "xavier" else 0.0
+        initialise(self, initialisation, lambda name: 0.0 if name.endswith("classifier.bias") else hidden)
 
     def _inner_maps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the outputs of 4a and 4d, which the auxiliary classifiers see, and of 5b."""
         require_image_size(images, self.smallest_image, "GoogLeNet with this stem")
-        x = self.stem(images)
-        x = self.pool(self.inception3b(self.inception3a(x)))
-        after_4a = self.inception4a(x)
-        after_4d = self.inception4d(self.inception4c(self.inception4b(after_4a)))
-        x = self.pool(self.inception4e(after_4d))
-        return after_4a, after_4d, self.inception5b(self.inception5a(x))
+        x = self.pool(self._modules_of(self.stem(images), "3a", "3b"))
+        after_4a = self._modules_of(x, "4a")
+        after_4d = self._modules_of(after_4a, "4b", "4c", "4d")
+        x = self.pool(self._modules_of(after_4d, "4e"))
+        return after_4a, after_4d, self._modules_of(x, "5a", "5b")
+
+    def _modules_of(self, x: Tensor, *rows: str) -> Tensor:
+        """Compute the Inception modules of some rows of table 1."""
+        for row in rows:
+            x = self.get_submodule(f"inception{row}")(x)
+        return x
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 1024 * width, H', W')`, 7x7 maps for 224 pixels."""
         return self._inner_maps(images)[-1]
 
-    def forward(self, images: Tensor) -> Tensor | GoogLeNetOutput:
-        """`(B, C, H, W) -> (B, num_classes)` logits, in training with those of the auxiliary classifiers."""
+    def forward(self, images: Tensor) -> Tensor | AuxiliaryOutput:
         *inner, features = self._inner_maps(images)
         logits = self.classifier(self.dropout(features.mean((2, 3))))
         if not (self.training and self.auxiliary):
             return logits
         require_exact_size(images, self.image_size)
         pairs = zip(self.auxiliary, inner, strict=True)
-        return GoogLeNetOutput(logits, tuple(classifier(maps) for classifier, maps in pairs))
+        return AuxiliaryOutput(logits, tuple(classifier(maps) for classifier, maps in pairs))
 
 
 def side_of_4a(image_size: int, stem: str) -> int:
-    """Return the pixels a side of the maps that the auxiliary classifiers see.
-
-    Raises:
-        ValueError: they are smaller than the classifiers' 5x5 pooling window.
-    """
+    """Return the pixels a side of the maps that the auxiliary classifiers see."""
     # The first convolution halves the side rounding up, each pooling rounding down.
     side = (image_size + 1) // 2 // 2**3 if stem == "imagenet" else image_size // 2**2
     if side < 5:

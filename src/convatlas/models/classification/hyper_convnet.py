@@ -5,16 +5,13 @@ from 4 numbers by a generator of 4,240 weights. What the text leaves open (pooli
 notebook that the first author published.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_image_size, require_positive
 from convatlas.models.layers.generated_kernels import GeneratedKernels, KernelShape, LearntKernels
-
-__all__ = ["HyperConvNet"]
+from convatlas.models.layers.initialisation import initialise_he
 
 CHANNELS, KERNEL_SIZE = 16, 7
 POOLED_SIDE = 7  # 28 pixels after two poolings
@@ -26,9 +23,6 @@ class HyperConvNet(nn.Module):
     Args:
         generated: the second kernel is generated; otherwise it is a weight of the same shape.
         embedding_size: N_z, length of the embedding, and the generator's hidden size d.
-
-    Raises:
-        ValueError: `embedding_size` is below 1, or images have fewer than 4 pixels a side.
     """
 
     def __init__(
@@ -46,21 +40,10 @@ class HyperConvNet(nn.Module):
         self.bias2 = nn.Parameter(torch.zeros(CHANNELS))
         self.pool = nn.AdaptiveAvgPool2d(POOLED_SIDE)  # leaves the paper's 28 x 28 images, 7 x 7 here, as they are
         self.classifier = nn.Linear(CHANNELS * POOLED_SIDE**2, num_classes)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """He initialisation, which the generated kernel starts from as well; no bias."""
-        nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
-        assert self.conv1.bias is not None
-        nn.init.zeros_(self.conv1.bias)
+        initialise_he(self, "fan_in")
         nn.init.zeros_(self.classifier.bias)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, 16, 7, 7)`.
-
-        Raises:
-            ValueError: the images are too small for two poolings.
-        """
         require_image_size(images, 4, "hyper_convnet")
         (kernel2,) = self.kernels()
         x = F.max_pool2d(F.relu(self.conv1(images)), 2)
@@ -68,5 +51,4 @@ class HyperConvNet(nn.Module):
         return self.pool(x)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.classifier(self.forward_features(images).flatten(1))

@@ -11,27 +11,27 @@ Shapes in capitals: T steps, B images, F features of a step, G gates (1 in an RN
 o), H hidden units, N_z the size of an embedding.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_choice, require_positive, require_probability
-
-__all__ = ["LSTM", "RNN", "HyperLSTM", "HyperRNN"]
+from convatlas.models.checks import (
+    require_all_positive,
+    require_choice,
+    require_exact_size,
+    require_positive,
+    require_probability,
+)
 
 READINGS = ("rows", "pixels")
 
 State = tuple[Tensor, ...]
 """What a step hands to the next, `(B, H)` each: h, in an LSTM also c."""
-
-
-# ---- what a step does with its pre-activations ----------------------------------------------------------------------
 
 
 class RNNUpdate(nn.Module):
@@ -45,7 +45,6 @@ class RNNUpdate(nn.Module):
         self.hidden_size = hidden_size
 
     def forward(self, y: Tensor, state: State) -> State:
-        """Return the state after this step."""
         return (torch.tanh(y[0]),)
 
 
@@ -56,7 +55,6 @@ class LSTMUpdate(nn.Module):
     the cell remembers is never lost. The forget gate's 1 is from the authors' published cell.
 
     Args:
-        hidden_size: units.
         layer_norm: normalise the gates and the cell; without, this is equation 9.
         dropout: probability of dropping a unit of the candidate.
     """
@@ -73,13 +71,15 @@ class LSTMUpdate(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, y: Tensor, state: State) -> State:
-        """Return the state after this step."""
         _, cell = state
         if self.norm_gain is not None and self.norm_bias is not None:
             y = torch.addcmul(self.norm_bias, F.layer_norm(y, (self.hidden_size,)), self.norm_gain)
         i, g, f, o = y
         cell = torch.sigmoid(f + 1) * cell + torch.sigmoid(i) * self.dropout(torch.tanh(g))
         return torch.sigmoid(o) * torch.tanh(self.norm_cell(cell)), cell
+
+
+Update = RNNUpdate | LSTMUpdate
 
 
 def orthogonal_linear(in_features: int, gates: int, hidden_size: int, bias: bool) -> nn.Linear:
@@ -92,20 +92,16 @@ def orthogonal_linear(in_features: int, gates: int, hidden_size: int, bias: bool
     return linear
 
 
-# ---- the recurrences ------------------------------------------------------------------------------------------------
-
-
 class Recurrence(nn.Module):
     """A plain RNN or LSTM: y = W_h h_{t-1} + W_x x_t + b; `(T, B, F) -> (B, H)`, the last h."""
 
-    def __init__(self, input_size: int, update: RNNUpdate | LSTMUpdate, bias: bool = True) -> None:
+    def __init__(self, input_size: int, update: Update, bias: bool = True) -> None:
         super().__init__()
         self.update = update
         self.from_input = orthogonal_linear(input_size, update.gates, update.hidden_size, bias)
         self.from_hidden = orthogonal_linear(update.hidden_size, update.gates, update.hidden_size, bias=False)
 
     def first_state(self, sequence: Tensor) -> State:
-        """Return zeros, `(B, H)` each."""
         return (sequence.new_zeros(sequence.shape[1], self.update.hidden_size),) * self.update.states
 
     def by_gate(self, y: Tensor) -> Tensor:
@@ -113,7 +109,6 @@ class Recurrence(nn.Module):
         return y.unflatten(-1, (self.update.gates, self.update.hidden_size)).transpose(-3, -2)
 
     def forward(self, sequence: Tensor) -> Tensor:
-        """Read the sequence; what depends on the input alone is computed for all steps at once."""
         state = self.first_state(sequence)
         for x in self.by_gate(self.from_input(sequence)).unbind():
             state = self.update(self.by_gate(self.from_hidden(state[0])) + x, state)
@@ -166,22 +161,15 @@ class HyperRecurrence(nn.Module):
     """
 
     def __init__(
-        self,
-        input_size: int,
-        update: RNNUpdate | LSTMUpdate,
-        hyper_update: RNNUpdate | LSTMUpdate,
-        embedding_size: int,
-        initial_scale: float,
+        self, input_size: int, update: Update, hyper_update: Update, embedding_size: int, initial_scale: float
     ) -> None:
         super().__init__()
         self.main = Recurrence(input_size, update, bias=False)  # b(z_b) is the bias
         self.hyper = Recurrence(update.hidden_size + input_size, hyper_update)
-        self.scales = WeightScales(
-            hyper_update.hidden_size, embedding_size, update.gates, update.hidden_size, initial_scale
-        )
+        sizes = (hyper_update.hidden_size, embedding_size, update.gates, update.hidden_size)
+        self.scales = WeightScales(*sizes, initial_scale)
 
     def forward(self, sequence: Tensor) -> Tensor:
-        """Read the sequence; what depends on the input alone is computed for all steps at once."""
         main, hyper, joined = self.main, self.hyper, self.scales.joined()
         split = [main.update.hidden_size, sequence.shape[2]]
         hyper_from_main, hyper_from_input = hyper.from_input.weight.split(split, dim=1)
@@ -196,9 +184,6 @@ class HyperRecurrence(nn.Module):
             y = torch.addcmul(torch.addcmul(b, d_x, x), d_h, main.by_gate(main.from_hidden(state[0])))
             state = main.update(y, state)
         return state[0]
-
-
-# ---- the nets -------------------------------------------------------------------------------------------------------
 
 
 class SequenceOptions(TypedDict, total=False):
@@ -218,11 +203,7 @@ class SequenceReader(nn.Module):
         recurrence: builds, for the number of features of a step, a module `(T, B, features) -> (B, hidden_size)`.
         hidden_size: features of the linear layer.
         reading: `rows`: a step is one row of all channels; `pixels`: one pixel of all channels, row by row.
-        image_size: side of the images in pixels.
         permutation_seed: put the pixels of every image in one random order first; null leaves them as they are.
-
-    Raises:
-        ValueError: there is no such reading, or `image_size` is below 1.
     """
 
     order: Tensor | None
@@ -253,16 +234,9 @@ class SequenceReader(nn.Module):
         self.classifier = nn.Linear(hidden_size, num_classes)
 
     def sequence(self, images: Tensor) -> Tensor:
-        """`(B, C, side, side) -> (T, B, F)`: rows are `(side, B, C * side)`, pixels `(side^2, B, C)`.
-
-        Raises:
-            ValueError: the images are of another size.
-        """
+        """`(B, C, side, side) -> (T, B, F)`: rows are `(side, B, C * side)`, pixels `(side^2, B, C)`."""
         batch, channels, height, width = images.shape
-        if height != self.image_size or width != self.image_size:
-            raise ValueError(
-                f"model.image_size={self.image_size} does not fit images of {height}x{width} pixels; set it to theirs."
-            )
+        require_exact_size(images, self.image_size)
         pixels = images.flatten(2)
         if self.order is not None:
             pixels = pixels[:, :, self.order]
@@ -275,42 +249,23 @@ class SequenceReader(nn.Module):
         return self.recurrence(self.sequence(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, side, side) -> (B, num_classes)` logits."""
         return self.classifier(self.forward_features(images))
 
 
-def _require_sizes(**sizes: int) -> None:
-    for option, value in sizes.items():
-        require_positive(option, value)
-
-
 class RNN(SequenceReader):
-    """The plain recurrent net, equation 4: h_t = tanh(W_h h_{t-1} + W_x x_t + b).
-
-    Args:
-        hidden_size: units.
-        options: see `SequenceReader`.
-
-    Raises:
-        ValueError: a size is below 1, or there is no such reading.
-    """
+    """The plain recurrent net of `hidden_size` units, equation 4: h_t = tanh(W_h h_{t-1} + W_x x_t + b)."""
 
     def __init__(self, *, hidden_size: int = 128, **options: Unpack[SequenceOptions]) -> None:
-        _require_sizes(hidden_size=hidden_size)
-        super().__init__(lambda features: Recurrence(features, RNNUpdate(hidden_size)), hidden_size, **options)
+        require_all_positive(hidden_size=hidden_size)
+        super().__init__(partial(Recurrence, update=RNNUpdate(hidden_size)), hidden_size, **options)
 
 
 class LSTM(SequenceReader):
     """The plain LSTM with layer normalisation, equations 9 and 13.
 
     Args:
-        hidden_size: units.
         layer_norm: normalise the gates and the cell.
         dropout: probability of dropping a unit of the candidate; the paper keeps 0.9 of the characters' LSTM.
-        options: see `SequenceReader`.
-
-    Raises:
-        ValueError: a size is below 1, `dropout` is no probability, or there is no such reading.
     """
 
     def __init__(
@@ -321,29 +276,20 @@ class LSTM(SequenceReader):
         dropout: float = 0.1,
         **options: Unpack[SequenceOptions],
     ) -> None:
-        _require_sizes(hidden_size=hidden_size)
+        require_all_positive(hidden_size=hidden_size)
         require_probability("dropout", dropout)
-
-        def recurrence(features: int) -> nn.Module:
-            return Recurrence(features, LSTMUpdate(hidden_size, layer_norm, dropout))
-
-        super().__init__(recurrence, hidden_size, **options)
+        update = LSTMUpdate(hidden_size, layer_norm, dropout)
+        super().__init__(partial(Recurrence, update=update), hidden_size, **options)
 
 
 class HyperRNN(SequenceReader):
     """An RNN whose weights a smaller RNN scales, equations 6 and 8.
 
     Args:
-        hidden_size: units of the main net.
-        hyper_size: units of the hypernetwork.
         embedding_size: N_z, length of the embeddings between the two.
         initial_scale: what every scale starts at. A.2.3 has 0.1, for HyperLSTM; the paper says nothing for HyperRNN,
             in which no normalisation undoes it: a state fades to a tenth at each step until the scales have grown.
             With 1 the net starts as a plain RNN.
-        options: see `SequenceReader`.
-
-    Raises:
-        ValueError: a size is below 1, or there is no such reading.
     """
 
     def __init__(
@@ -355,29 +301,20 @@ class HyperRNN(SequenceReader):
         initial_scale: float = 0.1,
         **options: Unpack[SequenceOptions],
     ) -> None:
-        _require_sizes(hidden_size=hidden_size, hyper_size=hyper_size, embedding_size=embedding_size)
-
-        def recurrence(features: int) -> nn.Module:
-            main, hyper = RNNUpdate(hidden_size), RNNUpdate(hyper_size)
-            return HyperRecurrence(features, main, hyper, embedding_size, initial_scale)
-
-        super().__init__(recurrence, hidden_size, **options)
+        require_all_positive(hidden_size=hidden_size, hyper_size=hyper_size, embedding_size=embedding_size)
+        main, hyper = RNNUpdate(hidden_size), RNNUpdate(hyper_size)
+        recurrence = partial(HyperRecurrence, update=main, hyper_update=hyper, embedding_size=embedding_size)
+        super().__init__(partial(recurrence, initial_scale=initial_scale), hidden_size, **options)
 
 
 class HyperLSTM(SequenceReader):
     """An LSTM whose weights a smaller LSTM scales, equations 10 to 13.
 
     Args:
-        hidden_size: units of the main net.
-        hyper_size: units of the hypernetwork.
         embedding_size: N_z, length of the embeddings between the two.
         initial_scale: what every scale starts at, 0.1 in A.2.3.
         layer_norm: normalise the gates and the cells of both.
         dropout: probability of dropping a unit of the main net's candidate.
-        options: see `SequenceReader`.
-
-    Raises:
-        ValueError: a size is below 1, `dropout` is no probability, or there is no such reading.
     """
 
     def __init__(
@@ -391,11 +328,8 @@ class HyperLSTM(SequenceReader):
         dropout: float = 0.1,
         **options: Unpack[SequenceOptions],
     ) -> None:
-        _require_sizes(hidden_size=hidden_size, hyper_size=hyper_size, embedding_size=embedding_size)
+        require_all_positive(hidden_size=hidden_size, hyper_size=hyper_size, embedding_size=embedding_size)
         require_probability("dropout", dropout)
-
-        def recurrence(features: int) -> nn.Module:
-            main, hyper = LSTMUpdate(hidden_size, layer_norm, dropout), LSTMUpdate(hyper_size, layer_norm, 0.0)
-            return HyperRecurrence(features, main, hyper, embedding_size, initial_scale)
-
-        super().__init__(recurrence, hidden_size, **options)
+        main, hyper = LSTMUpdate(hidden_size, layer_norm, dropout), LSTMUpdate(hyper_size, layer_norm, 0.0)
+        recurrence = partial(HyperRecurrence, update=main, hyper_update=hyper, embedding_size=embedding_size)
+        super().__init__(partial(recurrence, initial_scale=initial_scale), hidden_size, **options)

@@ -5,8 +5,6 @@ Ha, Dai, Le, "HyperNetworks" (arXiv 1609.09106), sections 3.1 and 4.2: of a pre-
 embeddings. The stem, batch normalisation, biases, shortcuts and the classifier have weights of their own.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 
@@ -14,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.checks import blocks_for_depth, require_choice, require_positive
+from convatlas.models.checks import blocks_for_depth, require_all_positive, require_choice
+from convatlas.models.layers.classifier import PooledClassifier
 from convatlas.models.layers.generated_kernels import GeneratedKernels, KernelShape, LearntKernels
+from convatlas.models.layers.initialisation import initialise_he
 from convatlas.models.layers.shortcuts import ZeroPadShortcut
-
-__all__ = ["HyperBlock", "HyperWideResNet"]
 
 SHORTCUTS = ("identity", "projection")
 
@@ -44,14 +42,13 @@ class HyperBlock(nn.Module):
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor, kernel1: Tensor, kernel2: Tensor) -> Tensor:
-        """Add the two convolutions to the shortcut; no ReLU behind the sum."""
         activated = F.relu(self.norm1(x))
         out = F.conv2d(activated, kernel1, self.bias1, stride=self.stride, padding=1)
         out = F.conv2d(F.relu(self.norm2(out)), kernel2, self.bias2, padding=1)
         return out + (x if self.shortcut is None else self.shortcut(activated))
 
 
-class HyperWideResNet(nn.Module):
+class HyperWideResNet(PooledClassifier):
     """Hyper WRN-`depth`-`width`; with `generated=False` the plain net that the paper compares it with.
 
     Args:
@@ -66,10 +63,6 @@ class HyperWideResNet(nn.Module):
         kernel_decay: weight of the sum of squares of all convolution kernels, the generated ones among them, in the
             loss, see `loss_terms`. The paper prints "0.0005%".
         stem_stride: stride of the first convolution: 1, the paper's, or more for a cheaper net.
-
-    Raises:
-        ValueError: `depth` is not 6n+4, a number is below 1 (`kernel_decay`: below 0), `basic_channels` does not divide
-            the channels of every layer, or there is no such shortcut.
     """
 
     def __init__(
@@ -90,9 +83,8 @@ class HyperWideResNet(nn.Module):
         super().__init__()
         blocks = blocks_for_depth(depth, step=6, others=4)
         require_choice("shortcut", shortcut, SHORTCUTS)
-        sizes = {"width": width, "embedding_size": embedding_size, "basic_channels": basic_channels}
-        for option, value in {**sizes, "stem_stride": stem_stride}.items():
-            require_positive(option, value)
+        require_all_positive(width=width, embedding_size=embedding_size)
+        require_all_positive(basic_channels=basic_channels, stem_stride=stem_stride)
         if kernel_decay < 0:
             raise ValueError(f"model.kernel_decay={kernel_decay} must be at least 0; 0.000005 is the paper's.")
         self.kernel_decay = kernel_decay
@@ -110,17 +102,9 @@ class HyperWideResNet(nn.Module):
         )
         self.norm = nn.BatchNorm2d(widths[-1])
         self.classifier = nn.Linear(widths[-1], num_classes)
-        self._initialise()
-        self._kernels_of_step: list[Tensor] | None = None
-
-    def _initialise(self) -> None:
-        """He initialisation over a filter's outputs, which the kernels start from as well; no bias."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_he(self)
         nn.init.zeros_(self.classifier.bias)
+        self._kernels_of_step: list[Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy does not take the graph of the last step along; tensors inside a graph cannot be copied.
@@ -135,10 +119,6 @@ class HyperWideResNet(nn.Module):
         for block, kernel1, kernel2 in zip(self.blocks, kernels[::2], kernels[1::2], strict=True):
             x = block(x, kernel1, kernel2)
         return F.relu(self.norm(x))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
-        return self.classifier(self.forward_features(images).mean((2, 3)))
 
     def loss_terms(self) -> dict[str, Tensor]:
         """Return `kernel_decay`, the weighted sum of squares of the kernels that the last training pass has used.

@@ -10,43 +10,56 @@ The libraries have each net at one width and for large images. Here `stem="small
 the stem, and `width` makes every layer narrower by the same factor; both leave the structure as it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from convatlas.models.adapters import timm_model, torchvision_model
 from convatlas.models.checks import require_choice, require_image_size, require_probability
-
-__all__ = ["InceptionResNetV2", "InceptionV3", "InceptionV3Output", "Xception"]
+from convatlas.models.interfaces import AuxiliaryOutput
 
 STEMS = ("imagenet", "small")
 
 
-class InceptionV3Output(NamedTuple):
-    """What Inception-v3 returns in training; each tensor is `(B, num_classes)`."""
+class LibraryNet(nn.Module):
+    """A library's net at some width, behind a check of the images' size.
 
-    logits: Tensor
-    auxiliary: tuple[Tensor, ...]
+    Args:
+        build: makes the net.
+        stem: `imagenet`, or `small`, which takes strides and poolings out of the stem.
+        width: factor on the channels of every layer.
+        smallest: side in pixels of the smallest images, for each of the two stems.
+    """
+
+    def __init__(self, build: Callable[[], nn.Module], stem: str, width: float, smallest: tuple[int, int]) -> None:
+        super().__init__()
+        require_choice("stem", stem, STEMS)
+        self.net = at_width(build, width)
+        self.smallest_image = smallest[STEMS.index(stem)]
+
+    def check(self, images: Tensor, least: int | None = None) -> None:
+        """Raise a ValueError if images are too small."""
+        require_image_size(images, least or self.smallest_image, f"{type(self).__name__} with these options")
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """`(B, C, H, W)` to the last maps: Inception-ResNet-v2 has 8x8, Xception 10x10 for 299 pixels."""
+        self.check(images)
+        return self.net.forward_features(images)
+
+    def forward(self, images: Tensor) -> Any:
+        return self.net.forward_head(self.forward_features(images))
 
 
-class InceptionV3(nn.Module):
-    """Inception-v3: `(B, C, H, W) -> (B, num_classes)`, in training with its auxiliary classifier `InceptionV3Output`.
+class InceptionV3(LibraryNet):
+    """Inception-v3; with its auxiliary classifier training returns an `AuxiliaryOutput`.
 
     Args:
         auxiliary: a classifier on the last 17x17 maps in training; `auxiliary_loss_weights` is the 0.4 of the authors'
-            release (the paper names no weight).
+            release (the paper names no weight). It needs images of 299 pixels and `imagenet`.
         stem: `imagenet`, or `small`: stride 1 instead of 2 and no first pooling, so that 32 pixels become 12 and not 1.
-        width: factor on the channels of every layer.
-        dropout: probability in front of the last layer.
-
-    Raises:
-        ValueError: an unknown stem, `small` with an auxiliary classifier (its 5x5 kernels need larger maps), or a width
-            that leaves broken numbers of channels; when called: images below 75 pixels, in training with the auxiliary
-            classifier below 299, with `small` below 21.
     """
 
     def __init__(
@@ -59,36 +72,26 @@ class InceptionV3(nn.Module):
         num_classes: int = 1000,
         in_channels: int = 3,
     ) -> None:
-        super().__init__()
-        require_choice("stem", stem, STEMS)
         require_probability("dropout", dropout)
         if auxiliary and stem == "small":
             raise ValueError("model.auxiliary=true needs the maps of model.stem=imagenet; set model.auxiliary=false.")
-
-        def build() -> nn.Module:
-            options = {"aux_logits": auxiliary, "dropout": dropout, "init_weights": width == 1}
-            return torchvision_model("inception_v3", num_classes, in_channels, **options)
-
-        self.net = at_width(build, width)
+        options = {"aux_logits": auxiliary, "dropout": dropout, "init_weights": width == 1}
+        build = partial(torchvision_model, "inception_v3", num_classes, in_channels, **options)
+        super().__init__(build, stem, width, (75, 21))
         self.auxiliary_loss_weights = (0.4,) if auxiliary else ()
-        self.smallest_image = 75 if stem == "imagenet" else 21
         if stem == "small":
             self.net.Conv2d_1a_3x3.conv.stride = (1, 1)
             self.net.maxpool1 = nn.Identity()
 
-    def forward(self, images: Tensor) -> Tensor | InceptionV3Output:
-        """`(B, C, H, W) -> (B, num_classes)` logits, in training with those of the auxiliary classifier."""
+    def forward(self, images: Tensor) -> Tensor | AuxiliaryOutput:
         # The kernels of the auxiliary classifier cover 17x17 maps just so.
-        with_auxiliary = self.training and bool(self.auxiliary_loss_weights)
-        require_image_size(images, 299 if with_auxiliary else self.smallest_image, "Inception-v3 with these options")
+        self.check(images, 299 if self.training and self.auxiliary_loss_weights else None)
         output = self.net(images)
-        if isinstance(output, Tensor):
-            return output
-        return InceptionV3Output(output.logits, (output.aux_logits,))
+        return output if isinstance(output, Tensor) else AuxiliaryOutput(output.logits, (output.aux_logits,))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 2048 * width, H', W')`, 8x8 maps for 299 pixels."""
-        require_image_size(images, self.smallest_image, "Inception-v3 with these options")
+        self.check(images)
         layers = dict(self.net.named_children())
         x = images
         for name in list(layers)[: list(layers).index("avgpool")]:
@@ -96,19 +99,14 @@ class InceptionV3(nn.Module):
         return x
 
 
-class InceptionResNetV2(nn.Module):
-    """Inception-ResNet-v2: `(B, C, H, W) -> (B, num_classes)`.
+class InceptionResNetV2(LibraryNet):
+    """Inception-ResNet-v2.
 
     Args:
         blocks: residual blocks at 35x35, 17x17 and 8x8 pixels, of which the released net has 10, 20 and 9; one more
             follows the last ones.
-        stem: `imagenet`, or `small`: stride 1 instead of 2 and no first pooling, so that 32 pixels become 12 and not 1.
-        width: factor on the channels of every layer.
+        stem: as of `InceptionV3`.
         dropout: probability in front of the last layer; the paper keeps 0.8.
-
-    Raises:
-        ValueError: an unknown stem, more blocks than released, or a width that leaves broken numbers of channels; when
-            called: images that are too small.
     """
 
     def __init__(
@@ -121,45 +119,25 @@ class InceptionResNetV2(nn.Module):
         num_classes: int = 1000,
         in_channels: int = 3,
     ) -> None:
-        super().__init__()
-        require_choice("stem", stem, STEMS)
         require_probability("dropout", dropout)
         if len(blocks) != 3 or any(not 0 <= few <= most for few, most in zip(blocks, (10, 20, 9), strict=True)):
             raise ValueError(f"model.blocks={list(blocks)} must be three numbers, at most [10, 20, 9].")
-
-        def build() -> nn.Module:
-            return timm_model("inception_resnet_v2", num_classes, in_channels, drop_rate=dropout)
-
-        self.net = at_width(build, width)
+        build = partial(timm_model, "inception_resnet_v2", num_classes, in_channels, drop_rate=dropout)
+        super().__init__(build, stem, width, (75, 21))
         self.net.repeat = self.net.repeat[: blocks[0]]
         self.net.repeat_1 = self.net.repeat_1[: blocks[1]]
         self.net.repeat_2 = self.net.repeat_2[: blocks[2]]
-        self.smallest_image = 75 if stem == "imagenet" else 21
         if stem == "small":
             self.net.conv2d_1a.conv.stride = (1, 1)
             self.net.maxpool_3a = nn.Identity()
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, 1536 * width, H', W')`, 8x8 maps for 299 pixels."""
-        require_image_size(images, self.smallest_image, "Inception-ResNet-v2 with these options")
-        return self.net.forward_features(images)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
-        return self.net.forward_head(self.forward_features(images))
-
-
-class Xception(nn.Module):
-    """Xception: `(B, C, H, W) -> (B, num_classes)`.
+class Xception(LibraryNet):
+    """Xception.
 
     Args:
         stem: `imagenet`, or `small`: stride 1 instead of 2 in the first convolution.
-        width: factor on the channels of every layer.
         dropout: probability in front of the last layer; the paper has 0.5 for ImageNet.
-
-    Raises:
-        ValueError: an unknown stem, or a width that leaves broken numbers of channels; when called: images that are
-            too small.
     """
 
     def __init__(
@@ -171,26 +149,11 @@ class Xception(nn.Module):
         num_classes: int = 1000,
         in_channels: int = 3,
     ) -> None:
-        super().__init__()
-        require_choice("stem", stem, STEMS)
         require_probability("dropout", dropout)
-
-        def build() -> nn.Module:
-            return timm_model("legacy_xception", num_classes, in_channels, drop_rate=dropout)
-
-        self.net = at_width(build, width)
-        self.smallest_image = 7 if stem == "imagenet" else 5
+        build = partial(timm_model, "legacy_xception", num_classes, in_channels, drop_rate=dropout)
+        super().__init__(build, stem, width, (7, 5))
         if stem == "small":
             self.net.conv1.stride = (1, 1)
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, 2048 * width, H', W')`, 10x10 maps for 299 pixels."""
-        require_image_size(images, self.smallest_image, "Xception with these options")
-        return self.net.forward_features(images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
-        return self.net.forward_head(self.forward_features(images))
 
 
 def at_width(build: Callable[[], nn.Module], width: float) -> Any:
@@ -243,11 +206,7 @@ def narrow_classifier(layer: nn.Linear, width: float) -> None:
 
 
 def whole(channels: int, width: float) -> int:
-    """Return `width` times as many channels.
-
-    Raises:
-        ValueError: that is no whole number, with which branches would not fit together.
-    """
+    """Return `width` times as many channels."""
     narrow = channels * width
     if narrow < 1 or narrow != int(narrow):
         raise ValueError(f"model.width={width} of {channels} channels is no whole number; 0.5, 0.25 and 0.125 fit.")

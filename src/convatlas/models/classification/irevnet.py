@@ -7,8 +7,6 @@ channels to the image first. F is a bottleneck of a quarter of the channels: 1x1
 3x3 convolutions as in the authors' later released code.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -16,10 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_choice, require_probability
+from convatlas.models.checks import (
+    require_choice,
+    require_counts,
+    require_positive,
+    require_probability,
+    require_strides,
+)
 from convatlas.models.layers.reversible import Coupling, ReversibleSequence, depth_to_space, halves, space_to_depth
-
-__all__ = ["KERNELS", "IRevNet", "make_bottleneck"]
 
 KERNELS = {"paper": (1, 3, 1), "released": (3, 3, 3)}
 
@@ -78,7 +80,6 @@ class IRevNet(nn.Module):
     3 percent away from those in float64, where plain autograd's own rounding makes half a percent.
 
     Args:
-        blocks: blocks of each stage.
         channels: channels of each half in each stage. None is the bijective net, whose channels follow from the image;
             larger ones make it injective.
         strides: stride of each stage's first block, 1 or 2. A stage has `stride`^2 times the channels of the one
@@ -89,9 +90,6 @@ class IRevNet(nn.Module):
         dropout: probability of dropping an activation in each branch, in the CIFAR script 0.1.
         memory_saving: store the last features alone and compute the other activations again; the gradients are those
             of plain autograd up to rounding, and the parameters have the same names.
-
-    Raises:
-        ValueError: the lists do not belong together, or channels and strides do not.
     """
 
     def __init__(
@@ -141,9 +139,6 @@ class IRevNet(nn.Module):
         """Compute the features, of which `inverse` makes the images again; `(B, C, H, W)` to `(B, C', H/s, W/s)`.
 
         Both halves of the last block are concatenated: C' is twice the last stage's channels, s is all downsampling.
-
-        Raises:
-            ValueError: height or width is not a multiple of s.
         """
         height, width = images.shape[-2:]
         if height % self.total_stride or width % self.total_stride:
@@ -160,9 +155,6 @@ class IRevNet(nn.Module):
         Precise to about 1e-6; of an injective net in training, or after it, to 1e-5, or with 54 blocks to 1e-3; float64
         makes each about nine digits better. In training the features must be those of the same batch, and drawn
         without dropout.
-
-        Raises:
-            ValueError: another number of channels.
         """
         if features.shape[1] != self.features:
             raise ValueError(f"The features of this i-RevNet have {self.features} channels, not {features.shape[1]}.")
@@ -170,18 +162,13 @@ class IRevNet(nn.Module):
         return depth_to_space(x[:, : x.shape[1] - self.padding], self.initial_downsampling)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits: BN, ReLU, average pooling and the classifier."""
         return self.classifier(F.relu(self.norm(self.forward_features(images))).mean((2, 3)))
 
 
 def _check_stages(blocks: Sequence[int], strides: Sequence[int], initial_downsampling: int) -> None:
-    """Refuse lists that do not describe the same stages."""
-    if not blocks or min(blocks) < 1:
-        raise ValueError(f"model.blocks={list(blocks)} needs at least one stage and one block a stage.")
-    if len(strides) != len(blocks) or any(stride not in {1, 2} for stride in strides):
-        raise ValueError(f"model.strides={list(strides)}: give 1 or 2 for each of the {len(blocks)} stages.")
-    if initial_downsampling < 1:
-        raise ValueError(f"model.initial_downsampling={initial_downsampling} must be at least 1; 1 is none.")
+    require_counts("blocks", blocks, max(1, len(blocks)))
+    require_strides(strides, len(blocks))
+    require_positive("initial_downsampling", initial_downsampling)
 
 
 def _bijective_channels(entering: int, strides: Sequence[int], initial_downsampling: int) -> list[int]:
@@ -199,7 +186,7 @@ def _bijective_channels(entering: int, strides: Sequence[int], initial_downsampl
 
 
 def _check_channels(channels: Sequence[int], strides: Sequence[int], entering: int) -> None:
-    """Refuse channels that do not follow from the first stage's by the strides, or hold less than the image."""
+    """Check that channels follow from the first stage's by the strides, and hold as much as the image."""
     given = f"model.channels={list(channels)}"
     if len(channels) != len(strides):
         raise ValueError(f"{given} does not fit {len(strides)} stages; give one number for each.")

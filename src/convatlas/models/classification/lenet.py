@@ -4,15 +4,9 @@ LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Rec
 86(11), 1998), section II.B and figure 2. Layers have the paper's names: C convolution, S subsampling, F full.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-__all__ = ["LeNet5", "LeNet5Modern", "RBFOutput", "ScaledTanh", "SparseConvolution", "Subsampling", "class_codes"]
 
 IMAGE_SIDE = 32  # the paper's; C5 then covers the whole 5x5 map of S4
 
@@ -68,9 +62,6 @@ def class_codes(num_classes: int) -> Tensor:
     """Return the target of F6 for each class: `(num_classes, 84)` of +1 and -1.
 
     Up to ten classes are taken for the digits from 0 on. More classes take the first of `hadamard_codes`.
-
-    Raises:
-        ValueError: there are fewer codes than classes.
     """
     codes = digit_codes() if num_classes <= 10 else hadamard_codes()
     if num_classes > len(codes):
@@ -92,7 +83,6 @@ class ScaledTanh(nn.Module):
     """The squashing function f(a) = 1.7159 tanh(2a/3) of appendix A, so that f(1) = 1 and f(-1) = -1; any shape."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Squash every value."""
         return 1.7159 * torch.tanh(x * (2 / 3))
 
 
@@ -108,7 +98,7 @@ class Subsampling(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Sum, scale and shift; pairs of rows, then of columns, since pooling is slow backwards on a CPU."""
+        # Pairs of rows, then of columns, since pooling is slow backwards on a CPU.
         upper, lower = x.unflatten(2, (-1, 2)).unbind(3)
         left, right = (upper + lower).unflatten(3, (-1, 2)).unbind(4)
         return self.weight * (left + right) + self.bias
@@ -127,27 +117,21 @@ class SparseConvolution(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.of_three = self._convolution(C3_INPUTS[:6])
-        self.of_four = self._convolution(C3_INPUTS[6:15])
-        self.of_six = self._convolution(C3_INPUTS[15:])
+        self.of_three = nn.Conv2d(6 * 3, 6, 5, groups=6)
+        self.of_four = nn.Conv2d(9 * 4, 9, 5, groups=9)
+        self.of_six = nn.Conv2d(6, 1, 5)
         gathered = torch.tensor([channel for maps in C3_INPUTS for channel in maps])
         self.register_buffer("gathered", gathered, persistent=False)
         places = torch.tensor([6 * index + channel for index, inputs in enumerate(C3_INPUTS) for channel in inputs])
         self.register_buffer("places", places, persistent=False)
 
-    @staticmethod
-    def _convolution(inputs: Sequence[Sequence[int]]) -> nn.Conv2d:
-        return nn.Conv2d(len(inputs) * len(inputs[0]), len(inputs), 5, groups=len(inputs))
-
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve; the two ways differ by rounding."""
-        if self.training:
+        if self.training:  # the two ways differ by rounding
             parts = (self.of_three, self.of_four, self.of_six)
             kernels = torch.cat([part.weight.flatten(0, 1) for part in parts])
             full = kernels.new_zeros(len(C3_INPUTS) * 6, 5, 5).index_copy(0, self.places, kernels)
-            return F.conv2d(
-                x, full.unflatten(0, (-1, 6)), torch.cat([part.bias for part in parts if part.bias is not None])
-            )
+            biases = torch.cat([part.bias for part in parts if part.bias is not None])
+            return F.conv2d(x, full.unflatten(0, (-1, 6)), biases)
         three, four, six = torch.index_select(x, 1, self.gathered).split([18, 36, 6], dim=1)
         return torch.cat([self.of_three(three), self.of_four(four), self.of_six(six)], dim=1)
 
@@ -160,9 +144,7 @@ class RBFOutput(nn.Module):
     paper's second criterion (equation 9) without the constant of its rubbish class. The centres are a buffer: they are
     not trained.
 
-    Args:
-        num_classes: classes; see `class_codes` for their centres.
-        temperature: what the distances are divided by; it does not change which class wins.
+    `temperature` divides the distances and does not change which class wins; see `class_codes` for the centres.
     """
 
     codes: Tensor
@@ -173,7 +155,6 @@ class RBFOutput(nn.Module):
         self.register_buffer("codes", class_codes(num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Measure the squared distance from each class's code."""
         distances = (x.unsqueeze(1) - self.codes).square().sum(2)
         return -distances / self.temperature
 
@@ -186,10 +167,6 @@ class LeNet5(nn.Module):
             distances up to 600 is saturated from the start.
         num_classes: classes; see `class_codes` for what the output layer aims at.
         in_channels: channels of the images, which are 32x32 pixels.
-
-    Raises:
-        ValueError: `temperature` is not positive, there are more classes than codes, or (when called) the images are
-            not 32x32.
     """
 
     def __init__(self, temperature: float = 10.0, num_classes: int = 10, in_channels: int = 1) -> None:
@@ -215,13 +192,11 @@ class LeNet5(nn.Module):
                     nn.init.uniform_(parameter, -2.4 / fan_in, 2.4 / fan_in)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """`(B, C, 32, 32) -> (B, 120, 1, 1)`, the output of C5."""
         check_image_size(images)
-        x = self.squash(self.c1(images))
-        x = self.squash(self.s2(x))
-        x = self.squash(self.c3(x))
-        x = self.squash(self.s4(x))
-        return self.squash(self.c5(x))
+        x = images
+        for layer in (self.c1, self.s2, self.c3, self.s4, self.c5):
+            x = self.squash(layer(x))
+        return x
 
     def forward(self, images: Tensor) -> Tensor:
         """`(B, C, 32, 32) -> (B, num_classes)` logits: minus the distances of F6 from the classes' codes, scaled."""
@@ -234,9 +209,6 @@ class LeNet5Modern(nn.Module):
 
     Args:
         in_channels: channels of the images, which are 32x32 pixels.
-
-    Raises:
-        ValueError: when called, images are not 32x32.
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
@@ -248,13 +220,11 @@ class LeNet5Modern(nn.Module):
         self.output = nn.Linear(84, num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """`(B, C, 32, 32) -> (B, 120, 1, 1)`, the output of C5."""
         check_image_size(images)
         x = F.max_pool2d(F.relu(self.c1(images)), 2)
         x = F.max_pool2d(F.relu(self.c3(x)), 2)
         return F.relu(self.c5(x))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, 32, 32) -> (B, num_classes)` logits."""
         features = self.forward_features(images).flatten(1)
         return self.output(F.relu(self.f6(features)))

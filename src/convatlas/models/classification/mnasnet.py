@@ -4,18 +4,14 @@ Tan et al., "MnasNet: Platform-Aware Neural Architecture Search for Mobile" (CVP
 timm's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 
 from torch import nn
 
-from convatlas.models.checks import require_positive, require_probability, timm_rows
+from convatlas.models.checks import require_width
+from convatlas.models.layers.inverted_residuals import inverted_residual_net
 
-__all__ = ["mnasnet_a1"]
-
-STEM_CHANNELS = 32
 HEAD_CHANNELS = 1280
 STAGES = (
     "ds_r{repeats}_k3_s{stride}_e1_c16_noskip",
@@ -46,28 +42,20 @@ def mnasnet_a1(
 
     Args:
         width: factor of all channels but the head's, rounded to multiples of 8 (the paper's depth multiplier).
-        strides: strides of the first blocks of the seven stages; the stem always has 2.
-        repeats: blocks of the seven stages.
-        head_channels: channels of the last 1x1 convolution.
-        dropout: probability of setting a feature before the classifier to zero.
         bn_momentum: weight of a new batch in the running statistics; 0.01 is the paper's 0.99.
     """
-    from timm.models._efficientnet_builder import decode_arch_def, round_channels
-    from timm.models.efficientnet import EfficientNet
+    from timm.models._efficientnet_builder import round_channels
 
-    if width <= 0:
-        raise ValueError(f"model.width={width} must be above 0.")
-    require_positive("head_channels", head_channels)
-    require_probability("dropout", dropout)
-    net: nn.Module = EfficientNet(
-        decode_arch_def(timm_rows(STAGES, repeats, strides)),
-        num_classes=num_classes,
-        in_chans=in_channels,
-        stem_size=STEM_CHANNELS,
-        num_features=head_channels,
+    require_width(width)
+    return inverted_residual_net(
+        STAGES,
+        repeats=repeats,
+        strides=strides,
+        head_channels=head_channels,
+        dropout=dropout,
         round_chs_fn=partial(round_channels, multiplier=width),
         act_layer=nn.ReLU,
         norm_layer=partial(nn.BatchNorm2d, eps=1e-3, momentum=bn_momentum),
-        drop_rate=dropout,
+        num_classes=num_classes,
+        in_chans=in_channels,
     )
-    return net

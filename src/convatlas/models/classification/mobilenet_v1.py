@@ -6,16 +6,12 @@ convolution over all channels (pointwise), which divides the cost by 8 to 9. The
 layer; the resolution multiplier rho is the size of the images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_choice, require_probability
+from convatlas.models.checks import require_choice, require_probability, require_strides
 from convatlas.models.layers.conv_norm import ConvNormAct
-
-__all__ = ["ConvMobileNet", "DepthwiseSeparable", "MobileNetV1"]
 
 STEM_CHANNELS = 32
 STAGES = ((64, 1), (128, 2), (256, 2), (512, 6), (1024, 2))
@@ -51,7 +47,6 @@ class MobileNetV1(nn.Module):
         strides: strides of the stem and of the first layers with 128, 256, 512 and 1024 channels.
         middle_layers: layers of 512 channels that keep the resolution; 0 is the paper's shallow MobileNet (table 5).
         activation: `relu` as the paper says, or `relu6` as the released code has it.
-        dropout: probability of setting a feature before the classifier to zero.
     """
 
     def __init__(
@@ -70,8 +65,7 @@ class MobileNetV1(nn.Module):
             raise ValueError(f"model.width={width} must be above 0; the paper has 0.25, 0.5, 0.75 and 1.0.")
         if middle_layers < 0:
             raise ValueError(f"model.middle_layers={middle_layers} must be 0 or more; the paper has 5 and 0.")
-        if len(strides) != len(STAGES) or not set(strides) <= {1, 2}:
-            raise ValueError(f"model.strides={list(strides)} must be {len(STAGES)} numbers, each 1 or 2.")
+        require_strides(strides, len(STAGES))
         require_choice("activation", activation, ACTIVATIONS)
         require_probability("dropout", dropout)
         act = ACTIVATIONS[activation]
@@ -94,7 +88,6 @@ class MobileNetV1(nn.Module):
 
     @staticmethod
     def layer(in_channels: int, out_channels: int, stride: int, activation: type[nn.Module]) -> nn.Sequential:
-        """Return one of the layers that follow the stem."""
         return DepthwiseSeparable(in_channels, out_channels, stride, activation)
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -102,7 +95,6 @@ class MobileNetV1(nn.Module):
         return self.stages(self.stem(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.classifier(self.dropout(self.forward_features(images).mean((2, 3))))
 
 
@@ -114,5 +106,4 @@ class ConvMobileNet(MobileNetV1):
 
     @staticmethod
     def layer(in_channels: int, out_channels: int, stride: int, activation: type[nn.Module]) -> nn.Sequential:
-        """Return one of the layers that follow the stem."""
         return ConvNormAct(in_channels, out_channels, 3, stride, activation=activation)

@@ -4,18 +4,14 @@ Sandler, Howard, Zhu, Zhmoginov, Chen, "MobileNetV2: Inverted Residuals and Line
 The blocks are timm's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 
 from torch import nn
 
-from convatlas.models.checks import require_positive, require_probability, timm_rows
+from convatlas.models.checks import require_positive
+from convatlas.models.layers.inverted_residuals import inverted_residual_net
 
-__all__ = ["mobilenet_v2"]
-
-STEM_CHANNELS = 32
 HEAD_CHANNELS = 1280
 STAGES = (
     "ds_r{repeats}_k3_s{stride}_e1_c16",
@@ -45,26 +41,21 @@ def mobilenet_v2(
 
     Args:
         width: factor of all channels, rounded to multiples of 8; below 1 the head keeps its channels (section 4).
-        strides: strides of the first blocks of the seven stages; the stem always has 2.
-        repeats: blocks of the seven stages.
         head_channels: channels of the last 1x1 convolution at width 1.
-        dropout: probability of setting a feature before the classifier to zero.
     """
-    from timm.models._efficientnet_builder import decode_arch_def, round_channels
-    from timm.models.efficientnet import EfficientNet
+    from timm.models._efficientnet_builder import round_channels
 
     if width <= 0:
         raise ValueError(f"model.width={width} must be above 0; the paper has 0.35, 0.5, 0.75, 1.0 and 1.4.")
     require_positive("head_channels", head_channels)
-    require_probability("dropout", dropout)
-    net: nn.Module = EfficientNet(
-        decode_arch_def(timm_rows(STAGES, repeats, strides)),
-        num_classes=num_classes,
-        in_chans=in_channels,
-        stem_size=STEM_CHANNELS,
-        num_features=max(head_channels, round_channels(head_channels, width)),
+    return inverted_residual_net(
+        STAGES,
+        repeats=repeats,
+        strides=strides,
+        head_channels=max(head_channels, round_channels(head_channels, width)),
+        dropout=dropout,
         round_chs_fn=partial(round_channels, multiplier=width),
         act_layer=nn.ReLU6,
-        drop_rate=dropout,
+        num_classes=num_classes,
+        in_chans=in_channels,
     )
-    return net

@@ -3,17 +3,13 @@
 Howard et al., "Searching for MobileNetV3" (ICCV 2019), tables 1 and 2. The blocks are timm's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import TypedDict, Unpack
 
 from torch import nn
 
-from convatlas.models.checks import require_positive, require_probability
-
-__all__ = ["mobilenet_v3_large", "mobilenet_v3_small"]
+from convatlas.models.checks import require_positive, require_probability, require_strides
 
 STEM_CHANNELS = 16
 LARGE_STAGES = (
@@ -100,8 +96,7 @@ def _build(
     require_positive("head_channels", head_channels)
     require_probability("dropout", dropout)
     searched = len(stages) - 1  # the last one is a 1x1 convolution
-    if len(strides) != searched or not set(strides) <= {1, 2}:
-        raise ValueError(f"model.strides={list(strides)} must be {searched} numbers, each 1 or 2.")
+    require_strides(strides, searched)
     rows = [[row.format(stride=stride) for row in stage] for stage, stride in zip(stages, (*strides, 1), strict=True)]
     net: nn.Module = MobileNetV3(
         decode_arch_def(rows),

@@ -5,33 +5,26 @@ and figure 4. Liu, Zoph et al., "Progressive Neural Architecture Search" (ECCV 2
 open (stems, how sizes are matched, TensorFlow's padding) follows the authors' published TF-slim definition.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
-from convatlas.core.errors import near_matches
-from convatlas.models.checks import require_image_size, require_positive, require_probability
-from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath, drop_path_figures, set_training_progress
-
-__all__ = [
-    "CELLS",
-    "COMBINATIONS",
-    "OPERATIONS",
-    "Block",
-    "Cell",
-    "Cells",
-    "NASNet",
-    "NASNetOutput",
-    "Wiring",
-    "read_cells",
-    "unused_states",
-]
-
+from convatlas.models.checks import (
+    require_all_positive,
+    require_choice,
+    require_image_size,
+    require_probability,
+)
+from convatlas.models.interfaces import AuxiliaryOutput
+from convatlas.models.layers import cells
+from convatlas.models.layers.cells import AuxiliaryHead, CellNet, check_edge
+from convatlas.models.layers.conv_norm import ConvNormAct
+from convatlas.models.layers.scheduled_drop_path import ScheduledDropPath
 
 # ---- the cells as data ----------------------------------------------------------------------------------------------
 
@@ -125,13 +118,9 @@ def read_cells(cells: str | Mapping[str, Any]) -> Cells:
 
     A block is `[operation, state, operation, state, combination]`. States that no block uses make the output;
     `concatenated` beside `blocks` names others.
-
-    Raises:
-        ValueError: no such name, an unknown operation or combination, or a state that does not exist yet.
     """
     if isinstance(cells, str):
-        if cells not in CELLS:
-            raise ValueError(f"model.cells={cells} is not known; choose one of {', '.join(CELLS)}.")
+        require_choice("cells", cells, CELLS)
         return CELLS[cells]
     if set(cells) != {"normal", "reduction"}:
         raise ValueError(f"model.cells must have the keys normal and reduction, not {', '.join(sorted(cells))}.")
@@ -160,13 +149,8 @@ def _read_block(key: str, number: int, block: Sequence[Any]) -> Block:
             f"{key}: block {number} is {list(block)}; write [operation, state, operation, state, combination]."
         )
     found = Block(*block)
-    for operation in (found.left, found.right):
-        if operation not in OPERATIONS:
-            remedy = near_matches(str(operation), OPERATIONS)
-            raise ValueError(f"{key}: block {number} has the unknown operation {operation}. {remedy}")
-    for state in (found.left_state, found.right_state):
-        if not 0 <= state < number + 2:
-            raise ValueError(f"{key}: block {number} takes state {state}; choose one from 0 to {number + 1}.")
+    for operation, state in ((found.left, found.left_state), (found.right, found.right_state)):
+        check_edge(f"{key}: block {number}", number, operation, state, OPERATIONS)
     if found.combination not in COMBINATIONS:
         raise ValueError(f"{key}: block {number} combines by {found.combination}; choose add or concat.")
     return found
@@ -175,17 +159,10 @@ def _read_block(key: str, number: int, block: Sequence[Any]) -> Block:
 # ---- operations -----------------------------------------------------------------------------------------------------
 
 
-class Norm(nn.BatchNorm2d):
-    """Batch normalisation with the authors' epsilon."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-3)
-
-
-def relu_conv_norm(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    """ReLU, 1x1 convolution, BN."""
-    convolution = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-    return nn.Sequential(nn.ReLU(), convolution, Norm(out_channels))
+Norm = partial(nn.BatchNorm2d, eps=1e-3)
+"""Batch normalisation with the authors' epsilon."""
+relu_conv_norm = partial(cells.relu_conv_norm, norm=Norm)
+factorized_reduction = partial(cells.FactorizedReduction, norm=Norm)
 
 
 class SeparableConv(nn.Module):
@@ -197,21 +174,11 @@ class SeparableConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(in_channels, in_channels, kernel_size, stride=stride, groups=in_channels, bias=False)
+        self.depthwise = Conv2dSame(in_channels, in_channels, kernel_size, stride, groups=in_channels, bias=False)
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-        self.kernel_size = kernel_size
-        self.stride = stride
-
-    def _padding(self, size: int) -> tuple[int, int]:
-        """Zeros before and behind a dimension of `size` pixels."""
-        steps = (size - 1) // self.stride
-        total = max(steps * self.stride + self.kernel_size - size, 0)
-        return total // 2, total - total // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pad and convolve."""
-        height, width = x.shape[-2:]
-        return self.pointwise(self.depthwise(F.pad(x, self._padding(width) + self._padding(height))))
+        return self.pointwise(self.depthwise(x))
 
 
 class StackedSeparableConv(nn.Sequential):
@@ -241,8 +208,8 @@ class Pool(nn.Module):
         self.kernel_size = kernel_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool; with stride 2 an even size gets the larger part of its padding behind, by rounding the size up."""
         height, width = x.shape[-2:]
+        # With stride 2 an even size gets the larger part of its padding behind, by rounding the size up.
         half = self.kernel_size // 2
         padding = (half, half) if self.stride == 1 else (half - 1 + height % 2, half - 1 + width % 2)
         if self.kind == "max":
@@ -252,36 +219,14 @@ class Pool(nn.Module):
         )
 
 
-class FactorizedReduction(nn.Module):
-    """Halve a map without losing every second pixel: two 1x1 convolutions look at the even and at the odd diagonal.
-
-    `(B, in, H, W) -> (B, out, ceil(H/2), ceil(W/2))`.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        half = out_channels // 2
-        self.even = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
-        self.norm = Norm(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """ReLU, both convolutions, BN."""
-        x = F.relu(x)
-        shifted = F.pad(x, (-1, 1, -1, 1))
-        return self.norm(torch.cat([self.even(x), self.odd(shifted)], 1))
-
-
 def relu_convs_norm(in_channels: int, out_channels: int, kernels: list[tuple[int, int]], stride: int) -> nn.Sequential:
     """ReLU, convolution and BN for every kernel `(height, width)`; the first one strides and changes the channels."""
-    layers = nn.Sequential()
+    layers: list[nn.Module] = []
     for kernel in kernels:
-        padding = (kernel[0] // 2, kernel[1] // 2)
-        layers.append(nn.ReLU())
-        layers.append(nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=False))
-        layers.append(Norm(out_channels))
+        unit = ConvNormAct(in_channels, out_channels, kernel, stride, norm=Norm, activation=None)
+        layers += [nn.ReLU(), *unit]
         in_channels, stride = out_channels, 1
-    return layers
+    return nn.Sequential(*layers)
 
 
 def make_operation(name: str, in_channels: int, out_channels: int, stride: int) -> nn.Module:
@@ -316,19 +261,14 @@ class Shape(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One cell in the sequence of a net.
-
-    Attributes:
-        wiring: the cell's blocks.
-        filters: channels of every block.
-        stride: 2 halves the map; only operations on states 0 and 1 stride.
-        back: which earlier output is state 1, counted back from the cell's input, which is 1.
-    """
+    """One cell in the sequence of a net, every block of which has as many `filters`."""
 
     wiring: Wiring
     filters: int
     stride: int
+    """2 halves the map; only operations on states 0 and 1 stride."""
     back: int
+    """Which earlier output is state 1, counted back from the cell's input, which is 1."""
 
 
 class Combination(nn.Module):
@@ -354,7 +294,6 @@ class Combination(nn.Module):
         return operation if name == "identity" else nn.Sequential(operation, ScheduledDropPath(drop_path_rate))
 
     def forward(self, states: list[Tensor]) -> Tensor:
-        """Apply the operations to the states that the wiring names, and bring them together."""
         left, right = self.left(states[self.states[0]]), self.right(states[self.states[1]])
         return left + right if self.fit_both is None else self.fit_both(torch.cat([left, right], 1))
 
@@ -386,18 +325,17 @@ class Cell(nn.Module):
         if 1 in wiring.concatenated and channels[1] != filters and stride == 1:
             self.fit_raw = nn.Sequential(nn.Conv2d(channels[1], filters, 1, bias=False), Norm(filters))
         halved = [state for state in wiring.concatenated if state < 2 and stride > 1]
-        self.halve = nn.ModuleDict({str(state): FactorizedReduction(channels[state], filters) for state in halved})
+        self.halve = nn.ModuleDict({str(state): factorized_reduction(channels[state], filters) for state in halved})
 
     @staticmethod
     def _fit_previous(filters: int, current: Shape, previous: Shape | None) -> nn.Module:
         if previous is None or previous == Shape(filters, current.halvings):
             return nn.Identity()
         if previous.halvings < current.halvings:
-            return FactorizedReduction(previous.channels, filters)
+            return factorized_reduction(previous.channels, filters)
         return relu_conv_norm(previous.channels, filters)
 
     def forward(self, current: Tensor, previous: Tensor) -> Tensor:
-        """Compute the states one after another and concatenate those that the wiring names."""
         states = [self.fit_current(current), self.fit_previous(previous)]
         for block in self.blocks:
             states.append(block(states))
@@ -410,10 +348,10 @@ class Cell(nn.Module):
 # ---- the net --------------------------------------------------------------------------------------------------------
 
 
-SMALLEST_IMAGE = {"cifar": 1, "imagenet": 3, "small": 1}
+MIN_IMAGE = {"cifar": 1, "imagenet": 3, "small": 1}
 """By stem: side in pixels from which every convolution has something to look at."""
 
-SMALLEST_IMAGE_WITH_AUXILIARY = {"cifar": 27, "imagenet": 211, "small": 105}
+MIN_IMAGE_WITH_AUXILIARY = {"cifar": 27, "imagenet": 211, "small": 105}
 """By stem: side in pixels from which 14x14 are left before the second reduction, the least the head can take."""
 
 
@@ -424,14 +362,13 @@ class Stem(nn.Sequential):
     """
 
     def __init__(self, kind: str, in_channels: int, filters: int) -> None:
+        unit = partial(ConvNormAct, out_channels=filters, kernel_size=3, norm=Norm)
         if kind == "small":
-            first = nn.Conv2d(in_channels, filters, 3, stride=2, padding=1, bias=False)
-            second = nn.Conv2d(filters, filters, 3, stride=2, padding=1, bias=False)
-            super().__init__(first, Norm(filters), nn.ReLU(), second, Norm(filters))
+            super().__init__(*unit(in_channels, stride=2), *unit(filters, stride=2, activation=None))
         elif kind == "imagenet":
-            super().__init__(nn.Conv2d(in_channels, filters, 3, stride=2, bias=False), Norm(filters))
+            super().__init__(*unit(in_channels, stride=2, padding=0, activation=None))
         else:
-            super().__init__(nn.Conv2d(in_channels, filters, 3, padding=1, bias=False), Norm(filters))
+            super().__init__(*unit(in_channels, activation=None))
         self.halvings = {"cifar": 0, "imagenet": 1, "small": 2}[kind]
 
 
@@ -453,33 +390,7 @@ def layout(cells: Cells, repeats: int, filters: int, stem: str, skip_reduction_i
     return steps
 
 
-class AuxiliaryHead(nn.Module):
-    """Classifier on the maps before the second reduction; `(B, channels, H, W) -> (B, num_classes)`.
-
-    Average pooling 5x5 with stride 3 leaves 4x4 of the papers' 16x16 (CIFAR) and 14x14 (224 pixels), which one
-    convolution takes whole; of larger maps it takes every position, and the mean follows.
-    """
-
-    def __init__(self, channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.reduce = nn.Sequential(nn.Conv2d(channels, 128, 1, bias=False), Norm(128), nn.ReLU())
-        self.whole = nn.Sequential(nn.Conv2d(128, 768, 4, bias=False), Norm(768), nn.ReLU())
-        self.classifier = nn.Linear(768, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pool, two convolutions, one linear layer."""
-        x = self.reduce(F.avg_pool2d(F.relu(x), 5, stride=3))
-        return self.classifier(self.whole(x).mean((2, 3)))
-
-
-class NASNetOutput(NamedTuple):
-    """What a net with an auxiliary head returns in training."""
-
-    logits: Tensor
-    auxiliary: tuple[Tensor, ...]
-
-
-class NASNet(nn.Module):
+class NASNet(CellNet):
     """A net of searched cells, for example NASNet-A (6 @ 768): `repeats` 6, last output 6 * 4 * `filters` = 768.
 
     Args:
@@ -493,12 +404,8 @@ class NASNet(nn.Module):
         drop_path_rate: probability of dropping an operation's result in the last cell at the end of the training; it
             grows in proportion to the cell's position and to the training's progress, see `begin_step`. The
             authors' values are 0.4 (CIFAR), 0.3 (large) and 0 (mobile).
-        dropout: probability of dropping a feature before the classifier.
         auxiliary: add a classifier before the second reduction, with loss weight 0.4; training then returns a
-            `NASNetOutput`.
-
-    Raises:
-        ValueError: unknown cells or stem, a number out of its range, or a reduction input to skip where there is none.
+            `AuxiliaryOutput`.
     """
 
     def __init__(
@@ -516,7 +423,7 @@ class NASNet(nn.Module):
         num_classes: int = 10,
         in_channels: int = 3,
     ) -> None:
-        super().__init__()
+        super().__init__(auxiliary, MIN_IMAGE_WITH_AUXILIARY.get(stem, 0))
         found = read_cells(cells)
         self._check(repeats, filters, stem, stem_filters)
         require_probability("drop_path_rate", drop_path_rate)
@@ -535,26 +442,21 @@ class NASNet(nn.Module):
             self.cells.append(Cell(step, current, previous, rate))
             channels = step.filters * len(step.wiring.concatenated)
             shapes.append(Shape(channels, current.halvings + int(step.stride == 2)))
-        self.smallest_image = SMALLEST_IMAGE[stem]
-        self.smallest_image_in_training = SMALLEST_IMAGE_WITH_AUXILIARY[stem]
+        self.smallest_image = MIN_IMAGE[stem]
         self.backs = [step.back for step in steps]
         self.auxiliary_index = max(i for i, step in enumerate(steps) if step.stride == 2) - 1
-        self.auxiliary_head: AuxiliaryHead | None = None
-        self.auxiliary_loss_weights: tuple[float, ...] = ()
+        self.auxiliary_head = None
         if auxiliary:
-            self.auxiliary_head = AuxiliaryHead(shapes[self.auxiliary_index + 1].channels, num_classes)
-            self.auxiliary_loss_weights = (0.4,)
+            inner = shapes[self.auxiliary_index + 1].channels
+            self.auxiliary_head = AuxiliaryHead(inner, num_classes, pool_stride=3, side=4, norm=Norm)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(shapes[-1].channels, num_classes)
         self._initialise()
 
     @staticmethod
     def _check(repeats: int, filters: int, stem: str, stem_filters: int) -> None:
-        if stem not in SMALLEST_IMAGE:
-            raise ValueError(f"model.stem={stem} is not known; choose one of {', '.join(SMALLEST_IMAGE)}.")
-        require_positive("repeats", repeats)
-        require_positive("filters", filters)
-        require_positive("stem_filters", stem_filters)
+        require_choice("stem", stem, MIN_IMAGE)
+        require_all_positive(repeats=repeats, filters=filters, stem_filters=stem_filters)
         if stem == "imagenet" and filters < 4:
             raise ValueError(f"model.filters={filters} must be at least 4 with model.stem=imagenet, which quarters it.")
 
@@ -565,23 +467,8 @@ class NASNet(nn.Module):
                 depthwise = module.groups > 1
                 nn.init.kaiming_normal_(module.weight, mode="fan_in" if depthwise else "fan_out", nonlinearity="relu")
 
-    def begin_step(self, step: int, steps: int, seed: int) -> None:
-        """Tell the drop paths which share of the training is done; what they drop is drawn by each process alone."""
-        set_training_progress(self, step / steps)
-
-    def step_figures(self) -> dict[str, float]:
-        """Return the mean rate of the drop paths in the last training batch, if there are any."""
-        return drop_path_figures(self)
-
     def _outputs(self, images: Tensor) -> list[Tensor]:
-        """Return the stem's and every cell's output, in order.
-
-        Raises:
-            ValueError: the images are too small for the stem, or for the auxiliary head in training.
-        """
         require_image_size(images, self.smallest_image, "this net")
-        if self.auxiliary_head is not None and self.training:
-            require_image_size(images, self.smallest_image_in_training, "model.auxiliary=true")
         outputs = [self.stem(images)]
         for cell, back in zip(self.cells, self.backs, strict=True):
             previous = outputs[-back] if len(outputs) > 1 else outputs[-1]
@@ -595,10 +482,10 @@ class NASNet(nn.Module):
         """
         return F.relu(self._outputs(images)[-1])
 
-    def forward(self, images: Tensor) -> Tensor | NASNetOutput:
-        """`(B, C, H, W) -> (B, num_classes)` logits; with an auxiliary head, in training, a `NASNetOutput`."""
+    def forward(self, images: Tensor) -> Tensor | AuxiliaryOutput:
+        with_auxiliary = self.uses_auxiliary_head(images)
         outputs = self._outputs(images)
         logits = self.classifier(self.dropout(F.relu(outputs[-1]).mean((2, 3))))
-        if self.auxiliary_head is None or not self.training:
+        if self.auxiliary_head is None or not with_auxiliary:
             return logits
-        return NASNetOutput(logits, (self.auxiliary_head(outputs[self.auxiliary_index + 1]),))
+        return AuxiliaryOutput(logits, (self.auxiliary_head(outputs[self.auxiliary_index + 1]),))

@@ -4,8 +4,6 @@ Lin, Chen, Yan, "Network In Network" (ICLR 2014). The paper gives the structure 
 sizes to the authors' release for CIFAR-10, from which they are taken here.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from convatlas.models.checks import (
@@ -15,8 +13,7 @@ from convatlas.models.checks import (
     require_probability,
     require_width,
 )
-
-__all__ = ["HEADS", "MLPConv", "NetworkInNetwork"]
+from convatlas.models.layers.initialisation import initialise_he
 
 HEADS = ("global_average_pooling", "fully_connected", "fully_connected_dropout")
 
@@ -46,10 +43,6 @@ class NetworkInNetwork(nn.Module):
         batch_norm: normalise each batch after every convolution, which the paper does not. Narrow nets do not train
             without it: nine layers of few maps, and a ReLU on the logits.
         dropout: probability after the first two mlpconv layers, and in front of the layer that has it in its name.
-
-    Raises:
-        ValueError: an unknown head, or a width or dropout out of range; when called: images below 4 pixels, or, with a
-            fully connected head, of another size than `image_size`.
     """
 
     def __init__(
@@ -75,14 +68,7 @@ class NetworkInNetwork(nn.Module):
         self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)  # halves the side, rounded down
         self.dropout = nn.Dropout(dropout)
         self.head = build_head(head, num_classes, pixels=(image_size // 4) ** 2, dropout=dropout)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+        initialise_he(self, "fan_in", (nn.Conv2d, nn.Linear))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, num_classes, H/4, W/4)`: one map of confidence a class."""
@@ -92,7 +78,6 @@ class NetworkInNetwork(nn.Module):
         return self.mlpconv3(x)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         if self.image_size is not None:
             require_exact_size(images, self.image_size)
         return self.head(self.forward_features(images))

@@ -7,60 +7,66 @@ on the first 1x1 convolution, as the authors' code has it. Blocks can have the g
 `convatlas.models.layers.stochastic_depth`).
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import blocks_for_depth, require_positive
+from convatlas.models.layers.initialisation import initialise_he
 from convatlas.models.layers.shortcuts import ZeroPadShortcut
 from convatlas.models.layers.stochastic_depth import GatedBlocks, GatedNet, Gates, survival_probabilities, weighted
 
-__all__ = ["PreactBasicBlock", "PreactBottleneck", "PreactResNetCifar"]
 
-
-class PreactBasicBlock(nn.Module):
-    """Two 3x3 convolutions, each after BN and ReLU; `(B, in, H, W) -> (B, out, H/stride, W/stride)`.
+class PreactBlock(nn.Module):
+    """A branch beside a shortcut; `(B, in, H, W) -> (B, expansion * channels, H/stride, W/stride)`.
 
     `shared` says that the shortcut starts behind the first BN and ReLU instead of before it: so it is in the net's
     first block (the paper's appendix) and wherever the shape changes. There they belong to the shortcut, which is
     computed even if the gate leaves the rest of the branch out.
     """
 
+    expansion: int
+    bn1: nn.BatchNorm2d
+    shortcut: nn.Module
+
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        self.shared = shared
+
+    def convolutions(self, activated: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, weight: float = 1.0) -> Tensor:
+        if weight == 0 and not self.shared:
+            return self.shortcut(x)
+        activated = F.relu(self.bn1(x))
+        shortcut = self.shortcut(activated if self.shared else x)
+        return shortcut if weight == 0 else weighted(self.convolutions(activated), weight) + shortcut
+
+
+class PreactBasicBlock(PreactBlock):
+    """Two 3x3 convolutions, each after BN and ReLU."""
+
     expansion = 1
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1, shared: bool = False) -> None:
-        super().__init__()
+        super().__init__(shared)
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.shortcut = ZeroPadShortcut(in_channels, channels, stride)
-        self.shared = shared
 
-    def forward(self, x: Tensor, weight: float = 1.0) -> Tensor:
-        """Add the weighted convolutions to the shortcut; no ReLU behind the sum."""
-        if weight == 0 and not self.shared:
-            return self.shortcut(x)
-        activated = F.relu(self.bn1(x))
-        shortcut = self.shortcut(activated if self.shared else x)
-        if weight == 0:
-            return shortcut
-        out = self.conv1(activated)
-        out = self.conv2(F.relu(self.bn2(out)))
-        return weighted(out, weight) + shortcut
+    def convolutions(self, activated: Tensor) -> Tensor:
+        return self.conv2(F.relu(self.bn2(self.conv1(activated))))
 
 
-class PreactBottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, each after BN and ReLU.
-
-    `(B, in, H, W) -> (B, 4 * channels, H/stride, W/stride)`; for `shared` see `PreactBasicBlock`.
-    """
+class PreactBottleneck(PreactBlock):
+    """1x1, 3x3 and 1x1 convolutions, each after BN and ReLU."""
 
     expansion = 4
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1, shared: bool = False) -> None:
-        super().__init__()
+        super().__init__(shared)
         out_channels = self.expansion * channels
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
@@ -68,23 +74,13 @@ class PreactBottleneck(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
-        self.shortcut: nn.Module = nn.Identity()
+        self.shortcut = nn.Identity()
         if in_channels != out_channels:
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-        self.shared = shared
 
-    def forward(self, x: Tensor, weight: float = 1.0) -> Tensor:
-        """Add the weighted convolutions to the shortcut; no ReLU behind the sum."""
-        if weight == 0 and not self.shared:
-            return self.shortcut(x)
-        activated = F.relu(self.bn1(x))
-        shortcut = self.shortcut(activated if self.shared else x)
-        if weight == 0:
-            return shortcut
-        out = self.conv1(activated)
-        out = self.conv2(F.relu(self.bn2(out)))
-        out = self.conv3(F.relu(self.bn3(out)))
-        return weighted(out, weight) + shortcut
+    def convolutions(self, activated: Tensor) -> Tensor:
+        out = self.conv2(F.relu(self.bn2(self.conv1(activated))))
+        return self.conv3(F.relu(self.bn3(out)))
 
 
 class PreactResNetCifar(GatedNet):
@@ -94,9 +90,6 @@ class PreactResNetCifar(GatedNet):
         depth: layers with weights: 6n+2, with bottlenecks 9n+2.
         bottleneck: use 1x1-3x3-1x1 blocks, whose outputs are four times as wide.
         width: filters of the first stage; the next two have twice and four times as many.
-
-    Raises:
-        ValueError: `depth` does not fit the kind of block, or `width` is less than 1.
     """
 
     def __init__(
@@ -122,7 +115,7 @@ class PreactResNetCifar(GatedNet):
         self.stage3 = self._stage(block, 2 * out, 4 * width, blocks, stride=2)
         self.norm = nn.BatchNorm2d(4 * out)
         self.classifier = nn.Linear(4 * out, num_classes)
-        self._initialise()
+        initialise_he(self)
 
     @staticmethod
     def _stage(
@@ -131,21 +124,6 @@ class PreactResNetCifar(GatedNet):
         first = block(in_channels, channels, stride, shared=True)
         return GatedBlocks([first, *(block(block.expansion * channels, channels) for _ in range(blocks - 1))])
 
-    def _initialise(self) -> None:
-        """He initialisation over a filter's outputs, as in the authors' code."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 4 * width * expansion, H/4, W/4)`, behind the last BN and ReLU."""
-        blocks = len(self.stage1)
-        weights = self.gates.weights(self.training)
-        x = self.stage1(self.stem(images), weights[:blocks])
-        x = self.stage2(x, weights[blocks : 2 * blocks])
-        x = self.stage3(x, weights[2 * blocks :])
-        return F.relu(self.norm(x))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
-        return self.classifier(self.forward_features(images).mean((2, 3)))
+        return F.relu(self.norm(self.gated_stages(self.stem(images))))

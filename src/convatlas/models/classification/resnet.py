@@ -6,14 +6,11 @@ multiply-adds at depth 50 and is a little better. The paper's 18-layer figure co
 (option A).
 """
 
-from __future__ import annotations
-
 from torch import nn
 
 from convatlas.models.adapters import torchvision_model
+from convatlas.models.checks import require_choice
 from convatlas.models.layers.shortcuts import ZeroPadShortcut
-
-__all__ = ["resnet_basic", "resnet_bottleneck"]
 
 BASIC_DEPTHS = (18, 34)
 BOTTLENECK_DEPTHS = (50, 101, 152)
@@ -28,12 +25,9 @@ def resnet_basic(
     Args:
         depth: layers with weights.
         shortcut: where the shape changes, `projection` (a 1x1 convolution, option B) or `identity` (zero channels, A).
-
-    Raises:
-        ValueError: there is no such depth or shortcut.
     """
-    _check_choice("depth", depth, BASIC_DEPTHS)
-    _check_choice("shortcut", shortcut, SHORTCUTS)
+    require_choice("depth", depth, BASIC_DEPTHS)
+    require_choice("shortcut", shortcut, SHORTCUTS)
     net = torchvision_model(f"resnet{depth}", num_classes, in_channels)
     if shortcut == "identity":
         _use_identity_shortcuts(net)
@@ -53,23 +47,15 @@ def resnet_bottleneck(
         depth: layers with weights.
         stride_in_1x1: stages begin with a strided 1x1 convolution, as in the authors' net; false strides the 3x3 one.
         shortcut: where the shape changes, `projection` (a 1x1 convolution, option B) or `identity` (zero channels, A).
-
-    Raises:
-        ValueError: there is no such depth or shortcut.
     """
-    _check_choice("depth", depth, BOTTLENECK_DEPTHS)
-    _check_choice("shortcut", shortcut, SHORTCUTS)
+    require_choice("depth", depth, BOTTLENECK_DEPTHS)
+    require_choice("shortcut", shortcut, SHORTCUTS)
     net = torchvision_model(f"resnet{depth}", num_classes, in_channels)
     if stride_in_1x1:
         _move_stride_to_first_convolution(net)
     if shortcut == "identity":
         _use_identity_shortcuts(net)
     return net
-
-
-def _check_choice(name: str, value: int | str, choices: tuple[int, ...] | tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"model.{name}={value} is not in the paper; choose one of {', '.join(map(str, choices))}.")
 
 
 def _move_stride_to_first_convolution(net: nn.Module) -> None:

@@ -7,18 +7,21 @@ added. Without shortcuts it is the plain net that the paper compares with. Witho
 initialisation it is what came before: a net whose gradients shrink from layer to layer.
 """
 
-from __future__ import annotations
+from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import blocks_for_depth, require_choice, require_positive
+from convatlas.models.layers.classifier import PooledClassifier
 from convatlas.models.layers.shortcuts import ZeroPadShortcut
 
-__all__ = ["BasicBlock", "ResNetCifar"]
-
 SHORTCUTS = ("identity", "projection", "none")
-INITIALISATIONS = ("he", "xavier")
+INITIALISATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "he": partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu"),
+    "xavier": nn.init.xavier_normal_,
+}
 
 
 def convolution(in_channels: int, out_channels: int, stride: int, batch_norm: bool) -> nn.Conv2d:
@@ -40,12 +43,7 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut; `(B, in, H, W) -> (B, out, H/stride, W/stride)`."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stride: int = 1,
-        shortcut: str = "identity",
-        batch_norm: bool = True,
+        self, in_channels: int, out_channels: int, stride: int = 1, shortcut: str = "identity", batch_norm: bool = True
     ) -> None:
         super().__init__()
         self.conv1 = convolution(in_channels, out_channels, stride, batch_norm)
@@ -55,13 +53,12 @@ class BasicBlock(nn.Module):
         self.shortcut = make_shortcut(shortcut, in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the shortcut to the two convolutions; the last ReLU comes after the sum."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         return F.relu(out if self.shortcut is None else out + self.shortcut(x))
 
 
-class ResNetCifar(nn.Module):
+class ResNetCifar(PooledClassifier):
     """ResNet of `depth` = 6n+2 layers.
 
     Args:
@@ -70,9 +67,6 @@ class ResNetCifar(nn.Module):
         shortcut: `identity` (option A, the paper's for CIFAR), `projection` (option B), or `none`: the plain net.
         batch_norm: normalise after each convolution, as the paper does.
         initialisation: `he`, the paper's, or `xavier` (Glorot and Bengio 2010), which does not allow for ReLU.
-
-    Raises:
-        ValueError: `depth` is not 6n+2, `width` is less than 1, or there is no such shortcut or initialisation.
     """
 
     def __init__(
@@ -103,23 +97,12 @@ class ResNetCifar(nn.Module):
         self.stage2 = stage(width, 2 * width, 2)
         self.stage3 = stage(2 * width, 4 * width, 2)
         self.classifier = nn.Linear(4 * width, num_classes)
-        self._initialise(initialisation)
-
-    def _initialise(self, initialisation: str) -> None:
-        """Draw the convolutions' weights as He et al. 2015 (the paper's [13]) or Glorot and Bengio; biases are 0."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                if initialisation == "he":
-                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                else:
-                    nn.init.xavier_normal_(module.weight)
+                INITIALISATIONS[initialisation](module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 4 * width, H/4, W/4)`."""
         return self.stage3(self.stage2(self.stage1(self.stem(images))))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
-        return self.classifier(self.forward_features(images).mean((2, 3)))

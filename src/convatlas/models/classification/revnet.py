@@ -7,34 +7,26 @@ convolutions. A unit that changes the shape has no inverse: its input is stored.
 the activation left out of the first branch, epsilon) follows the authors' published code.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.checks import blocks_for_depth, require_choice, require_positive
+from convatlas.models.checks import blocks_for_depth, require_choice, require_counts, require_positive, require_strides
+from convatlas.models.layers.classifier import PooledClassifier
+from convatlas.models.layers.initialisation import initialise_he
 from convatlas.models.layers.reversible import AdditiveBlock, ReversibleSequence, halves, recomputed
-
-__all__ = ["PaddedPool", "RevNet", "ShapeChange", "Stage", "make_branch", "revnet_cifar"]
 
 STEMS = ("small", "imagenet")
 EXPANSION = 4
 
 
-class Norm(nn.BatchNorm2d):
-    """Batch normalisation with the authors' epsilon."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-3)
-
-
-# ---- branches and shortcuts -----------------------------------------------------------------------------------------
+Norm = partial(nn.BatchNorm2d, eps=1e-3)
+"""Batch normalisation with the authors' epsilon."""
 
 
 def make_branch(
@@ -51,24 +43,15 @@ def make_branch(
     for number, kernel_size in enumerate((1, 3, 1) if bottleneck else (3, 3)):
         if activated or number > 0:
             layers += [Norm(widths[number]), nn.ReLU()]
+        step = stride if number == 0 else 1
         layers.append(
-            nn.Conv2d(
-                widths[number],
-                widths[number + 1],
-                kernel_size,
-                stride=stride if number == 0 else 1,
-                padding=kernel_size // 2,
-                bias=False,
-            )
+            nn.Conv2d(widths[number], widths[number + 1], kernel_size, step, padding=kernel_size // 2, bias=False)
         )
     return nn.Sequential(*layers)
 
 
 class PaddedPool(nn.Module):
-    """The basic unit's shortcut: average pooling, and as many zero channels before the others as behind them.
-
-    `(B, in, H, W) -> (B, out, H/stride, W/stride)`.
-    """
+    """The basic unit's shortcut: average pooling, and as many zero channels before the others as behind them."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -76,7 +59,6 @@ class PaddedPool(nn.Module):
         self.padding = (out_channels - in_channels) // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool and pad."""
         return F.pad(F.avg_pool2d(x, self.stride), (0, 0, 0, 0, self.padding, self.padding))
 
 
@@ -91,20 +73,12 @@ class ShapeChange(nn.Module):
         super().__init__()
         self.f = make_branch(in_channels, out_channels, stride, bottleneck=bottleneck, activated=activated)
         self.g = make_branch(out_channels, out_channels, bottleneck=bottleneck)
-        self.shortcut1, self.shortcut2 = (
-            nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-            if bottleneck
-            else PaddedPool(in_channels, out_channels, stride)
-            for _ in range(2)
-        )
+        shortcut = partial(nn.Conv2d, kernel_size=1, bias=False) if bottleneck else PaddedPool
+        self.shortcut1, self.shortcut2 = (shortcut(in_channels, out_channels, stride=stride) for _ in range(2))
 
     def forward(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute both halves."""
         y1 = self.shortcut1(x1) + self.f(x2)
         return y1, self.shortcut2(x2) + self.g(y1)
-
-
-# ---- stages ---------------------------------------------------------------------------------------------------------
 
 
 class Stage(nn.Module):
@@ -112,12 +86,8 @@ class Stage(nn.Module):
 
     Args:
         in_channels: channels of the input, both halves together.
-        out_channels: channels of the output.
         units: units, the first one included.
-        stride: stride of the first unit.
-        bottleneck: use 1x1-3x3-1x1 branches.
         activated: whether the first branch of the first unit begins with BN and ReLU.
-        memory_saving: compute activations again instead of storing them.
     """
 
     def __init__(
@@ -138,15 +108,11 @@ class Stage(nn.Module):
         if stride > 1 or in_channels != out_channels:
             self.first = ShapeChange(half_in, half, stride, bottleneck=bottleneck, activated=activated)
         reversible = units if self.first is None else units - 1
-        blocks = [
-            AdditiveBlock(
-                make_branch(
-                    half, half, bottleneck=bottleneck, activated=activated or number > 0 or self.first is not None
-                ),
-                make_branch(half, half, bottleneck=bottleneck),
-            )
-            for number in range(reversible)
-        ]
+        blocks = []
+        for number in range(reversible):
+            behind_norm = activated or number > 0 or self.first is not None
+            branch = make_branch(half, half, bottleneck=bottleneck, activated=behind_norm)
+            blocks.append(AdditiveBlock(branch, make_branch(half, half, bottleneck=bottleneck)))
         self.units = ReversibleSequence(*blocks, memory_saving=memory_saving)
 
     def forward(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,24 +122,15 @@ class Stage(nn.Module):
         return self.units(x1, x2)
 
 
-# ---- the net --------------------------------------------------------------------------------------------------------
-
-
-class RevNet(nn.Module):
+class RevNet(PooledClassifier):
     """RevNet of any size.
 
     Args:
-        units: units of each stage.
         filters: channels behind the stem and of each stage, as the authors' tables have them; with bottlenecks the
             stages are four times as wide.
-        strides: stride of each stage.
-        bottleneck: use 1x1-3x3-1x1 branches.
         stem: `small` (3x3) or `imagenet` (7x7 with stride 2 and 3x3 max pooling).
         memory_saving: store one input a stage and compute the other activations again; the gradients are those of plain
             autograd up to rounding, and the parameters have the same names.
-
-    Raises:
-        ValueError: the lists do not belong together, or the filters cannot be halved or padded.
     """
 
     def __init__(
@@ -194,37 +151,19 @@ class RevNet(nn.Module):
         _check_filters(filters, bottleneck)
         widths = [filters[0], *(EXPANSION * f if bottleneck else f for f in filters[1:])]
         self.stem = _make_stem(stem, in_channels, widths[0])
-        self.stages = nn.ModuleList(
-            Stage(
-                widths[number],
-                widths[number + 1],
-                count,
-                stride,
-                bottleneck=bottleneck,
-                activated=number > 0,
-                memory_saving=memory_saving,
-            )
-            for number, (count, stride) in enumerate(zip(units, strides, strict=True))
-        )
+        self.stages = nn.ModuleList()
+        for number, (count, stride) in enumerate(zip(units, strides, strict=True)):
+            options = {"bottleneck": bottleneck, "activated": number > 0, "memory_saving": memory_saving}
+            self.stages.append(Stage(widths[number], widths[number + 1], count, stride, **options))
         self.norm = Norm(widths[-1])
         self.classifier = nn.Linear(widths[-1], num_classes)
         # Average pooling and a padded convolution halve an odd size differently; two strided convolutions do not.
         self.required_multiple = 1 if bottleneck else math.prod(strides) * (4 if stem == "imagenet" else 1)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """He initialisation over a filter's outputs, as in the authors' code; the classifier starts without bias."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise_he(self)
         nn.init.zeros_(self.classifier.bias)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W)` to the last stage's channels, `(B, C', H', W')`, behind the last BN and ReLU.
-
-        Raises:
-            ValueError: the size of the images does not divide by the strides of a net with basic units.
-        """
+        """`(B, C, H, W)` to the last stage's channels, `(B, C', H', W')`, behind the last BN and ReLU."""
         height, width = images.shape[-2:]
         if height % self.required_multiple or width % self.required_multiple:
             raise ValueError(
@@ -236,10 +175,6 @@ class RevNet(nn.Module):
             x1, x2 = stage(x1, x2)
         return F.relu(self.norm(torch.cat([x1, x2], 1)))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
-        return self.classifier(self.forward_features(images).mean((2, 3)))
-
 
 def _make_stem(kind: str, in_channels: int, channels: int) -> nn.Sequential:
     if kind == "small":
@@ -249,22 +184,17 @@ def _make_stem(kind: str, in_channels: int, channels: int) -> nn.Sequential:
 
 
 def _check_lists(units: Sequence[int], filters: Sequence[int], strides: Sequence[int]) -> None:
-    """Refuse lists that do not describe the same stages."""
-    if not units or min(units) < 1:
-        raise ValueError(f"model.units={list(units)} needs at least one stage and one unit a stage.")
+    require_counts("units", units, max(1, len(units)))
     if len(filters) != len(units) + 1:
         raise ValueError(
             f"model.filters={list(filters)} does not fit {len(units)} stages: it needs {len(units) + 1} entries, the "
             "first for the stem."
         )
-    if len(strides) != len(units):
-        raise ValueError(f"model.strides={list(strides)} does not fit {len(units)} stages; give one for each.")
-    if any(stride not in {1, 2} for stride in strides):
-        raise ValueError(f"model.strides={list(strides)}: a stage has stride 1 or 2.")
+    require_strides(strides, len(units))
 
 
 def _check_filters(filters: Sequence[int], bottleneck: bool) -> None:
-    """Refuse channels that cannot be split, or whose zero-padded shortcuts would not be symmetric."""
+    """Check that channels can be split and that zero-padded shortcuts are symmetric."""
     for count in filters:
         require_positive("filters", count)
         if count % 2:
@@ -281,21 +211,8 @@ def _check_filters(filters: Sequence[int], bottleneck: bool) -> None:
             )
 
 
-# ---- the nets for small images --------------------------------------------------------------------------------------
-
-
-class SmallNet(NamedTuple):
-    """What table 1 says of one net for CIFAR besides its depth."""
-
-    bottleneck: bool
-    filters: tuple[int, int, int, int]
-
-
-PUBLISHED = {
-    38: SmallNet(False, (32, 32, 64, 112)),
-    110: SmallNet(False, (32, 32, 64, 128)),
-    164: SmallNet(True, (32, 32, 64, 128)),
-}
+PUBLISHED = {38: (False, (32, 32, 64, 112)), 110: (False, (32, 32, 64, 128)), 164: (True, (32, 32, 64, 128))}
+"""By depth what table 1 says of a net for CIFAR: whether it has bottlenecks, and its filters."""
 
 
 def revnet_cifar(
@@ -314,18 +231,13 @@ def revnet_cifar(
         bottleneck: use 1x1-3x3-1x1 branches; None does what the paper does at this depth, and at others does not.
         filters: channels behind the stem and of the three stages; None takes the paper's of this depth, and at others
             32, 32, 64 and 128.
-        memory_saving: see `RevNet`.
-
-    Raises:
-        ValueError: `depth` does not fit the kind of unit, or `filters` cannot be halved or padded.
     """
-    published = PUBLISHED.get(depth, PUBLISHED[110])
-    if bottleneck is None:
-        bottleneck = published.bottleneck
+    with_bottlenecks, published_filters = PUBLISHED.get(depth, PUBLISHED[110])
+    bottleneck = with_bottlenecks if bottleneck is None else bottleneck
     units = blocks_for_depth(depth, step=18 if bottleneck else 12, others=2)
     return RevNet(
         units=(units,) * 3,
-        filters=published.filters if filters is None else filters,
+        filters=published_filters if filters is None else filters,
         strides=(1, 2, 2),
         bottleneck=bottleneck,
         stem="small",

@@ -9,8 +9,6 @@ An architecture file says which family of this project the net belongs to and wi
 `python -m convatlas.search` writes such files; users may write them as well.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,6 @@ from convatlas.models.classification.efficientnet import efficientnet
 from convatlas.models.classification.fbnet import BlockNet
 from convatlas.models.classification.nasnet import NASNet
 
-__all__ = ["FAMILIES", "read_architecture", "searched"]
-
 FAMILIES: Mapping[str, Callable[..., nn.Module]] = {
     "fbnet": BlockNet,
     "nasnet": NASNet,
@@ -34,12 +30,7 @@ FAMILIES: Mapping[str, Callable[..., nn.Module]] = {
 }
 
 
-def searched(
-    architecture: str | Mapping[str, Any],
-    *,
-    num_classes: int = 10,
-    in_channels: int = 3,
-) -> nn.Module:
+def searched(architecture: str | Mapping[str, Any], *, num_classes: int = 10, in_channels: int = 3) -> nn.Module:
     """Build the net of an architecture file: `(B, C, H, W) -> (B, num_classes)` logits.
 
     Args:
@@ -47,7 +38,7 @@ def searched(
 
     Raises:
         UserError: the file is missing or not YAML, or an argument of the net is wrong.
-        ValueError: the family is not known, or the net refuses its arguments.
+        ValueError: the family is not known, or an argument is outside the range that the net takes.
     """
     found = read_architecture(architecture)
     target = FAMILIES[found["family"]]

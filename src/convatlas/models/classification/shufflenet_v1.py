@@ -5,27 +5,23 @@ Zhang, Zhou, Lin, Sun, "ShuffleNet: An Extremely Efficient Convolutional Neural 
 those that the authors released.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_choice
-from convatlas.models.layers.shuffle import ChannelShuffle
-
-__all__ = ["ShuffleNetV1", "ShuffleUnit"]
+from convatlas.models.checks import require_choice, require_counts
+from convatlas.models.layers.classifier import PooledClassifier
+from convatlas.models.layers.shuffle import STEMS, ChannelShuffle
+from convatlas.models.layers.shuffle import stem as make_stem
 
 STAGE2_CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
 """Table 1: output channels of stage 2 by groups, chosen for about equal cost; each later stage has twice as many."""
 
-RELEASED_STEMS = {
-    3: {0.5: 12, 1.0: 24, 1.5: 24, 2.0: 48},
-    8: {0.5: 16, 1.0: 24, 1.5: 24, 2.0: 48},
-}
+RELEASED_STEMS = {3: {0.5: 12, 1.0: 24, 1.5: 24, 2.0: 48}, 8: {0.5: 16, 1.0: 24, 1.5: 24, 2.0: 48}}
 """Filters of the stem in the released nets, by groups and width; at 1.5 fewer than 1.5 times the paper's 24."""
 
 
@@ -48,14 +44,7 @@ class ShuffleUnit(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        groups: int,
-        *,
-        stride: int,
-        first_groups: int,
-        shuffle: bool,
+        self, in_channels: int, out_channels: int, groups: int, *, stride: int, first_groups: int, shuffle: bool
     ) -> None:
         super().__init__()
         assert stride == 2 or in_channels == out_channels
@@ -71,18 +60,16 @@ class ShuffleUnit(nn.Module):
         self.bn3 = nn.BatchNorm2d(branch_channels)
 
     def branch(self, x: Tensor) -> Tensor:
-        """Compute what is added to the input or concatenated with it."""
         x = self.shuffle(F.relu(self.bn1(self.reduce(x))))
         return self.bn3(self.expand(self.bn2(self.depthwise(x))))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Join the branch with the shortcut."""
         if self.stride == 1:
             return F.relu(x + self.branch(x))
         return F.relu(torch.cat((F.avg_pool2d(x, 3, stride=2, padding=1), self.branch(x)), dim=1))
 
 
-class ShuffleNetV1(nn.Module):
+class ShuffleNetV1(PooledClassifier):
     """ShuffleNet s x (table 1): a stem, three stages of units, global average pooling and one linear layer.
 
     Args:
@@ -115,45 +102,25 @@ class ShuffleNetV1(nn.Module):
             )
         if width <= 0:
             raise ValueError(f"model.width={width} must be above 0; the paper has 0.25, 0.5, 1.0, 1.5 and 2.0.")
-        if len(repeats) != 3 or min(repeats) < 1:
-            raise ValueError(f"model.repeats={list(repeats)} must be three numbers of units, each at least 1.")
+        require_counts("repeats", repeats, 3)
+        require_choice("stem", stem, STEMS)
         released_stem = RELEASED_STEMS.get(groups, {}).get(width)
         channels = released_stem or multiple_above(24 * width, groups)
         stage_channels = nearest_multiple(STAGE2_CHANNELS[groups] * width, groups)
-        self.stem = self._stem(stem, in_channels, channels)
+        self.stem = make_stem(in_channels, channels, STEMS[stem])
         self.stages = nn.Sequential()
         for index, units in enumerate(repeats):
-            stage = nn.Sequential()
-            for unit in range(units):
-                first = unit == 0
-                stage.append(
-                    ShuffleUnit(
-                        channels if first else stage_channels,
-                        stage_channels,
-                        groups,
-                        stride=2 if first else 1,
-                        # The stem has too few channels to divide them into groups (section 3.2).
-                        first_groups=1 if first and index == 0 else groups,
-                        shuffle=shuffle,
-                    )
-                )
-            self.stages.append(stage)
+            # The stem has too few channels to divide them into groups (section 3.2).
+            first_groups = 1 if index == 0 else groups
+            unit = partial(ShuffleUnit, out_channels=stage_channels, groups=groups, shuffle=shuffle)
+            stage = nn.Sequential(unit(channels, stride=2, first_groups=first_groups))
+            self.stages.append(
+                stage.extend(unit(stage_channels, stride=1, first_groups=groups) for _ in range(units - 1))
+            )
             channels, stage_channels = stage_channels, 2 * stage_channels
         bias = released_stem is None if classifier_bias is None else classifier_bias
         self.classifier = nn.Linear(channels, num_classes, bias=bias)
 
-    @staticmethod
-    def _stem(kind: str, in_channels: int, channels: int) -> nn.Sequential:
-        require_choice("stem", kind, ("imagenet", "small"))
-        stride = 2 if kind == "imagenet" else 1
-        convolution = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
-        stem = nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU())
-        return stem.append(nn.MaxPool2d(3, stride=2, padding=1)) if kind == "imagenet" else stem
-
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 4 * stage 2 channels, H/32, W/32)`; H/8, W/8 with the small stem."""
         return self.stages(self.stem(images))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
-        return self.classifier(self.forward_features(images).mean((2, 3)))

@@ -5,19 +5,15 @@ and table 1. The units are ShuffleNet V2's (Ma et al., ECCV 2018, figure 3); bot
 half of its channels. The numbers in the names are the paper's million multiply-adds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_positive
-from convatlas.models.layers.shuffle import channel_shuffle
-
-__all__ = ["VARIANTS", "DownsamplingUnit", "SNet", "ShuffleUnit", "Variant", "snet"]
+from convatlas.models.layers.classifier import PooledClassifier
+from convatlas.models.layers.conv_norm import ConvNormAct
+from convatlas.models.layers.shuffle import shuffle_stages, stem
 
 KERNEL = 5
 """Side of the depthwise filters: a wider field of view than ShuffleNet V2's 3 for hardly more cost."""
@@ -26,13 +22,7 @@ REPEATS = (4, 8, 4)
 
 @dataclass(frozen=True)
 class Variant:
-    """A column of table 1.
-
-    Attributes:
-        stem_channels: channels of conv1.
-        stage_channels: channels of stages 2, 3 and 4.
-        last_channels: channels of conv5; None where the paper leaves it out.
-    """
+    """A column of table 1; 146 and 535 have no conv5."""
 
     stem_channels: int
     stage_channels: tuple[int, int, int]
@@ -46,52 +36,12 @@ VARIANTS = {
 }
 
 
-def pointwise(in_channels: int, out_channels: int) -> nn.Sequential:
-    """1x1 convolution, batch norm, ReLU; `(B, in, H, W) -> (B, out, H, W)`."""
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU())
-
-
-def depthwise(channels: int, stride: int) -> nn.Sequential:
-    """5x5 depthwise convolution and batch norm, without activation; `(B, C, H, W) -> (B, C, H/stride, W/stride)`."""
-    convolution = nn.Conv2d(channels, channels, KERNEL, stride=stride, padding=KERNEL // 2, groups=channels, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(channels))
-
-
-class ShuffleUnit(nn.Module):
-    """Split, convolve the second half, join, shuffle; `(B, C, H, W) -> (B, C, H, W)`."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        half = channels // 2
-        self.branch = nn.Sequential(pointwise(half, half), depthwise(half, 1), pointwise(half, half))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Leave the first half of the channels as it is."""
-        untouched, convolved = x.chunk(2, dim=1)
-        return channel_shuffle(torch.cat((untouched, self.branch(convolved)), dim=1), 2)
-
-
-class DownsamplingUnit(nn.Module):
-    """Both branches see all channels and give half of the output's; `(B, in, H, W) -> (B, out, H/2, W/2)`."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        half = out_channels // 2
-        self.short = nn.Sequential(depthwise(in_channels, 2), pointwise(in_channels, half))
-        self.long = nn.Sequential(pointwise(in_channels, half), depthwise(half, 2), pointwise(half, half))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Join both branches and shuffle."""
-        return channel_shuffle(torch.cat((self.short(x), self.long(x)), dim=1), 2)
-
-
-class SNet(nn.Module):
+class SNet(PooledClassifier):
     """SNet of any width: stem, three stages, a 1x1 convolution or none, global average pooling, one linear layer.
 
     Args:
         stage_channels: channels of stages 2, 3 and 4, even.
         last_channels: channels of conv5, the 1x1 convolution behind stage 4; none leaves it out.
-        stem_channels: channels of the stem.
         stem_stride: 4 for the paper's stem, a 3x3 convolution and 3x3 max pooling, both of stride 2; 2 leaves the
             pooling out; 1 gives the convolution stride 1 as well, for small images.
         repeats: units of the three stages, the one of stride 2 included.
@@ -118,32 +68,20 @@ class SNet(nn.Module):
                 f"model.stage_channels={list(stage_channels)} must be three even numbers, each at least 2, for example "
                 "60, 120, 240."
             )
-        if len(repeats) != 3 or min(repeats) < 1:
-            raise ValueError(f"model.repeats={list(repeats)} must be three numbers of units, each at least 1.")
+        if stem_stride not in {1, 2, 4}:
+            raise ValueError(f"model.stem_stride={stem_stride} must be 1, 2 or 4; 4 is the paper's.")
         if last_channels is not None:
             require_positive("last_channels", last_channels)
         require_positive("stem_channels", stem_channels)
-        self.stem = self._stem(in_channels, stem_channels, stem_stride)
-        self.stages = nn.Sequential()
-        for units, (before, after) in zip(repeats, pairwise((stem_channels, *stage_channels)), strict=True):
-            stage = nn.Sequential(DownsamplingUnit(before, after))
-            stage.extend(ShuffleUnit(after) for _ in range(units - 1))
-            self.stages.append(stage)
+        self.stem = stem(in_channels, stem_channels, stem_stride)
+        self.stages = shuffle_stages((stem_channels, *stage_channels), repeats, KERNEL, equal=True)
         _, before_last, features = stage_channels
         self.conv5: nn.Module = nn.Identity()
         if last_channels is not None:
-            self.conv5, features = pointwise(features, last_channels), last_channels
+            self.conv5, features = ConvNormAct(features, last_channels), last_channels
         self.classifier = nn.Linear(features, num_classes)
         self.map_channels = (before_last, features)
         self.map_strides = (4 * stem_stride, 8 * stem_stride)
-
-    @staticmethod
-    def _stem(in_channels: int, channels: int, stride: int) -> nn.Sequential:
-        if stride not in {1, 2, 4}:
-            raise ValueError(f"model.stem_stride={stride} must be 1, 2 or 4; 4 is the paper's.")
-        convolution = nn.Conv2d(in_channels, channels, 3, stride=min(stride, 2), padding=1, bias=False)
-        stem = nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU())
-        return stem.append(nn.MaxPool2d(3, stride=2, padding=1)) if stride == 4 else stem
 
     def forward_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return what a detector takes: C4, the end of stage 3, and C5, the end of all.
@@ -159,19 +97,12 @@ class SNet(nn.Module):
         """`(B, C, H, W) -> (B, map_channels[1], H/32, W/32)` with the paper's stem."""
         return self.forward_maps(images)[1]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
-        return self.classifier(self.forward_features(images).mean((2, 3)))
-
 
 def snet(variant: str | int = "49", num_classes: int = 1000, in_channels: int = 3) -> SNet:
     """Build a net of table 1.
 
     Args:
         variant: `49`, `146` or `535`.
-
-    Raises:
-        ValueError: the paper has no such net.
     """
     require_choice("variant", str(variant), VARIANTS)
     size = VARIANTS[str(variant)]

@@ -8,43 +8,19 @@ A level l has 1/2^l of the image's resolution. A block takes two earlier blocks,
 width; five of the blocks, one at each of the levels 3 to 7, are the net's outputs.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch.nn.functional as F
+from timm.layers.pool2d_same import MaxPool2dSame, max_pool2d_same
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from convatlas.models.checks import require_choice, require_positive, require_probability, require_width
+from convatlas.models.layers.classifier import PooledClassifier
 from convatlas.models.layers.conv_norm import ConvNormAct
-
-__all__ = [
-    "ALLOCATIONS",
-    "OUTPUT_LEVELS",
-    "PERMUTATIONS",
-    "STEM_STRIDES",
-    "STEM_WIDTH",
-    "VARIANTS",
-    "Allocation",
-    "BlockSpec",
-    "MaxPool",
-    "Permutation",
-    "Resample",
-    "ResidualBlock",
-    "SpineNet",
-    "SpineNetBackbone",
-    "Variant",
-    "block_group",
-    "conv_norm",
-    "extra_edges",
-    "level_strides",
-    "make_stem",
-    "zero_last_norms",
-]
-
 
 # ---- the nets as data -----------------------------------------------------------------------------------------------
 
@@ -112,23 +88,14 @@ connections in pictures only, so that there is no net here to build; a wiring th
 
 
 class Variant(NamedTuple):
-    """One size of the family (section 3.3).
+    """One size of the family (section 3.3)."""
 
-    Attributes:
-        width: factor on the blocks' channels, rounded down; the stem's convolution keeps its 64.
-        alpha: channels at which a parent is resampled, as a part of the channels of its 3x3 convolution.
-        repeats: times that each block is repeated.
-        endpoint_width: channels of the outputs.
-        head_width: channels of the detector's head.
-        head_convs: its convolutions before the last one.
-    """
-
-    width: float
-    alpha: float
-    repeats: int
-    endpoint_width: int
-    head_width: int
-    head_convs: int
+    width: float  # factor on the blocks' channels, rounded down; the stem's convolution keeps its 64
+    alpha: float  # channels at which a parent is resampled, as a part of the channels of its 3x3 convolution
+    repeats: int  # times that each block is repeated
+    endpoint_width: int  # channels of the outputs
+    head_width: int  # channels of the detector's head
+    head_convs: int  # its convolutions before the last one
 
 
 VARIANTS = {
@@ -181,11 +148,8 @@ def extra_edges(permutation: Permutation) -> dict[int, tuple[int, ...]]:
 # ---- layers ---------------------------------------------------------------------------------------------------------
 
 
-class Norm(nn.BatchNorm2d):
-    """Batch normalisation with the epsilon of the authors' files for Mask R-CNN; those for RetinaNet have 1e-4."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-3)
+Norm = partial(nn.BatchNorm2d, eps=1e-3)
+"""Batch normalisation with the epsilon of the authors' files for Mask R-CNN; those for RetinaNet have 1e-4."""
 
 
 def conv_norm(
@@ -196,42 +160,12 @@ def conv_norm(
     return ConvNormAct(in_channels, out_channels, kernel_size, stride, norm=Norm, activation=act)
 
 
-class MaxPool(nn.Module):
-    """Maximum pooling padded as TensorFlow's SAME: `(B, C, H, W) -> (B, C, ceil(H/stride), ceil(W/stride))`."""
-
-    def __init__(self, kernel_size: int, stride: int) -> None:
-        super().__init__()
-        self.kernel_size = kernel_size
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pool; where the padding is odd the greater part is behind."""
-        return max_pool(x, (self.kernel_size,) * 2, (self.stride,) * 2)
-
-
-def max_pool(x: Tensor, kernel_size: tuple[int, int], stride: tuple[int, int]) -> Tensor:
-    """Pool `(B, C, H, W)` with a kernel and a stride for each dimension, padded as TensorFlow's SAME."""
-    padding: list[int] = []
-    for size, kernel, step in zip(x.shape[-2:], kernel_size, stride, strict=True):
-        total = max((math.ceil(size / step) - 1) * step + kernel - size, 0)
-        padding = [total // 2, total - total // 2, *padding]  # F.pad begins with the last dimension
-    if any(padding):
-        x = F.pad(x, padding, value=-math.inf)
-    return F.max_pool2d(x, kernel_size, stride)
-
-
 class Resample(nn.Module):
     """Bring a parent to the level and the input width of a block; no activation at the end.
 
-    A 1x1 convolution to few channels; then a 3x3 convolution of stride 2 and, where that is not enough, a maximum
-    pooling, or an upsampling to the nearest pixel; then a 1x1 convolution to the block's input width.
-
-    Args:
-        in_channels: channels of the parent.
-        width: channels between the two 1x1 convolutions.
-        out_channels: channels that the block takes.
-        down: the block is at a higher level, of less resolution, than the parent.
-        activation: `relu` or `swish`.
+    A 1x1 convolution to `width` channels; then, if `down` to a higher level of less resolution, a 3x3 convolution of
+    stride 2 and, where that is not enough, a maximum pooling, or an upsampling to the nearest pixel; then a 1x1
+    convolution to `out_channels`.
     """
 
     def __init__(self, in_channels: int, width: int, out_channels: int, *, down: bool, activation: str) -> None:
@@ -248,7 +182,8 @@ class Resample(nn.Module):
             x = self.halve(x)
             pools = [pooling(old, new) for old, new in zip(before, size, strict=True)]
             if any(stride > 1 for _, stride in pools):
-                x = max_pool(x, (pools[0][0], pools[1][0]), (pools[0][1], pools[1][1]))
+                kernels, strides = (list(each) for each in zip(*pools, strict=True))
+                x = max_pool2d_same(x, kernels, strides)
         if (x.shape[-2], x.shape[-1]) != size:
             x = F.interpolate(x, size, mode="nearest")
         return self.expand(x)
@@ -267,28 +202,14 @@ def pooling(size: int, target: int) -> tuple[int, int]:
 
 
 class ResidualBlock(nn.Module):
-    """A bottleneck (1x1, 3x3, 1x1 to four times the width) or two 3x3 convolutions, beside a shortcut.
+    """A `bottleneck` (1x1, 3x3, 1x1 to four times the width) or, `residual`, two 3x3 convolutions beside a shortcut.
 
-    `(B, in, H, W) -> (B, width * expansion, H/stride, W/stride)`; the last activation comes after the sum.
-
-    Args:
-        kind: `bottleneck` or `residual`.
-        in_channels: channels of the input.
-        width: channels of the 3x3 convolutions.
-        stride: of the first 3x3 convolution.
-        activation: `relu` or `swish`.
-        drop_connect_rate: probability that an image's branch is left out in training.
+    `(B, in, H, W) -> (B, width * expansion, H/stride, W/stride)`; the last activation comes after the sum. In training
+    `drop_connect_rate` is the probability that an image's branch is left out.
     """
 
     def __init__(
-        self,
-        kind: str,
-        in_channels: int,
-        width: int,
-        *,
-        stride: int,
-        activation: str,
-        drop_connect_rate: float = 0.0,
+        self, kind: str, in_channels: int, width: int, *, stride: int, activation: str, drop_connect_rate: float = 0.0
     ) -> None:
         super().__init__()
         out_channels = width * EXPANSION[kind]
@@ -308,34 +229,15 @@ class ResidualBlock(nn.Module):
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add branch and shortcut."""
         return self.activation(self.drop(self.branch(x)) + self.shortcut(x))
 
 
-def block_group(
-    kind: str,
-    in_channels: int,
-    width: int,
-    *,
-    stride: int,
-    repeats: int,
-    activation: str,
-    drop_connect_rate: float = 0.0,
-) -> nn.Sequential:
-    """Build `repeats` blocks one after another; only the first strides or changes the channels."""
-    out_channels = width * EXPANSION[kind]
-
-    def block(number: int) -> ResidualBlock:
-        return ResidualBlock(
-            kind,
-            out_channels if number else in_channels,
-            width,
-            stride=1 if number else stride,
-            activation=activation,
-            drop_connect_rate=drop_connect_rate,
-        )
-
-    return nn.Sequential(*(block(number) for number in range(repeats)))
+def block_group(kind: str, in_channels: int, width: int, *, stride: int, repeats: int, **options: Any) -> nn.Sequential:
+    """Build `repeats` residual blocks one after another; only the first strides or changes the channels."""
+    first = ResidualBlock(kind, in_channels, width, stride=stride, **options)
+    taken = width * EXPANSION[kind]
+    others = (ResidualBlock(kind, taken, width, stride=1, **options) for _ in range(repeats - 1))
+    return nn.Sequential(first, *others)
 
 
 def zero_last_norms(net: nn.Module) -> None:
@@ -359,10 +261,9 @@ def make_stem(kind: str, in_channels: int, width: int, activation: str) -> nn.Se
             convolution that leaves `half` or the `full` resolution. With `full` level l has 1/2^(l-2) of it, so that
             images of 32 pixels have the maps of images of 128.
         width: channels of the convolution.
-        activation: `relu` or `swish`.
     """
     if kind == "imagenet":
-        return nn.Sequential(conv_norm(in_channels, width, 7, 2, activation), MaxPool(3, 2))
+        return nn.Sequential(conv_norm(in_channels, width, 7, 2, activation), MaxPool2dSame(3, 2))
     return nn.Sequential(conv_norm(in_channels, width, 3, STEM_STRIDES[kind], activation))
 
 
@@ -372,13 +273,7 @@ def level_strides(stem: str) -> tuple[int, ...]:
 
 
 class PermutedBlock(nn.Module):
-    """One block of the permuted part with the resampling of its parents.
-
-    Args:
-        resamplings: one for each of the two parents.
-        body: the block and its repetitions.
-        activation: `relu` or `swish`, after the sum of the parents.
-    """
+    """One block of the permuted part, `body`, behind the sum of its resampled parents and an activation."""
 
     def __init__(self, resamplings: Iterable[Resample], body: nn.Module, activation: str) -> None:
         super().__init__()
@@ -398,6 +293,18 @@ class PermutedBlock(nn.Module):
 # ---- the nets -------------------------------------------------------------------------------------------------------
 
 
+class SpineNetOptions(TypedDict, total=False):
+    """What `SpineNetBackbone` takes beside its variant, and a net around it hands on."""
+
+    permutation: str
+    width: float
+    stem: str
+    activation: str
+    drop_connect_rate: float
+    zero_init_last: bool
+    in_channels: int
+
+
 class SpineNetBackbone(nn.Module):
     """SpineNet without a head: `(B, C, H, W)` becomes the maps P3 to P7, the finest first.
 
@@ -407,7 +314,6 @@ class SpineNetBackbone(nn.Module):
     Args:
         variant: `49S`, `49`, `96`, `143` or `190`.
         permutation: wiring of the blocks, a key of `PERMUTATIONS`.
-        width: factor on all channels; 1 is the paper's width.
         endpoint_width: channels of the maps; none for the variant's own, which `width` scales.
         stem: `imagenet` or, for small images, `half` or `full`, see `make_stem`.
         activation: `relu`, or `swish` as in the paper's longest trainings.
@@ -418,10 +324,6 @@ class SpineNetBackbone(nn.Module):
     Attributes:
         out_channels: channels of every map.
         strides: by how much every map is smaller than the images.
-
-    Raises:
-        ValueError: there is no such variant, permutation, stem or activation, `drop_connect_rate` is no probability
-            below 1, or a width is not positive or leaves a layer without channels.
     """
 
     def __init__(
@@ -460,37 +362,21 @@ class SpineNetBackbone(nn.Module):
         stem_width = int(STEM_WIDTH * width)
         self.stem = make_stem(stem, in_channels, stem_width, activation)
         self.stem_blocks = nn.ModuleList()
+        blocks: dict[str, Any] = {"repeats": size.repeats, "activation": activation}
         level, taken = 2, stem_width
         for spec, given in zip(before, channels, strict=False):
             stride = 2 ** (spec.level - level)
-            group = block_group(
-                spec.kind, taken, widths[spec.level], stride=stride, repeats=size.repeats, activation=activation
-            )
-            self.stem_blocks.append(group)
+            self.stem_blocks.append(block_group(spec.kind, taken, widths[spec.level], stride=stride, **blocks))
             level, taken = spec.level, given
 
         def permuted_block(spec: BlockSpec, rate: float) -> PermutedBlock:
             taken = widths[spec.level] * EXPANSION[spec.kind]
-            parents = [(self.specs[number], channels[number]) for number in spec.parents]
-            resamplings = (
-                Resample(
-                    given,
-                    int(widths[parent.level] * size.alpha),
-                    taken,
-                    down=parent.level < spec.level,
-                    activation=activation,
-                )
-                for parent, given in parents
-            )
-            body = block_group(
-                spec.kind,
-                taken,
-                widths[spec.level],
-                stride=1,
-                repeats=size.repeats,
-                activation=activation,
-                drop_connect_rate=rate,
-            )
+            resamplings = []
+            for number in spec.parents:
+                level = self.specs[number].level
+                middle, down = int(widths[level] * size.alpha), level < spec.level
+                resamplings.append(Resample(channels[number], middle, taken, down=down, activation=activation))
+            body = block_group(spec.kind, taken, widths[spec.level], stride=1, drop_connect_rate=rate, **blocks)
             return PermutedBlock(resamplings, body, activation)
 
         count = len(wiring.blocks)
@@ -513,11 +399,10 @@ class SpineNetBackbone(nn.Module):
         """Draw convolutions from a truncated normal distribution of variance 1 / fan-in, as the authors' code does."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                deviation = module.weight[0].numel() ** -0.5 / 0.87962566  # the cut at 2 takes so much of it away
-                nn.init.trunc_normal_(module.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+                std = module.weight[0].numel() ** -0.5 / 0.87962566  # the cut at 2 takes so much of it away
+                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
 
     def compute_blocks(self, images: Tensor) -> list[Tensor]:
-        """Return the output of every block, in the order of their numbers."""
         x = self.stem(images)
         features: list[Tensor] = []
         for block in self.stem_blocks:
@@ -540,11 +425,7 @@ class SpineNetBackbone(nn.Module):
 
 
 def level_widths(variant: Variant, width: float) -> dict[int, int]:
-    """Return the channels of the 3x3 convolutions by level.
-
-    Raises:
-        ValueError: `width` is not positive, or so small that a layer has no channels.
-    """
+    """Return the channels of the 3x3 convolutions by level."""
     require_width(width)
     widths = {level: int(channels * variant.width * width) for level, channels in LEVEL_WIDTH.items()}
     if int(widths[2] * variant.alpha) < 1 or int(STEM_WIDTH * width) < 1:
@@ -553,46 +434,17 @@ def level_widths(variant: Variant, width: float) -> dict[int, int]:
     return widths
 
 
-class SpineNet(nn.Module):
+class SpineNet(PooledClassifier):
     """SpineNet for classification (section 4.5): the maps P3 to P7, enlarged to P3 and averaged, then pooled.
 
-    Args:
-        variant: `49S`, `49`, `96`, `143` or `190`.
-        permutation: wiring of the blocks, a key of `PERMUTATIONS`.
-        width: factor on all channels; 1 is the paper's width.
-        stem: `imagenet` or, for small images, `half` or `full`, see `make_stem`.
-        activation: `relu` or `swish`.
-        drop_connect_rate: see `SpineNetBackbone`.
-        zero_init_last: see `SpineNetBackbone`.
-
-    Raises:
-        ValueError: as `SpineNetBackbone`.
+    Arguments are those of `SpineNetBackbone`, but for `endpoint_width`.
     """
 
     def __init__(
-        self,
-        variant: str | int = "49",
-        *,
-        permutation: str = "spinenet_49",
-        width: float = 1.0,
-        stem: str = "imagenet",
-        activation: str = "relu",
-        drop_connect_rate: float = 0.0,
-        zero_init_last: bool = False,
-        num_classes: int = 1000,
-        in_channels: int = 3,
+        self, variant: str | int = "49", *, num_classes: int = 1000, **options: Unpack[SpineNetOptions]
     ) -> None:
         super().__init__()
-        self.backbone = SpineNetBackbone(
-            variant,
-            permutation=permutation,
-            width=width,
-            stem=stem,
-            activation=activation,
-            drop_connect_rate=drop_connect_rate,
-            zero_init_last=zero_init_last,
-            in_channels=in_channels,
-        )
+        self.backbone = SpineNetBackbone(variant, **options)
         self.classifier = nn.Linear(self.backbone.out_channels, num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -602,7 +454,3 @@ class SpineNet(nn.Module):
         for each in others:
             total = total + F.interpolate(each, finest.shape[-2:], mode="nearest")
         return total / len(OUTPUT_LEVELS)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
-        return self.classifier(self.forward_features(images).mean((2, 3)))

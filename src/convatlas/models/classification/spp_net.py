@@ -4,8 +4,6 @@ He, Zhang, Ren, Sun, "Spatial Pyramid Pooling in Deep Convolutional Networks for
 2015), sections 2 and 3.1. The convolutions are the paper's ZF-5, as in the authors' release (Zeiler_conv5.prototxt).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -13,16 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_image_size, require_probability, require_width
+from convatlas.models.classification.zfnet import CHANNELS, HIDDEN, INITIALISATIONS, STEMS, five_convolutions
+from convatlas.models.layers.initialisation import initialise
 from convatlas.models.layers.normalisation import WithinChannelResponseNorm
 
-__all__ = ["SPPNet", "SpatialPyramidPooling"]
-
-CHANNELS = (96, 256, 384, 384, 256)
-HIDDEN = 4096
-STEMS = {"imagenet": (2, 1, 2, 0), "small": (1, 3, 1, 2)}
-"""Stride and padding of the 7x7 first convolution, then of the 5x5 second one."""
-SMALLEST_IMAGE = {"imagenet": 31, "small": 4}
-INITIALISATIONS = ("paper", "he")
+MIN_IMAGE = {"imagenet": 31, "small": 4}
 
 
 class SpatialPyramidPooling(nn.Module):
@@ -34,9 +27,6 @@ class SpatialPyramidPooling(nn.Module):
 
     Args:
         levels: bins a side of each level.
-
-    Raises:
-        ValueError: no level, or one without bins.
     """
 
     def __init__(self, levels: Sequence[int]) -> None:
@@ -49,15 +39,12 @@ class SpatialPyramidPooling(nn.Module):
 
     @property
     def bins(self) -> int:
-        """Values a map is reduced to."""
         return sum(level * level for level in self.levels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool every level and lay them behind each other."""
         return torch.cat([F.adaptive_max_pool2d(x, level).flatten(1) for level in self.levels], dim=1)
 
     def extra_repr(self) -> str:
-        """Show the levels."""
         return f"levels={self.levels}"
 
 
@@ -68,14 +55,8 @@ class SPPNet(nn.Module):
         levels: bins a side of each level of the pyramid: `[6, 3, 2, 1]`, or `[4, 3, 2, 1]` of section 3.1.2; `[6]` is
             a net without a pyramid that still takes any size.
         stem: strides 2 and 2 of the first two convolutions (`imagenet`), or 1 and 1 for small images (`small`).
-        width: factor on the maps of all convolutions and on the 4096 hidden units.
-        dropout: probability after each hidden layer.
         initialisation: `paper` (std 0.01, biases 0), or `he` for nets much narrower than the paper's, through
             which signals of that size do not pass.
-
-    Raises:
-        ValueError: an unknown stem or initialisation, a width or dropout out of range, or levels without bins; when
-            called: images that are too small.
     """
 
     def __init__(
@@ -94,32 +75,19 @@ class SPPNet(nn.Module):
         require_choice("initialisation", initialisation, INITIALISATIONS)
         require_width(width)
         require_probability("dropout", dropout)
-        stride1, padding1, stride2, padding2 = STEMS[stem]
-        c1, c2, c3, c4, c5 = (max(1, round(maps * width)) for maps in CHANNELS)
+        channels = [max(1, round(maps * width)) for maps in CHANNELS["a"]]
         hidden = max(1, round(HIDDEN * width))
-        self.smallest_image = SMALLEST_IMAGE[stem]
-        self.conv1 = nn.Conv2d(in_channels, c1, 7, stride=stride1, padding=padding1)
-        self.conv2 = nn.Conv2d(c1, c2, 5, stride=stride2, padding=padding2)
-        self.conv3 = nn.Conv2d(c2, c3, 3, padding=1)
-        self.conv4 = nn.Conv2d(c3, c4, 3, padding=1)
-        self.conv5 = nn.Conv2d(c4, c5, 3, padding=1)
+        self.smallest_image = MIN_IMAGE[stem]
+        convolutions = five_convolutions(in_channels, channels, stem)
+        self.conv1, self.conv2, self.conv3, self.conv4, self.conv5 = convolutions
         self.pyramid = SpatialPyramidPooling(levels)
-        self.fc6 = nn.Linear(c5 * self.pyramid.bins, hidden)
+        self.fc6 = nn.Linear(channels[-1] * self.pyramid.bins, hidden)
         self.fc7 = nn.Linear(hidden, hidden)
         self.fc8 = nn.Linear(hidden, num_classes)
         self.norm = WithinChannelResponseNorm()
         self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)  # 224 pixels become 13, as in figure 3
         self.dropout = nn.Dropout(dropout)
-        self._initialise(initialisation)
-
-    def _initialise(self, initialisation: str) -> None:
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif initialisation == "paper":
-                nn.init.normal_(parameter, std=0.01)
-            else:
-                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+        initialise(self, initialisation)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 256 * width, H', W')`, 13x13 maps for 224 pixels and 10x10 for 180."""
@@ -131,7 +99,6 @@ class SPPNet(nn.Module):
         return F.relu(self.conv5(x))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         x = self.pyramid(self.forward_features(images))
         x = self.dropout(F.relu(self.fc6(x)))
         x = self.dropout(F.relu(self.fc7(x)))

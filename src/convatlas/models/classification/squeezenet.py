@@ -5,7 +5,7 @@ Iandola, Han, Moskewicz, Ashraf, Dally, Keutzer, "SqueezeNet: AlexNet-level accu
 expands with 1x1 and 3x3 ones; the nets differ in the metaparameters of section 5.1 and in the bypass of section 6.
 """
 
-from __future__ import annotations
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_image_size, require_positive, require_probability
 from convatlas.models.layers.conv_norm import ConvNormAct
-
-__all__ = ["Fire", "SqueezeNet"]
 
 FIRE_MODULES = 8  # fire2 to fire9
 POOLED_AFTER = (2, 6)  # max pooling follows fire4 and fire8, besides conv1
@@ -45,7 +43,6 @@ class Fire(nn.Module):
         self.bypass = bypass
 
     def forward(self, x: Tensor) -> Tensor:
-        """Squeeze, expand, and add the bypass."""
         squeezed = self.squeeze(x)
         expanded = torch.cat((self.expand1x1(squeezed), self.expand3x3(squeezed)), dim=1)
         return expanded if self.bypass is None else expanded + self.bypass(x)
@@ -68,9 +65,6 @@ class SqueezeNet(nn.Module):
         dropout: probability of setting a value after fire9 to zero.
         batch_norm: normalise after each convolution but conv10; the paper has no batch norm.
         rectify_logits: apply ReLU to conv10's maps too, as the released net does. With few classes it can kill some.
-
-    Raises:
-        ValueError: an argument is outside its range, or, when called, the images are too small.
     """
 
     def __init__(
@@ -103,31 +97,18 @@ class SqueezeNet(nn.Module):
             raise ValueError(f"model.fraction_3x3={fraction_3x3} must lie between 0 and 1: both kinds are needed.")
         # Three poolings leave a pixel of at least 8, as each needs at least twice what it leaves.
         self.smallest_image = 7 * stem_stride + stem_kernel
-        self.conv1 = ConvNormAct(
-            in_channels,
-            stem_channels,
-            stem_kernel,
-            stem_stride,
-            padding=0,
-            norm=nn.BatchNorm2d if batch_norm else None,
-            bias=not batch_norm,
-        )
+        norm = nn.BatchNorm2d if batch_norm else None
+        unit = partial(ConvNormAct, padding=0, norm=norm, bias=not batch_norm)
+        self.conv1 = unit(in_channels, stem_channels, stem_kernel, stem_stride)
         self.fires = nn.ModuleList()
         channels = stem_channels
         for index in range(FIRE_MODULES):
             expand = base_expand + expand_increment * (index // modules_per_increment)
             expand3x3 = min(max(round(expand * fraction_3x3), 1), expand - 1)
             squeeze = max(round(expand * squeeze_ratio), 1)
-            self.fires.append(
-                Fire(
-                    channels,
-                    squeeze,
-                    expand - expand3x3,
-                    expand3x3,
-                    bypass=self._bypass(bypass, channels, expand, batch_norm),
-                    batch_norm=batch_norm,
-                )
-            )
+            around = self._bypass(bypass, channels, expand, batch_norm)
+            fire = Fire(channels, squeeze, expand - expand3x3, expand3x3, bypass=around, batch_norm=batch_norm)
+            self.fires.append(fire)
             channels = expand
         self.dropout = nn.Dropout(dropout)
         self.conv10 = nn.Conv2d(channels, num_classes, 1)

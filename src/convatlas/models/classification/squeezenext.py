@@ -5,26 +5,22 @@ of the nets that the authors released: no convolution and no linear layer has a 
 change places from block to block, and in version 5 the residual branch starts behind the shortcut's convolution.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.models.checks import require_choice, require_image_size
+from convatlas.models.checks import require_choice, require_counts, require_image_size
+from convatlas.models.layers.classifier import PooledClassifier
 from convatlas.models.layers.conv_norm import ConvNormAct
-
-__all__ = ["SqueezeNext", "SqueezeNextBlock"]
 
 WIDTHS = (32, 64, 128, 256)
 STEM_CHANNELS = 64
 HEAD_CHANNELS = 128
 
 
-@dataclass(frozen=True)
-class Version:
+class Version(NamedTuple):
     """What sets one released version apart."""
 
     stem_kernel: int
@@ -73,12 +69,11 @@ class SqueezeNextBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add branch and shortcut."""
         shortcut = self.shortcut(x)
         return F.relu(shortcut + self.branch(shortcut if self.branch_behind_shortcut else x))
 
 
-class SqueezeNext(nn.Module):
+class SqueezeNext(PooledClassifier):
     """SqueezeNext of 23 layers: a stem, 21 blocks in four stages, a 1x1 convolution, global pooling, one linear layer.
 
     Args:
@@ -88,9 +83,6 @@ class SqueezeNext(nn.Module):
         blocks: blocks of the four stages; null takes the version's.
         stem: `imagenet` (7x7 or 5x5 convolution with stride 2 and 3x3 max pooling with stride 2, both without padding)
             or `small`, for small images (3x3 convolution with stride 2, no pooling).
-
-    Raises:
-        ValueError: an argument is outside its range, or, when called, the images are too small.
     """
 
     def __init__(
@@ -109,8 +101,7 @@ class SqueezeNext(nn.Module):
         require_choice("stem", stem, ("imagenet", "small"))
         released = VERSIONS[version]
         blocks = released.blocks if blocks is None else blocks
-        if len(blocks) != len(WIDTHS) or min(blocks) < 1:
-            raise ValueError(f"model.blocks={list(blocks)} must be {len(WIDTHS)} numbers of blocks, each at least 1.")
+        require_counts("blocks", blocks, len(WIDTHS))
         if groups < 1 or STEM_CHANNELS % groups:
             raise ValueError(
                 f"model.groups={groups} does not divide the stem's {STEM_CHANNELS} channels; choose 1 or 2."
@@ -129,17 +120,10 @@ class SqueezeNext(nn.Module):
         for full_channels, count, stride in zip(WIDTHS, blocks, (1, 2, 2, 2), strict=True):
             stage = nn.Sequential()
             for index in range(count):
-                stage.append(
-                    SqueezeNextBlock(
-                        channels,
-                        int(full_channels * width),
-                        stride=stride if index == 0 else 1,
-                        first_in_stage=index == 0,
-                        vertical_first=index % 2 == 0,
-                        groups=groups,
-                        branch_behind_shortcut=released.branch_behind_shortcut,
-                    )
-                )
+                first = index == 0
+                options: Any = {"stride": stride if first else 1, "first_in_stage": first, "groups": groups}
+                options |= {"vertical_first": index % 2 == 0, "branch_behind_shortcut": released.branch_behind_shortcut}
+                stage.append(SqueezeNextBlock(channels, int(full_channels * width), **options))
                 channels = int(full_channels * width)
             self.stages.append(stage)
         self.head = ConvNormAct(channels, HEAD_CHANNELS)
@@ -149,18 +133,10 @@ class SqueezeNext(nn.Module):
     def _stem(kind: str, in_channels: int, kernel: int) -> nn.Sequential:
         if kind == "small":
             return ConvNormAct(in_channels, STEM_CHANNELS, (3, 3), stride=2)
-        return nn.Sequential(
-            nn.Conv2d(in_channels, STEM_CHANNELS, kernel, stride=2, bias=False),
-            nn.BatchNorm2d(STEM_CHANNELS),
-            nn.ReLU(),
-            nn.MaxPool2d(3, stride=2, ceil_mode=True),
-        )
+        convolution = ConvNormAct(in_channels, STEM_CHANNELS, kernel, stride=2, padding=0)
+        return nn.Sequential(*convolution, nn.MaxPool2d(3, stride=2, ceil_mode=True))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 128, H/32, W/32)`; H/16, W/16 with the small stem."""
         require_image_size(images, self.smallest_image, "SqueezeNext with this stem")
         return self.head(self.stages(self.stem(images)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
-        return self.classifier(self.forward_features(images).mean((2, 3)))

@@ -6,8 +6,6 @@ layer, 6n+2 layers in all. What the paper leaves open of the two shortcuts that 
 released code: the mean of 2x2 pixels, and zero channels. They carry no weights, so that all 3n blocks can be left out.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch.nn.functional as F
@@ -15,31 +13,10 @@ from torch import Tensor, nn
 
 from convatlas.models.adapters import timm_model
 from convatlas.models.checks import blocks_for_depth, require_positive
+from convatlas.models.layers.conv_norm import ConvNormAct
+from convatlas.models.layers.initialisation import initialise_he
+from convatlas.models.layers.shortcuts import AveragePoolShortcut
 from convatlas.models.layers.stochastic_depth import GatedBlocks, GatedNet, Gates, survival_probabilities, weighted
-
-__all__ = ["BasicBlock", "GatedTimmBlock", "StochasticDepthResNet", "TimmWithStochasticDepth"]
-
-
-# ---- the paper's net ------------------------------------------------------------------------------------------------
-
-
-class AveragePoolShortcut(nn.Module):
-    """The mean of `stride` x `stride` pixels, zero channels behind the others; the identity where neither changes.
-
-    `(B, in, H, W) -> (B, out, ceil(H/stride), ceil(W/stride))`; at the border of an odd map the mean is over the pixels
-    that exist.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
-        super().__init__()
-        self.stride = stride
-        self.new_channels = out_channels - in_channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pool and pad."""
-        if self.stride > 1:
-            x = F.avg_pool2d(x, self.stride, ceil_mode=True)
-        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x
 
 
 class BasicBlock(nn.Module):
@@ -47,13 +24,8 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
-        self.branch = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-        )
+        first = ConvNormAct(in_channels, out_channels, 3, stride)
+        self.branch = nn.Sequential(*first, *ConvNormAct(out_channels, out_channels, 3, activation=None))
         self.shortcut = AveragePoolShortcut(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor, weight: float = 1.0) -> Tensor:
@@ -67,6 +39,12 @@ class BasicBlock(nn.Module):
         return F.relu(weighted(self.branch(x), weight) + shortcut)
 
 
+def stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> GatedBlocks:
+    """Build blocks of one width, of which the first strides."""
+    first = BasicBlock(in_channels, out_channels, stride)
+    return GatedBlocks([first, *(BasicBlock(out_channels, out_channels) for _ in range(blocks - 1))])
+
+
 class StochasticDepthResNet(GatedNet):
     """ResNet of `depth` = 6n+2 layers with stochastic depth.
 
@@ -76,10 +54,6 @@ class StochasticDepthResNet(GatedNet):
         schedule: `linear`, from near 1 at the first block down to `survival`, or `uniform`, see
             `survival_probabilities`.
         width: filters of the first stage; the next two have twice and four times as many.
-
-    Raises:
-        ValueError: `depth` is not 6n+2, `survival` is not above 0 and at most 1, an unknown schedule, or `width` is
-            less than 1.
     """
 
     def __init__(
@@ -96,40 +70,16 @@ class StochasticDepthResNet(GatedNet):
         blocks = blocks_for_depth(depth, step=6, others=2)
         require_positive("width", width)
         self.gates = Gates(survival_probabilities(survival, schedule, 3 * blocks))
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-        )
-        self.stage1 = self._stage(width, width, blocks, 1)
-        self.stage2 = self._stage(width, 2 * width, blocks, 2)
-        self.stage3 = self._stage(2 * width, 4 * width, blocks, 2)
+        self.stem = ConvNormAct(in_channels, width, 3)
+        self.stage1 = stage(width, width, blocks, 1)
+        self.stage2 = stage(width, 2 * width, blocks, 2)
+        self.stage3 = stage(2 * width, 4 * width, blocks, 2)
         self.classifier = nn.Linear(4 * width, num_classes)
-        self._initialise()
-
-    @staticmethod
-    def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> GatedBlocks:
-        first = BasicBlock(in_channels, out_channels, stride)
-        return GatedBlocks([first, *(BasicBlock(out_channels, out_channels) for _ in range(blocks - 1))])
-
-    def _initialise(self) -> None:
-        """He initialisation over a filter's outputs."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise_he(self)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 4 * width, H/4, W/4)`."""
-        blocks = len(self.stage1)
-        weights = self.gates.weights(self.training)
-        x = self.stage1(self.stem(images), weights[:blocks])
-        x = self.stage2(x, weights[blocks : 2 * blocks])
-        return self.stage3(x, weights[2 * blocks :])
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
-        return self.classifier(self.forward_features(images).mean((2, 3)))
-
-
-# ---- nets of timm ---------------------------------------------------------------------------------------------------
+        return self.gated_stages(self.stem(images))
 
 
 def last_activations() -> dict[type[nn.Module], str | None]:
@@ -157,25 +107,18 @@ class BranchWeight(nn.Module):
         self.survival = survival
 
     def forward(self, branch: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, C, H, W)`; the identity in training."""
         return branch if self.training else weighted(branch, self.survival)
 
     def extra_repr(self) -> str:
-        """Show the probability."""
         return f"survival={self.survival:g}"
 
 
 class GatedTimmBlock(nn.Module):
-    """A residual block of timm that is called only if its gate is open; shapes are the block's.
+    """A residual block of timm that is called only if its gate is open, number `index` of the net's `gates`.
 
     timm's nets give their blocks no weight, so it asks `gates` what was drawn last. A block that is computed again for
-    its gradient must not have seen another forward pass in training in between.
-
-    Args:
-        block: the block.
-        last_activation: name of the block's activation behind the sum, or none.
-        gates: the gates of the whole net.
-        index: which of them is this block's.
+    its gradient must not have seen another forward pass in training in between. `last_activation` names the block's
+    activation behind the sum, if there is one.
     """
 
     def __init__(self, block: nn.Module, last_activation: str | None, gates: Gates, index: int) -> None:
@@ -187,7 +130,6 @@ class GatedTimmBlock(nn.Module):
         block.drop_path = BranchWeight(gates.survival[index])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Call the block, or only its shortcut and what follows the sum."""
         if self.training and not self.gates.open[self.index]:
             return self._without_branch(x)
         return self.block(x)
@@ -211,11 +153,6 @@ class TimmWithStochasticDepth(GatedNet):
         model_name: a name of `timm.list_models()`; a net with blocks that fit, see `last_activations`.
         survival: p_L, probability of keeping the last residual block in a training batch.
         schedule: `linear` or `uniform`, see `survival_probabilities`.
-        options: passed on to the net.
-
-    Raises:
-        ValueError: timm has no such net or it has no block that fits, `survival` is not above 0 and at most 1, an
-            unknown schedule, or a `drop_path_rate` beside it.
     """
 
     def __init__(
@@ -254,7 +191,6 @@ class TimmWithStochasticDepth(GatedNet):
         return self.net.forward_features(images)  # type: ignore[operator]
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
         return self.net.forward_head(self.forward_features(images))  # type: ignore[operator]
 
 

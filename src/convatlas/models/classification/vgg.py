@@ -4,8 +4,6 @@ Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Rec
 Layers are numbered as in torchvision, so that its weights load into A, B, D and E, with and without batch norm.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from convatlas.models.checks import (
@@ -15,9 +13,8 @@ from convatlas.models.checks import (
     require_probability,
     require_width,
 )
+from convatlas.models.layers.initialisation import initialise_he
 from convatlas.models.layers.normalisation import LocalResponseNorm
-
-__all__ = ["CONFIGURATIONS", "VGG"]
 
 CONFIGURATIONS = {
     "A": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
@@ -39,12 +36,6 @@ class VGG(nn.Module):
         configuration: column of table 1: `A`, `A-LRN`, `B`, `C`, `D` (VGG-16) or `E` (VGG-19).
         batch_norm: normalise each batch after every convolution, which the paper does not.
         image_size: side of the images in pixels, 32 or more; the first fully connected layer fixes it.
-        width: factor on the maps of all convolutions and on the 4096 hidden units.
-        dropout: probability after each hidden layer.
-
-    Raises:
-        ValueError: an unknown configuration, a width or dropout out of range, or an image size that is too small; when
-            called: images of another size.
     """
 
     def __init__(
@@ -77,15 +68,9 @@ class VGG(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(hidden, num_classes),
         )
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """He initialisation, which trains all depths at once; the paper starts the deep nets from a trained A."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+        initialise_he(
+            self, "fan_in", (nn.Conv2d, nn.Linear)
+        )  # trains all depths at once; the paper starts deep nets from a trained A
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 512 * width, H/32, W/32)`, for images of any size from 32 pixels on."""
@@ -93,7 +78,6 @@ class VGG(nn.Module):
         return self.features(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, image_size, image_size) -> (B, num_classes)` logits."""
         require_exact_size(images, self.image_size)
         return self.classifier(self.forward_features(images).flatten(1))
 

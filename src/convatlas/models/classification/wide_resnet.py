@@ -6,8 +6,6 @@ convolutions, and the dropout inside a block. Blocks can have the gates of stoch
 `convatlas.models.layers.stochastic_depth`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -15,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import blocks_for_depth, require_positive, require_probability
+from convatlas.models.layers.initialisation import initialise_he
 from convatlas.models.layers.stochastic_depth import GatedBlocks, GatedNet, Gates, survival_probabilities, weighted
-
-__all__ = ["WideBlock", "WideResNet"]
 
 
 class WideBlock(nn.Module):
@@ -44,7 +41,6 @@ class WideBlock(nn.Module):
             self.projection = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor, weight: float = 1.0) -> Tensor:
-        """Add the weighted convolutions to the shortcut; no ReLU behind the sum."""
         if weight == 0 and self.projection is None:
             return x
         activated = F.relu(self.norms[0](x))
@@ -70,10 +66,6 @@ class WideResNet(GatedNet):
         dropout: probability of dropping an activation between a block's convolutions (the paper: 0.3 on CIFAR).
         survival: probability of keeping the last block in a training batch (stochastic depth); 1 is the paper's net.
         schedule: that of the other blocks, `linear` or `uniform`, see `survival_probabilities`.
-
-    Raises:
-        ValueError: `depth` is not 6n+4, `width` is less than 1, `dropout` is no probability, `block` holds other
-            kernels than 1 and 3, `survival` is not above 0 and at most 1, or an unknown schedule.
     """
 
     def __init__(
@@ -104,19 +96,9 @@ class WideResNet(GatedNet):
             self.blocks.extend(WideBlock(after, after, block, 1, dropout) for _ in range(blocks - 1))
         self.norm = nn.BatchNorm2d(widths[-1])
         self.classifier = nn.Linear(widths[-1], num_classes)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """He initialisation over a filter's outputs; the classifier starts without bias."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise_he(self)
         nn.init.zeros_(self.classifier.bias)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, H, W) -> (B, 64 * width, H/4, W/4)`, behind the last BN and ReLU."""
         return F.relu(self.norm(self.blocks(self.stem(images), self.gates.weights(self.training))))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes)` logits."""
-        return self.classifier(self.forward_features(images).mean((2, 3)))

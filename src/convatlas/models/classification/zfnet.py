@@ -5,15 +5,15 @@ of section 5.1 with 512, 1024 and 512 maps in the last three convolutions. Again
 with stride 2, a second one with stride 2, no groups.
 """
 
-from __future__ import annotations
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice, require_exact_size, require_probability, require_width
+from convatlas.models.layers.initialisation import initialise
 from convatlas.models.layers.normalisation import LocalContrastNorm, LocalResponseNorm, WithinChannelResponseNorm
-
-__all__ = ["ZFNet"]
 
 CHANNELS = {"a": (96, 256, 384, 384, 256), "b": (96, 256, 512, 1024, 512)}
 HIDDEN = 4096
@@ -36,16 +36,9 @@ class ZFNet(nn.Module):
         contrast_normalisation: after each of the first two poolings. The paper refers to two others for it:
             `response` is AlexNet's, across neighbouring maps; `contrast` Jarrett's, over pixels and maps.
             `within_channel` is what the released SPP-net has, over pixels of one map; `none` leaves it out.
-        image_size: side of the images in pixels; the first fully connected layer fixes it.
         stem: strides 2 and 2 of the first two convolutions (`imagenet`), or 1 and 1 for small images (`small`).
-        width: factor on the maps of all convolutions and on the 4096 hidden units.
-        dropout: probability after each hidden layer.
         initialisation: `paper` (std 0.01, biases 0), or `he` for nets much narrower than the paper's, through
             which signals of that size do not pass.
-
-    Raises:
-        ValueError: an unknown variant, normalisation, stem or initialisation, a width or dropout out of range, or an
-            image size that is too small; when called: images of another size.
     """
 
     def __init__(
@@ -68,32 +61,19 @@ class ZFNet(nn.Module):
         require_choice("initialisation", initialisation, INITIALISATIONS)
         require_width(width)
         require_probability("dropout", dropout)
-        stride1, padding1, stride2, padding2 = STEMS[stem]
-        c1, c2, c3, c4, c5 = (max(1, round(maps * width)) for maps in CHANNELS[variant])
+        channels = [max(1, round(maps * width)) for maps in CHANNELS[variant]]
         hidden = max(1, round(HIDDEN * width))
         self.image_size = image_size
-        self.conv1 = nn.Conv2d(in_channels, c1, 7, stride=stride1, padding=padding1)
-        self.conv2 = nn.Conv2d(c1, c2, 5, stride=stride2, padding=padding2)
-        self.conv3 = nn.Conv2d(c2, c3, 3, padding=1)
-        self.conv4 = nn.Conv2d(c3, c4, 3, padding=1)
-        self.conv5 = nn.Conv2d(c4, c5, 3, padding=1)
-        self.fc6 = nn.Linear(c5 * last_map_side(image_size, stem) ** 2, hidden)
+        convolutions = five_convolutions(in_channels, channels, stem)
+        self.conv1, self.conv2, self.conv3, self.conv4, self.conv5 = convolutions
+        self.fc6 = nn.Linear(channels[-1] * last_map_side(image_size, stem) ** 2, hidden)
         self.fc7 = nn.Linear(hidden, hidden)
         self.fc8 = nn.Linear(hidden, num_classes)
         self.norm = NORMS[contrast_normalisation]()
         # Rounding up keeps the maps at the figure's 55, 13 and 6 pixels.
         self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.dropout = nn.Dropout(dropout)
-        self._initialise(initialisation)
-
-    def _initialise(self, initialisation: str) -> None:
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif initialisation == "paper":
-                nn.init.normal_(parameter, std=0.01)
-            else:
-                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+        initialise(self, initialisation)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`(B, C, image_size, image_size) -> (B, 256 * width, H', W')`, 6x6 maps for 224 pixels."""
@@ -105,19 +85,21 @@ class ZFNet(nn.Module):
         return self.pool(F.relu(self.conv5(x)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, image_size, image_size) -> (B, num_classes)` logits."""
         x = self.forward_features(images).flatten(1)
         x = self.dropout(F.relu(self.fc6(x)))
         x = self.dropout(F.relu(self.fc7(x)))
         return self.fc8(x)
 
 
-def last_map_side(image_size: int, stem: str) -> int:
-    """Return the side of the maps after the third pooling, in pixels.
+def five_convolutions(in_channels: int, channels: Sequence[int], stem: str) -> list[nn.Conv2d]:
+    """Build the five convolutions; SPP-net has them too."""
+    stride1, padding1, stride2, padding2 = STEMS[stem]
+    sizes = [(7, stride1, padding1), (5, stride2, padding2), *[(3, 1, 1)] * 3]
+    return [nn.Conv2d(i, o, *size) for (i, o), size in zip(pairwise([in_channels, *channels]), sizes, strict=True)]
 
-    Raises:
-        ValueError: the images are too small to leave any.
-    """
+
+def last_map_side(image_size: int, stem: str) -> int:
+    """Return the side of the maps after the third pooling, in pixels."""
     stride1, padding1, stride2, padding2 = STEMS[stem]
     side = pooled((image_size + 2 * padding1 - 7) // stride1 + 1)
     side = pooled((side + 2 * padding2 - 5) // stride2 + 1)

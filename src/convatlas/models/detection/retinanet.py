@@ -4,8 +4,6 @@ Lin, Goyal, Girshick, He, Dollár, "Focal Loss for Dense Object Detection" (ICCV
 anchors and pyramid are torchvision's; the backbone is any net of timm that gives feature maps.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from functools import partial
 from typing import Any
@@ -21,8 +19,6 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from convatlas.core.errors import near_matches
 from convatlas.models.layers.detector_transform import FixedSizeTransform
 
-__all__ = ["PyramidBackbone", "retinanet"]
-
 PADDING = 32
 """Images are padded to a multiple of the stride of the backbone's last map, as torchvision has it."""
 
@@ -34,38 +30,26 @@ class PyramidBackbone(nn.Module):
 
     Args:
         name: a net of timm that gives feature maps, for example `resnet50`.
-        options: keyword arguments of that net.
         levels: rising numbers of the levels that are taken from the backbone; the paper takes 3, 4 and 5.
-        top_levels: add P6 and P7 by 3x3 convolutions of stride 2, the first on the backbone's last map.
+        top: add P6 and P7 by 3x3 convolutions of stride 2, the first on the backbone's last map.
         width: channels of all levels.
-
-    Raises:
-        ValueError: timm has no such net, or the net has no such options or levels.
     """
 
     def __init__(
-        self,
-        name: str,
-        *,
-        options: dict[str, Any],
-        levels: tuple[int, ...],
-        top_levels: bool,
-        width: int,
-        in_channels: int,
+        self, name: str, options: dict[str, Any], *, levels: tuple[int, ...], top: bool, width: int, in_channels: int
     ) -> None:
         super().__init__()
         numbers = _map_numbers(name, options, levels)
         body: Any = timm.create_model(name, features_only=True, in_chans=in_channels, out_indices=numbers, **options)
         self.body = body
         widths = body.feature_info.channels()
-        top = LastLevelP6P7(widths[-1], width) if top_levels else None
-        if top is not None:
-            top.use_P5 = False  # torchvision takes P5 where the widths happen to be equal; the paper takes C5
-        self.pyramid = FeaturePyramidNetwork(widths, width, top)
+        extra = LastLevelP6P7(widths[-1], width) if top else None
+        if extra is not None:
+            extra.use_P5 = False  # torchvision takes P5 where the widths happen to be equal; the paper takes C5
+        self.pyramid = FeaturePyramidNetwork(widths, width, extra)
         self.out_channels = width
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the levels by name, the finest first."""
         maps = self.body(images)
         return self.pyramid(OrderedDict((str(number), each) for number, each in enumerate(maps)))
 
@@ -102,10 +86,7 @@ def retinanet(
 ) -> nn.Module:
     """Build a RetinaNet without trained weights.
 
-    In training `net(images, targets)` returns the losses `classification` (focal) and `bbox_regression`; in evaluation
-    `net(images)` returns boxes, scores and labels of each image. Images are a list, or a batch, of tensors
-    `(in_channels, image_size, image_size)` in [0, 1]; targets hold boxes `(n, 4)` as `x1, y1, x2, y2` in pixels and
-    labels `(n,)` from 1. An image may have no object.
+    Its losses are `classification` (focal) and `bbox_regression`.
 
     Args:
         backbone: a net of timm that gives feature maps.
@@ -114,15 +95,10 @@ def retinanet(
         top_levels: add P6 and P7 above them.
         pyramid_width: channels of the pyramid and of the head's four convolutions.
         head_norm_groups: groups of a group normalisation behind each convolution of the head; 0 for none, as the paper.
-            Narrow heads need it: their weights start with the paper's deviation of 0.01, which lets four layers
+            Narrow heads need it: their weights start with the paper's std of 0.01, which lets four layers
             of 256 channels learn and starves four of 48. torchvision's second recipe has 32 groups.
         anchor_scale: side of a level's smallest square anchor, in strides of that level; the paper's is 4 (32 pixels
             at stride 8). Each place has nine anchors: three sizes within an octave, each in three shapes.
-        image_size: side of the images in pixels; they are not rescaled.
-        num_classes: classes, the background counted as class 0.
-
-    Raises:
-        ValueError: no such backbone, it lacks a level or an option, or the groups do not divide the width.
     """
     if head_norm_groups < 0 or (head_norm_groups and pyramid_width % head_norm_groups):
         raise ValueError(
@@ -130,12 +106,7 @@ def retinanet(
             f"take one of {[n for n in range(1, pyramid_width + 1) if pyramid_width % n == 0]}, or 0 for none."
         )
     body = PyramidBackbone(
-        backbone,
-        options=backbone_options or {},
-        levels=levels,
-        top_levels=top_levels,
-        width=pyramid_width,
-        in_channels=in_channels,
+        backbone, backbone_options or {}, levels=levels, top=top_levels, width=pyramid_width, in_channels=in_channels
     )
     every_level = [*levels, levels[-1] + 1, levels[-1] + 2] if top_levels else list(levels)
     sizes = tuple(tuple(anchor_scale * 2 ** (level + third / 3) for third in range(3)) for level in every_level)

@@ -6,9 +6,8 @@ al., "Feature Pyramid Networks", CVPR 2017) is as in the authors' published code
 with a normalisation.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
@@ -23,14 +22,13 @@ from convatlas.models.classification.spinenet import (
     STEM_WIDTH,
     VARIANTS,
     SpineNetBackbone,
+    SpineNetOptions,
     block_group,
     level_strides,
     make_stem,
     zero_last_norms,
 )
-from convatlas.models.layers.retinanet_head import LevelNormRetinaNet
-
-__all__ = ["ResNetPyramid", "resnet50_fpn_retinanet", "spinenet_retinanet"]
+from convatlas.models.layers.retinanet_head import LevelNormRetinaNet, RetinaNetOptions
 
 PYRAMID_WIDTH = 256
 
@@ -39,17 +37,12 @@ class ResNetPyramid(nn.Module):
     """ResNet-50 under a feature pyramid: `(B, C, H, W)` becomes the maps P3 to P7, the finest first.
 
     Args:
-        width: factor on all channels; 1 is the paper's width.
         stem: `imagenet`, `half` or `full`, see `spinenet.make_stem`.
-        activation: `relu` or `swish`, of the blocks.
         zero_init_last: residual blocks begin as their shortcuts, see `spinenet.zero_last_norms`.
 
     Attributes:
         out_channels: channels of every map.
         strides: by how much every map is smaller than the images.
-
-    Raises:
-        ValueError: there is no such stem or activation, or `width` leaves a layer without channels.
     """
 
     def __init__(
@@ -99,87 +92,42 @@ class ResNetPyramid(nn.Module):
         return {name: norm(x) for (name, norm), x in zip(self.norms.items(), levels, strict=True)}
 
 
+class SpineNetRetinaNetOptions(RetinaNetOptions, SpineNetOptions, total=False):
+    """What `spinenet_retinanet` hands on to `LevelNormRetinaNet` and to `SpineNetBackbone`."""
+
+
 def spinenet_retinanet(
     *,
     variant: str | int = "49",
-    permutation: str = "spinenet_49",
-    width: float = 1.0,
     endpoint_width: int | None = None,
     head_width: int | None = None,
     head_convs: int | None = None,
-    stem: str = "imagenet",
-    activation: str = "relu",
-    drop_connect_rate: float = 0.0,
-    zero_init_last: bool = False,
-    anchor_scale: float = 3.0,
-    focal_alpha: float = 0.25,
-    focal_gamma: float = 1.5,
-    huber_delta: float = 0.1,
-    box_weight: float = 50.0,
-    image_size: int = 640,
-    size_divisible: int = 128,
-    num_classes: int = 91,
-    in_channels: int = 3,
+    **options: Unpack[SpineNetRetinaNetOptions],
 ) -> nn.Module:
     """Build a RetinaNet on SpineNet without trained weights.
 
-    In training `net(images, targets)` returns the losses `classification` (focal) and `bbox_regression` (Huber, its
-    weight included); in evaluation `net(images)` returns boxes, scores and labels of each image. Images are a list, or
-    a batch, of tensors `(in_channels, image_size, image_size)` in [0, 1]; targets hold boxes `(n, 4)` as
-    `x1, y1, x2, y2` in pixels and labels `(n,)` from 1. An image may have no object.
+    Its losses are `classification` (focal) and `bbox_regression` (Huber, its weight included).
 
     Args:
         variant: `49S`, `49`, `96`, `143` or `190`; the paper's image sizes are 640, 640, 1024, 1280 and 1280.
-        permutation: wiring of the blocks, a key of `spinenet.PERMUTATIONS`.
-        width: factor on all channels, the head's too; 1 is the paper's width.
-        endpoint_width: channels of the maps that the head takes; none for the variant's own.
-        head_width: channels of the head; none for the variant's own.
-        head_convs: convolutions of the head before the last one; none for the variant's own.
-        stem: `imagenet` or, for small images, `half` or `full`, see `spinenet.make_stem`.
-        activation: `relu`, or `swish` as in the paper's longest trainings.
-        drop_connect_rate: stochastic depth of the last block, 0.2 (0.16 for 143) in the paper's longest trainings.
-        zero_init_last: residual blocks begin as their shortcuts, so that gradients at the start do not grow with the
-            repetitions; the authors' do not. See `spinenet.zero_last_norms`.
-        anchor_scale: side of a level's smallest square anchor, in strides of the level: 3, for 143 and 190 it is 4.
-        focal_alpha: weight of the objects in the focal loss.
-        focal_gamma: exponent of the focal loss.
-        huber_delta: error of an offset from which the box loss is linear.
-        box_weight: factor on the box loss.
-        image_size: side of the images in pixels; they are not rescaled.
-        size_divisible: images are padded to a multiple of this. With 128 every map of the paper's net is exactly as
-            large as its stride says; with less the coarsest are rounded up.
-        num_classes: classes, the background counted as class 0.
-
-    Raises:
-        ValueError: an argument that does not fit.
+        endpoint_width: channels of the maps that the head takes; None for the variant's own.
+        head_width: channels of the head; None for the variant's own, times `width`.
+        head_convs: convolutions of the head before the last one; None for the variant's own.
+        options: see `LevelNormRetinaNet` and `SpineNetBackbone`. The paper's longest trainings have `activation=swish`
+            and `drop_connect_rate=0.2` (0.16 for 143).
     """
     require_choice("variant", str(variant), VARIANTS)
+    width = options.get("width", 1.0)
     require_width(width)
     size = VARIANTS[str(variant)]
+    backbone: Any = {key: value for key, value in options.items() if key in SpineNetOptions.__annotations__}
+    detector: Any = {key: value for key, value in options.items() if key not in backbone or key == "in_channels"}
     return LevelNormRetinaNet(
-        SpineNetBackbone(
-            variant,
-            permutation=permutation,
-            width=width,
-            endpoint_width=endpoint_width,
-            stem=stem,
-            activation=activation,
-            drop_connect_rate=drop_connect_rate,
-            zero_init_last=zero_init_last,
-            in_channels=in_channels,
-        ),
+        SpineNetBackbone(variant, endpoint_width=endpoint_width, **backbone),
         head_width=int(size.head_width * width) if head_width is None else head_width,
         head_convs=size.head_convs if head_convs is None else head_convs,
-        activation=ACTIVATIONS[activation],
-        anchor_scale=anchor_scale,
-        focal_alpha=focal_alpha,
-        focal_gamma=focal_gamma,
-        huber_delta=huber_delta,
-        box_weight=box_weight,
-        image_size=image_size,
-        size_divisible=size_divisible,
-        num_classes=num_classes,
-        in_channels=in_channels,
+        activation=ACTIVATIONS[options.get("activation", "relu")],
+        **detector,
     )
 
 
@@ -191,21 +139,10 @@ def resnet50_fpn_retinanet(
     stem: str = "imagenet",
     activation: str = "relu",
     zero_init_last: bool = False,
-    anchor_scale: float = 3.0,
-    focal_alpha: float = 0.25,
-    focal_gamma: float = 1.5,
-    huber_delta: float = 0.1,
-    box_weight: float = 50.0,
-    image_size: int = 640,
-    size_divisible: int = 128,
-    num_classes: int = 91,
     in_channels: int = 3,
+    **options: Unpack[RetinaNetOptions],
 ) -> nn.Module:
-    """Build the RetinaNet on ResNet-50-FPN that the paper sets beside SpineNet-49: see `spinenet_retinanet`.
-
-    Raises:
-        ValueError: an argument that does not fit.
-    """
+    """Build the RetinaNet on ResNet-50-FPN that the paper sets beside SpineNet-49: see `spinenet_retinanet`."""
     backbone = ResNetPyramid(
         width=width, stem=stem, activation=activation, zero_init_last=zero_init_last, in_channels=in_channels
     )
@@ -214,13 +151,6 @@ def resnet50_fpn_retinanet(
         head_width=backbone.out_channels if head_width is None else head_width,
         head_convs=head_convs,
         activation=ACTIVATIONS[activation],
-        anchor_scale=anchor_scale,
-        focal_alpha=focal_alpha,
-        focal_gamma=focal_gamma,
-        huber_delta=huber_delta,
-        box_weight=box_weight,
-        image_size=image_size,
-        size_divisible=size_divisible,
-        num_classes=num_classes,
         in_channels=in_channels,
+        **options,
     )

@@ -7,12 +7,10 @@ compare the backbones. Head, matching, losses, decoding and suppression are torc
 MobileNetV3-Large is here too.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from timm.models import create_feature_extractor
@@ -24,33 +22,27 @@ from torchvision.models.mobilenetv3 import MobileNetV3, _mobilenet_v3_conf
 from torchvision.ops import Conv2dNormActivation
 
 from convatlas.models.adapters import with_input_channels
-from convatlas.models.checks import require_choice, require_width
+from convatlas.models.checks import require_choice, require_object_classes, require_strides, require_width
 from convatlas.models.classification.mnasnet import mnasnet_a1
 from convatlas.models.classification.mobilenet_v1 import MobileNetV1
 from convatlas.models.classification.mobilenet_v2 import mobilenet_v2
 from convatlas.models.layers.detector_transform import FixedSizeTransform
 
-__all__ = [
-    "LowestReducedBoxes",
-    "SSDLiteMaps",
-    "mnasnet_ssdlite",
-    "mobilenet_v1_ssdlite",
-    "mobilenet_v2_ssdlite",
-    "mobilenet_v3_ssdlite",
-    "ssdlite_mobilenet_v3_large",
-]
-
 EXTRA_CHANNELS = (512, 256, 256, 128)
-LEAST_CHANNELS = 16
+MIN_CHANNELS = 16
 SCALES = (0.2, 0.95)
 """Sides of the square default boxes of the first and of the last map, as shares of the image."""
 SHAPES = [2, 3]
 """Sides' ratios of the other default boxes; each comes lying and standing."""
 HEAD_CHANNELS = 1280
 """The last 1x1 convolution of MobileNetV2 and MnasNet; in a detector the width thins it too."""
-V2_STRIDES, V2_REPEATS = (1, 2, 2, 2, 1, 2, 1), (1, 2, 3, 4, 3, 3, 1)
+IN_INVERTED_RESIDUALS = ("blocks.5.0.bn1", "bn2")
+"""What gives C4 and C5 in a net of timm's inverted residuals."""
 V3_STRIDED = {"large": (1, 3, 6, 12), "small": (0, 1, 3, 8)}
 """Places of the blocks that halve the resolution; the first half of the last one gives C4."""
+
+
+Norm = Callable[[int], nn.BatchNorm2d]
 
 
 class LowestReducedBoxes(DefaultBoxGenerator):
@@ -63,7 +55,6 @@ class LowestReducedBoxes(DefaultBoxGenerator):
     def _generate_wh_pairs(
         self, num_outputs: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
     ) -> list[Tensor]:
-        """Return the boxes' widths and heights, map by map."""
         place = torch.device("cpu") if device is None else device
         pairs = super()._generate_wh_pairs(num_outputs, dtype, place)
         side, root = self.scales[0], math.sqrt(2)
@@ -71,11 +62,10 @@ class LowestReducedBoxes(DefaultBoxGenerator):
         return [torch.tensor(first, dtype=dtype, device=place), *pairs[1:]]
 
     def num_anchors_per_location(self) -> list[int]:
-        """Return how many boxes a place of each map has."""
         return [len(pairs) for pairs in self._wh_pairs]
 
 
-def extra_map(in_channels: int, out_channels: int, norm: partial[nn.BatchNorm2d]) -> nn.Sequential:
+def extra_map(in_channels: int, out_channels: int, norm: Norm) -> nn.Sequential:
     """Build what makes the next map; `(B, in, H, W) -> (B, out, ceil(H/2), ceil(W/2))`."""
     unit = partial(Conv2dNormActivation, norm_layer=norm, activation_layer=nn.ReLU6)
     middle = out_channels // 2
@@ -90,8 +80,7 @@ class SSDLiteMaps(nn.Module):
     """The maps that are searched for objects: C4 and C5 of a backbone, and smaller ones made from C5.
 
     Args:
-        net: the backbone.
-        nodes: names of what gives C4 (stride 16) and C5 (stride 32) in it.
+        nodes: names of what gives C4 (stride 16) and C5 (stride 32) in the backbone.
         extra_channels: channels of the extra maps, each half as large as the one before.
         norm: makes the extra maps' normalisations.
 
@@ -100,12 +89,7 @@ class SSDLiteMaps(nn.Module):
     """
 
     def __init__(
-        self,
-        net: nn.Module,
-        nodes: tuple[str, str],
-        in_channels: int,
-        extra_channels: Sequence[int],
-        norm: partial[nn.BatchNorm2d],
+        self, net: nn.Module, nodes: tuple[str, str], in_channels: int, extra_channels: Sequence[int], norm: Norm
     ) -> None:
         super().__init__()
         self.body = create_feature_extractor(net, dict(zip(nodes, ("C4", "C5"), strict=True)))
@@ -129,7 +113,6 @@ class SSDLiteMaps(nn.Module):
         return [maps[name].shape[1] for name in ("C4", "C5")]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the maps by name, the largest first."""
         maps: dict[str, Tensor] = self.body(images)
         x = maps["C5"]
         for number, extra in enumerate(self.extra, start=6):
@@ -163,11 +146,8 @@ def ssdlite(
 ) -> SSD:
     """Build an SSDLite on a backbone.
 
-    In training `net(images, targets)` returns the losses `bbox_regression` and `classification`; in evaluation
-    `net(images)` returns boxes, scores and labels of each image. Images are a list, or a batch, of tensors
-    `(in_channels, image_size, image_size)` in [0, 1]; targets hold boxes `(n, 4)` as `x1, y1, x2, y2` in pixels and
-    labels `(n,)` from 1. An image may have no object. Default boxes are fractions of the image, so that any size works;
-    the last maps shrink to one pixel below 512, where batch normalisation needs two training images or more.
+    Its losses are `bbox_regression` and `classification`. Default boxes are fractions of the image, so that any size
+    works; the last maps shrink to one pixel below 512, where batch normalisation needs two training images or more.
 
     Args:
         net: the backbone, for images of `in_channels`.
@@ -178,11 +158,9 @@ def ssdlite(
         reduce_lowest: give C4 three default boxes at a place instead of six, see `LowestReducedBoxes`.
         bn_momentum: weight of a new batch in the running statistics, the backbone's too.
         image_size: side of the images in pixels, 320 in the papers; they are not rescaled.
-        num_classes: classes, the background counted as class 0.
     """
-    extra_channels = [max(LEAST_CHANNELS, int(each * width)) for each in extra_channels]
-    if image_size < 32:
-        raise ValueError(f"model.image_size={image_size} leaves the first map without a pixel; use 32 or more.")
+    extra_channels = [max(MIN_CHANNELS, int(each * width)) for each in extra_channels]
+    check_image_size(image_size)
     if not extra_channels or min(extra_channels) < 2:
         raise ValueError(f"model.extra_channels={list(extra_channels)} must be one number or more, each at least 2.")
     if len(scales) != 2 or not 0 < scales[0] <= scales[1] <= 1:
@@ -192,8 +170,7 @@ def ssdlite(
         )
     if not 0 < bn_momentum <= 1:
         raise ValueError(f"model.bn_momentum={bn_momentum} must be above 0 and at most 1.")
-    if num_classes < 2:
-        raise ValueError(f"model.num_classes={num_classes} must be at least 2; the background counts as one.")
+    require_object_classes(num_classes)
     norm = partial(nn.BatchNorm2d, eps=1e-3)
     maps = SSDLiteMaps(net, nodes, in_channels, extra_channels, norm)
     kind = LowestReducedBoxes if reduce_lowest else DefaultBoxGenerator
@@ -216,6 +193,12 @@ def ssdlite(
     return detector
 
 
+def check_image_size(image_size: int) -> None:
+    """Raise a ValueError if C5 would have no pixel."""
+    if image_size < 32:
+        raise ValueError(f"model.image_size={image_size} leaves the first map without a pixel; use 32 or more.")
+
+
 def thinned_head(width: float) -> int:
     """Return the channels of the last 1x1 convolution by a width below 1; the backbones widen it above 1."""
     return round(HEAD_CHANNELS * min(1.0, width) / 8) * 8
@@ -231,41 +214,29 @@ def mobilenet_v1_ssdlite(
 ) -> nn.Module:
     """Build SSDLite on MobileNet; C4 and C5 are the ends of its stages of 512 and 1024 channels.
 
-    Args:
-        width: factor on all channels.
-        strides: strides of the stem and of the first layers with 128, 256, 512 and 1024 channels.
-        middle_layers: layers of 512 channels that keep the resolution.
-        options: see `ssdlite`, for what the net takes and gives as well.
+    Arguments are those of `MobileNetV1` and of `ssdlite`.
     """
-    net = MobileNetV1(
-        width,
-        strides=strides,
-        middle_layers=middle_layers,
-        activation="relu6",
-        num_classes=1,
-        in_channels=in_channels,
-    )
+    layers: Any = {"strides": strides, "middle_layers": middle_layers}
+    net = MobileNetV1(width, **layers, activation="relu6", num_classes=1, in_channels=in_channels)
     return ssdlite(net, ("stages.3", "stages.4"), width=width, in_channels=in_channels, **options)
 
 
 def mobilenet_v2_ssdlite(
     *,
     width: float = 1.0,
-    strides: tuple[int, ...] = V2_STRIDES,
-    repeats: tuple[int, ...] = V2_REPEATS,
+    strides: tuple[int, ...] = (1, 2, 2, 2, 1, 2, 1),
+    repeats: tuple[int, ...] = (1, 2, 3, 4, 3, 3, 1),
     in_channels: int = 3,
     **options: Unpack[SSDLiteOptions],
 ) -> nn.Module:
     """Build SSDLite on MobileNetV2: C4 is the expansion inside the first block of 160 channels, C5 the last layer.
 
-    Args:
-        width: factor on all channels, also on those of the last layer and of the extra maps.
-        strides: strides of the first blocks of the seven stages; the stem always has 2.
-        repeats: blocks of the seven stages.
-        options: see `ssdlite`, for what the net takes and gives as well.
+    Arguments are those of `mobilenet_v2` and of `ssdlite`; `width` also thins the last layer and the extra maps.
     """
-    stages = {"strides": strides, "repeats": repeats}
-    return _on_inverted_residuals(mobilenet_v2, options, width=width, in_channels=in_channels, **stages)
+    head = thinned_head(width)
+    stages: Any = {"strides": strides, "repeats": repeats}
+    net = mobilenet_v2(width, **stages, head_channels=head, num_classes=1, in_channels=in_channels)
+    return ssdlite(net, IN_INVERTED_RESIDUALS, width=width, in_channels=in_channels, **options)
 
 
 def mnasnet_ssdlite(
@@ -277,20 +248,10 @@ def mnasnet_ssdlite(
     **options: Unpack[SSDLiteOptions],
 ) -> nn.Module:
     """Build SSDLite on MnasNet-A1, which table 6 has beside the MobileNets; arguments as of `mobilenet_v2_ssdlite`."""
-    stages = {"strides": strides, "repeats": repeats}
-    return _on_inverted_residuals(mnasnet_a1, options, width=width, in_channels=in_channels, **stages)
-
-
-def _on_inverted_residuals(
-    backbone: Callable[..., nn.Module],
-    options: SSDLiteOptions,
-    *,
-    width: float,
-    in_channels: int,
-    **stages: Sequence[int],
-) -> nn.Module:
-    net = backbone(width, head_channels=thinned_head(width), num_classes=1, in_channels=in_channels, **stages)
-    return ssdlite(net, ("blocks.5.0.bn1", "bn2"), width=width, in_channels=in_channels, **options)
+    head = thinned_head(width)
+    stages: Any = {"strides": strides, "repeats": repeats}
+    net = mnasnet_a1(width, **stages, head_channels=head, num_classes=1, in_channels=in_channels)
+    return ssdlite(net, IN_INVERTED_RESIDUALS, width=width, in_channels=in_channels, **options)
 
 
 def mobilenet_v3_ssdlite(
@@ -307,16 +268,13 @@ def mobilenet_v3_ssdlite(
     Args:
         variant: `large` or `small`.
         reduced_tail: halve the channels between C4 and C5 (section 6.3; the rows with a star in table 6).
-        width: factor on all channels.
         strides: strides of the four blocks that halve the resolution of an image behind the stem; large: rows 2, 4, 7
             and 13 of table 1; small: rows 1, 2, 4 and 9 of table 2.
-        options: see `ssdlite`, for what the net takes and gives as well.
     """
     require_choice("variant", variant, V3_STRIDED)
     require_width(width)
     places = V3_STRIDED[variant]
-    if len(strides) != len(places) or not set(strides) <= {1, 2}:
-        raise ValueError(f"model.strides={list(strides)} must be {len(places)} numbers, each 1 or 2.")
+    require_strides(strides, len(places))
     rows, last_channels = _mobilenet_v3_conf(f"mobilenet_v3_{variant}", width_mult=width, reduced_tail=reduced_tail)
     for place, stride in zip(places, strides, strict=True):
         rows[place].stride = stride
@@ -333,13 +291,8 @@ def ssdlite_mobilenet_v3_large(image_size: int = 320, num_classes: int = 91, in_
 
     Args:
         image_size: side of the images in pixels, 320 in the paper; they are not rescaled.
-        num_classes: classes, the background counted as class 0.
-
-    Raises:
-        ValueError: `image_size` below 32.
     """
-    if image_size < 32:
-        raise ValueError(f"model.image_size={image_size} leaves the first map without a pixel; use 32 or more.")
+    check_image_size(image_size)
     net = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=num_classes)
     net.transform = FixedSizeTransform(image_size, in_channels, size_divisible=1)
     return with_input_channels(net, in_channels)

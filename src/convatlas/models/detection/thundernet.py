@@ -7,8 +7,6 @@ sum, and the spatial attention module uses what it finds to weigh the sum once m
 Anchors, matching, sampling, decoding, suppression and pooling are torchvision's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -24,30 +22,18 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import PSRoIAlign
 
 from convatlas.core.errors import near_matches
-from convatlas.models.checks import require_choice, require_positive
+from convatlas.models.checks import require_all_positive, require_choice, require_object_classes
 from convatlas.models.classification.snet import VARIANTS, SNet
+from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.models.layers.detector_transform import FixedSizeTransform
-
-__all__ = [
-    "ContextEnhancement",
-    "HardestRegions",
-    "ProposalConvolutions",
-    "ProposalPredictor",
-    "RegionPooling",
-    "RegionPredictor",
-    "SpatialAttention",
-    "SqueezedMaps",
-    "ThunderNetMaps",
-    "thundernet",
-]
 
 BACKBONES = {f"snet{name}": variant for name, variant in VARIANTS.items()}
 BINS = 7
 """A region is pooled into 7 x 7 bins, and every bin has channels of its own."""
 SAMPLES = 2
 """Points along each side of a bin that are averaged, as in the authors' code."""
-LEAST_SCORE = 0.05
-MOST_DETECTIONS = 100
+MIN_SCORE = 0.05
+MAX_DETECTIONS = 100
 
 
 class ContextEnhancement(nn.Module):
@@ -64,16 +50,15 @@ class ContextEnhancement(nn.Module):
         self.of_global = nn.Conv2d(c5_channels, channels, 1)
 
     def forward(self, c4: Tensor, c5: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sum twice: the proposals and the regions are made of the same map."""
         enlarged = F.interpolate(self.of_c5(c5), scale_factor=2.0, mode="nearest")
         context = self.of_c4(c4) + enlarged + self.of_global(c5.mean((2, 3), keepdim=True))
-        return context, context
+        return context, context  # proposals and regions are made of the same map
 
 
 class SqueezedMaps(nn.Module):
-    """What the paper compares context enhancement with: proposals are made of C4 alone, and regions of C5 alone.
+    """What the paper compares it with: proposals are made of C4 alone, regions of C5 alone, enlarged to the size of C4.
 
-    Both get the same channels by a 1x1 convolution, and C5 is enlarged to the size of C4.
+    Both get the same channels by a 1x1 convolution.
     """
 
     def __init__(self, c4_channels: int, c5_channels: int, channels: int) -> None:
@@ -82,7 +67,6 @@ class SqueezedMaps(nn.Module):
         self.of_c5 = nn.Conv2d(c5_channels, channels, 1)
 
     def forward(self, c4: Tensor, c5: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the map for the proposals and the map for the regions, both `(B, channels, H, W)`."""
         return self.of_c4(c4), F.interpolate(self.of_c5(c5), scale_factor=2.0, mode="nearest")
 
 
@@ -93,14 +77,7 @@ class ProposalConvolutions(nn.Sequential):
     """
 
     def __init__(self, channels: int, width: int) -> None:
-        super().__init__(
-            nn.Conv2d(channels, channels, 5, padding=2, groups=channels, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            nn.Conv2d(channels, width, 1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-        )
+        super().__init__(*ConvNormAct(channels, channels, 5, groups=channels), *ConvNormAct(channels, width))
 
 
 class SpatialAttention(nn.Module):
@@ -120,21 +97,13 @@ class ThunderNetMaps(nn.Module):
     """All that is computed once for an image: backbone, context, the proposal network's features, attention.
 
     Args:
-        backbone: gives C4 and C5.
         channels: of the map that regions are pooled from.
-        proposal_width: channels of the proposal network.
         context_enhancement: use the context enhancement module, otherwise `SqueezedMaps`.
         spatial_attention: use the spatial attention module.
     """
 
     def __init__(
-        self,
-        backbone: SNet,
-        channels: int,
-        proposal_width: int,
-        *,
-        context_enhancement: bool,
-        spatial_attention: bool,
+        self, backbone: SNet, channels: int, proposal_width: int, *, context_enhancement: bool, spatial_attention: bool
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -165,7 +134,7 @@ class ProposalPredictor(nn.Module):
         self.logits = nn.Conv2d(width, 2 * anchors, 1)
         self.offsets = nn.Conv2d(width, 4 * anchors, 1)
         for layer in (self.logits, self.offsets):
-            initialise_prediction(layer, deviation=0.01)
+            initialise_prediction(layer, std=0.01)
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """`(B, width, H, W)` becomes `(B, anchors, H, W)` and `(B, 4 * anchors, H, W)`, map by map."""
@@ -196,12 +165,7 @@ class RegionPooling(nn.Module):
         super().__init__()
         self.pool = PSRoIAlign((bins, bins), 1 / stride, SAMPLES)
 
-    def forward(
-        self,
-        features: dict[str, Tensor],
-        regions: list[Tensor],
-        image_sizes: list[tuple[int, int]],
-    ) -> Tensor:
+    def forward(self, features: dict[str, Tensor], regions: list[Tensor], image_sizes: list[tuple[int, int]]) -> Tensor:
         """Pool `regions`, one tensor of boxes `(n, 4)` in pixels an image; torchvision hands on `image_sizes` too."""
         return self.pool(features["regions"], regions)
 
@@ -218,18 +182,17 @@ class RegionPredictor(nn.Module):
         self.class_agnostic_boxes = class_agnostic_boxes
         self.logits = nn.Linear(width, num_classes)
         self.offsets = nn.Linear(width, 4 if class_agnostic_boxes else 4 * num_classes)
-        initialise_prediction(self.logits, deviation=0.01)
-        initialise_prediction(self.offsets, deviation=0.001)
+        initialise_prediction(self.logits, std=0.01)
+        initialise_prediction(self.offsets, std=0.001)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict."""
         offsets = self.offsets(x)
         return self.logits(x), offsets.repeat(1, self.num_classes) if self.class_agnostic_boxes else offsets
 
 
-def initialise_prediction(layer: nn.Conv2d | nn.Linear, deviation: float) -> None:
+def initialise_prediction(layer: nn.Conv2d | nn.Linear, std: float) -> None:
     """Draw normal weights, so small that nothing is predicted at first, and set the biases to 0."""
-    nn.init.normal_(layer.weight, std=deviation)
+    nn.init.normal_(layer.weight, std=std)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
 
@@ -266,8 +229,7 @@ def losses_of_regions(logits: Tensor, offsets: Tensor, labels: Tensor, wanted: T
     """Return the cross-entropy and the box loss of each region; their means are torchvision's losses.
 
     Args:
-        logits: `(n, classes)`.
-        offsets: `(n, 4 * classes)`.
+        logits: `(n, classes)`, and `offsets` `(n, 4 * classes)`.
         labels: `(n,)`, 0 for the background, whose boxes cost nothing.
         wanted: offsets of each region's own object, `(n, 4)`.
     """
@@ -277,13 +239,7 @@ def losses_of_regions(logits: Tensor, offsets: Tensor, labels: Tensor, wanted: T
 
 
 def hardest(losses: Tensor, of_image: list[int], count: int) -> Tensor:
-    """Return the numbers of the highest losses, `count` of each image.
-
-    Args:
-        losses: `(n,)`, image by image.
-        of_image: how many of them belong to each image.
-        count: how many to take; all of an image that has no more.
-    """
+    """Return the numbers of the highest of `losses (n,)`, at most `count` of the `of_image` of each image."""
     first, taken = 0, []
     for each in losses.detach().split(of_image):
         taken.append(first + each.topk(min(count, len(each))).indices)
@@ -323,10 +279,8 @@ def thundernet(
 ) -> nn.Module:
     """Build a ThunderNet without trained weights.
 
-    In training `net(images, targets)` returns the losses `loss_objectness` and `loss_rpn_box_reg` of the proposals,
-    `loss_classifier` and `loss_box_reg` of the regions; in evaluation `net(images)` returns boxes, scores and labels of
-    each image. Images are a list, or a batch, of tensors `(in_channels, image_size, image_size)` in [0, 1]; targets
-    hold boxes `(n, 4)` as `x1, y1, x2, y2` in pixels and labels `(n,)` from 1. An image may have no object.
+    Its losses are `loss_objectness` and `loss_rpn_box_reg` of the proposals, `loss_classifier` and `loss_box_reg` of
+    the regions.
 
     The authors' published code has another head than the paper: that is `head_layers=2, class_agnostic_boxes=False,
     hard_mining=False, training_regions=512`.
@@ -336,10 +290,8 @@ def thundernet(
         backbone_options: arguments of `SNet` other than that variant's, for example `{stem_stride: 2}`.
         context_enhancement: use the context enhancement module; otherwise proposals see C4 and regions see C5.
         spatial_attention: use the spatial attention module.
-        proposal_width: channels of the proposal network.
         pooled_channels: channels of a pooled region; each needs 49 of the map, 245 in the paper.
         head_width: units of the head's fully connected layers.
-        head_layers: how many there are.
         class_agnostic_boxes: predict one box a region, and not one for each class.
         anchor_sizes: side of the square anchors, in pixels.
         anchor_ratios: their heights over their widths.
@@ -349,34 +301,17 @@ def thundernet(
         hard_mining: train on the regions of the highest loss, as in the paper, and not on random ones.
         training_regions: how many regions of an image are trained on.
         image_size: side of the images in pixels; they are not rescaled, but padded to a multiple of C5's stride.
-        num_classes: classes, the background counted as class 0.
     """
-    numbers = {
-        "proposal_width": proposal_width,
-        "pooled_channels": pooled_channels,
-        "head_width": head_width,
-        "head_layers": head_layers,
-        "candidates": candidates,
-        "training_proposals": training_proposals,
-        "proposals": proposals,
-        "training_regions": training_regions,
-        "image_size": image_size,
-    }
-    for option, number in numbers.items():
-        require_positive(option, number)
-    if num_classes < 2:
-        raise ValueError(f"model.num_classes={num_classes} must be at least 2; the background counts as one.")
-    require_all_positive("anchor_sizes", anchor_sizes)
-    require_all_positive("anchor_ratios", anchor_ratios)
+    require_all_positive(proposal_width=proposal_width, pooled_channels=pooled_channels, head_width=head_width)
+    require_all_positive(head_layers=head_layers, candidates=candidates, training_proposals=training_proposals)
+    require_all_positive(proposals=proposals, training_regions=training_regions, image_size=image_size)
+    require_object_classes(num_classes)
+    require_above_zero("anchor_sizes", anchor_sizes)
+    require_above_zero("anchor_ratios", anchor_ratios)
     body = make_backbone(backbone, backbone_options or {}, in_channels)
     channels = pooled_channels * BINS**2
-    maps = ThunderNetMaps(
-        body,
-        channels,
-        proposal_width,
-        context_enhancement=context_enhancement,
-        spatial_attention=spatial_attention,
-    )
+    modules = {"context_enhancement": context_enhancement, "spatial_attention": spatial_attention}
+    maps = ThunderNetMaps(body, channels, proposal_width, **modules)
     anchors = AnchorGenerator((tuple(anchor_sizes),), (tuple(anchor_ratios),))
     proposal_network = ProposalNetwork(
         anchors,
@@ -398,20 +333,16 @@ def thundernet(
         batch_size_per_image=training_regions,
         positive_fraction=0.25,
         bbox_reg_weights=None,
-        score_thresh=LEAST_SCORE,
+        score_thresh=MIN_SCORE,
         nms_thresh=0.5,
-        detections_per_img=MOST_DETECTIONS,
+        detections_per_img=MAX_DETECTIONS,
     )
     transform = FixedSizeTransform(image_size, in_channels, size_divisible=body.map_strides[1])
     return GeneralizedRCNN(maps, proposal_network, region_heads, transform)
 
 
 def make_backbone(name: str, options: Mapping[str, Any], in_channels: int) -> SNet:
-    """Build an SNet without its classifier.
-
-    Raises:
-        ValueError: there is no such SNet, or it has no such option.
-    """
+    """Build an SNet without its classifier."""
     require_choice("backbone", name, BACKBONES)
     arguments = {**asdict(BACKBONES[name]), **options}
     known = ("stage_channels", "last_channels", "stem_channels", "stem_stride", "repeats")
@@ -419,11 +350,11 @@ def make_backbone(name: str, options: Mapping[str, Any], in_channels: int) -> SN
         if option not in known:
             raise ValueError(f"model.backbone_options.{option}: there is no such option. {near_matches(option, known)}")
     body = SNet(**arguments, num_classes=1, in_channels=in_channels)
-    body.classifier = nn.Identity()  # type: ignore[assignment]
+    body.classifier = nn.Identity()
     return body
 
 
-def require_all_positive(option: str, values: Sequence[float]) -> None:
+def require_above_zero(option: str, values: Sequence[float]) -> None:
     """Raise a ValueError unless there are values, given as `model.<option>`, and each is above 0."""
     if not values or min(values) <= 0:
         raise ValueError(f"model.{option}={list(values)} must be one number or more, each above 0.")

@@ -6,12 +6,10 @@ object belongs to the one anchor that is most like it in shape, in the cell that
 the nets on PANet follow the authors' published darknet files (csresnext50-panet-spp.cfg and others).
 """
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -26,26 +24,13 @@ from torchvision.ops import (
     generalized_box_iou_loss,
 )
 
-from convatlas.models.checks import require_choice
+from convatlas.models.checks import require_choice, require_object_classes
 from convatlas.models.classification import csp, darknet
 from convatlas.models.classification.darknet import StagedNet
 from convatlas.models.layers.conv_norm import conv_norm, initialise_convolutions
 from convatlas.models.layers.detector_transform import FixedSizeTransform
 from convatlas.models.layers.path_aggregation import PathAggregation
 from convatlas.models.layers.scale_fusion import exact_fusion, global_fusion
-
-__all__ = [
-    "COCO_ANCHORS",
-    "Priors",
-    "Pyramid",
-    "Yolo",
-    "assign",
-    "best_anchors",
-    "decode",
-    "encode",
-    "make_priors",
-    "yolo",
-]
 
 BACKBONES: dict[str, Callable[..., StagedNet]] = {
     "csp_resnet50": csp.csp_resnet50,
@@ -67,7 +52,7 @@ COCO_ANCHORS: Anchors = (
 )
 """YOLOv3's, found by k-means on COCO's boxes in images of 416 pixels."""
 
-LARGEST_LOGARITHM = math.log(1000 / 16)
+MAX_LOGARITHM = math.log(1000 / 16)
 """A box is at most e to this power as large as its anchor, as torchvision bounds it, so that exp does not overflow."""
 FIRST_OBJECTNESS = 0.01
 """What every place says at first; with darknet's 0.5 the empty ones dominate the first steps (Lin et al. 2017)."""
@@ -77,27 +62,15 @@ FIRST_OBJECTNESS = 0.01
 
 
 class Priors(NamedTuple):
-    """One row for each of the N places of all levels: level by level, row by row, column by column, anchor by anchor.
+    """One row for each of the N places of all levels, in the order level, row, column, anchor."""
 
-    Attributes:
-        corners: `(N, 2)` x and y of the cell's upper left corner, in pixels.
-        strides: `(N, 1)` side of the cell, in pixels.
-        anchors: `(N, 2)` width and height, in pixels.
-    """
-
-    corners: Tensor
-    strides: Tensor
-    anchors: Tensor
+    corners: Tensor  # `(N, 2)` x and y of the cell's upper left corner, in pixels
+    strides: Tensor  # `(N, 1)` side of the cell, in pixels
+    anchors: Tensor  # `(N, 2)` width and height, in pixels
 
 
 def make_priors(sizes: Sequence[tuple[int, int]], strides: Sequence[int], anchors: Tensor) -> Priors:
-    """Lay the anchors on the cells of every level.
-
-    Args:
-        sizes: rows and columns of each level's map.
-        strides: pixels a cell of each level.
-        anchors: `(levels, A, 2)`.
-    """
+    """Lay `anchors (levels, A, 2)` on the cells of every level, given rows and columns of each map and its stride."""
     device = anchors.device
     corners, sides, shapes = [], [], []
     for (rows, columns), stride, here in zip(sizes, strides, anchors, strict=True):
@@ -112,28 +85,16 @@ def make_priors(sizes: Sequence[tuple[int, int]], strides: Sequence[int], anchor
 def decode(outputs: Tensor, priors: Priors) -> Tensor:
     """Turn the net's outputs into boxes: the centre is in the cell, the size a multiple of the anchor's.
 
-    Args:
-        outputs: `(..., N, 4)`: two logits of the centre's place in its cell, two logarithms of size over anchor.
-        priors: of the same N places.
-
-    Returns:
-        `(..., N, 4)` boxes `x1, y1, x2, y2` in pixels.
+    `(..., N, 4)`, two logits of the centre's place in its cell and two logarithms of size over anchor, to boxes
+    `x1, y1, x2, y2` in pixels, for priors of the same N places.
     """
     centres = priors.corners + outputs[..., :2].sigmoid() * priors.strides
-    sizes = priors.anchors * outputs[..., 2:].clamp(max=LARGEST_LOGARITHM).exp()
+    sizes = priors.anchors * outputs[..., 2:].clamp(max=MAX_LOGARITHM).exp()
     return torch.cat([centres - sizes / 2, centres + sizes / 2], -1)
 
 
 def encode(boxes: Tensor, priors: Priors) -> Tensor:
-    """Return what the net should say of boxes; the inverse of `decode` but for the sigmoid of the first two.
-
-    Args:
-        boxes: `(..., N, 4)` `x1, y1, x2, y2` in pixels.
-        priors: of the same N places.
-
-    Returns:
-        `(..., N, 4)`: the centre's place in its cell, from 0 to 1 each way, and the logarithms of size over anchor.
-    """
+    """Return what the net should say of boxes, the centre from 0 to 1; the inverse of `decode` but for a sigmoid."""
     cxcywh = box_convert(boxes, "xyxy", "cxcywh")
     offsets = (cxcywh[..., :2] - priors.corners) / priors.strides
     return torch.cat([offsets, (cxcywh[..., 2:] / priors.anchors).log()], -1)
@@ -155,8 +116,7 @@ def assign(
     Args:
         boxes: `(G, 4)` `x1, y1, x2, y2` in pixels.
         anchors: `(levels, A, 2)`.
-        sizes: rows and columns of each level's map.
-        strides: pixels a cell of each level.
+        sizes: rows and columns of each level's map, whose cells have `strides` pixels.
 
     Returns:
         Rows of the boxes that have a place, rising, and their places: rows of `make_priors`.
@@ -183,21 +143,14 @@ def assign(
 
 
 class Found(NamedTuple):
-    """Which places of a batch of B images have an object, P in all.
+    """Which places of a batch of B images have an object, P in all."""
 
-    Attributes:
-        images: `(P,)` row of the image.
-        places: `(P,)` row of the priors.
-        boxes: `(P, 4)` the object's box.
-        labels: `(P,)` its class, from 0.
-        ignored: `(B, N)` whether a place without an object overlaps one so well that the objectness loss leaves it out.
-    """
-
-    images: Tensor
-    places: Tensor
-    boxes: Tensor
-    labels: Tensor
+    images: Tensor  # `(P,)` row of the image
+    places: Tensor  # `(P,)` row of the priors
+    boxes: Tensor  # `(P, 4)` the object's box
+    labels: Tensor  # `(P,)` its class, from 0
     ignored: Tensor
+    """`(B, N)` whether a place without an object overlaps one so well that the objectness loss leaves it out."""
 
 
 def divergence(logits: Tensor, wanted: Tensor) -> Tensor:
@@ -205,7 +158,7 @@ def divergence(logits: Tensor, wanted: Tensor) -> Tensor:
 
     Its gradient is the cross-entropy's (and darknet's), and a perfect prediction has loss 0 also for fractions.
     """
-    with torch.autocast(wanted.device.type, enabled=False):  # CUDA's autocast refuses it; `wanted` is float32
+    with torch.autocast(wanted.device.type, enabled=False):  # CUDA's autocast does not allow it; `wanted` is float32
         entropy = F.binary_cross_entropy(wanted, wanted, reduction="none")
     return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") - entropy
 
@@ -234,28 +187,32 @@ class Pyramid(nn.Module):
         self.out_channels = (channels,) * len(in_channels)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps in, the finest first, and as many out."""
         return list(self.pyramid(OrderedDict((str(number), each) for number, each in enumerate(maps))).values())
 
 
-class Yolo(nn.Module):
-    """Backbone, neck, and a head of its own for each scale; torchvision's convention for detectors.
+class YoloOptions(TypedDict, total=False):
+    """What `yolo` hands on to `Yolo`."""
 
-    In training `net(images, targets)` returns the losses `box`, `objectness` and `classification`, sums over an image's
-    places, means over the images; in evaluation `net(images)` returns boxes, scores and labels of each image, the
-    surest first. Images are a list, or a batch, of tensors `(in_channels, image_size, image_size)` in [0, 1]; targets
-    hold boxes `(n, 4)` as `x1, y1, x2, y2` in pixels and labels `(n,)` from 1. An image may have no object.
+    box_loss: str
+    ignore_overlap: float
+    score_threshold: float
+    nms_threshold: float
+    detections_per_image: int
+
+
+class Yolo(nn.Module):
+    """Backbone, neck, and a head of its own for each scale.
+
+    The losses are `box`, `objectness` and `classification`, sums over an image's places, means over the images.
 
     Args:
         backbone: its last stages, as many as there are levels of anchors, are used.
         neck: takes and returns one map a level; tells its `out_channels`.
-        anchors: by level.
-        num_classes: classes, the background counted as class 0.
-        image_size: side of the images in pixels; they are not rescaled, only padded to a multiple of the last stride.
-        box_loss: `squared`, `giou` or `ciou`.
+        image_size: side of the images; they are padded to a multiple of the last stride.
+        box_loss: `squared` (YOLOv3's, the paper's), `giou` or `ciou` (the authors' later files).
         ignore_overlap: IoU from which the objectness loss leaves out a place without an object of its own.
         score_threshold: least score (objectness times class probability) of a detection.
-        nms_threshold: IoU from which the less sure of two detections of a class is dropped.
+        nms_threshold: IoU from which the lower-scoring of two detections of a class is dropped.
         detections_per_image: most detections of an image.
     """
 
@@ -270,13 +227,17 @@ class Yolo(nn.Module):
         num_classes: int,
         image_size: int,
         in_channels: int,
-        box_loss: str,
-        ignore_overlap: float,
-        score_threshold: float,
-        nms_threshold: float,
-        detections_per_image: int,
+        box_loss: str = "squared",
+        ignore_overlap: float = 0.7,
+        score_threshold: float = 0.005,
+        nms_threshold: float = 0.45,
+        detections_per_image: int = 100,
     ) -> None:
         super().__init__()
+        require_choice("box_loss", box_loss, BOX_LOSSES)
+        for name, value in {"ignore_overlap": ignore_overlap, "nms_threshold": nms_threshold}.items():
+            if not 0 < value <= 1:
+                raise ValueError(f"model.{name}={value} is an overlap; choose above 0, up to 1.")
         backbone.classifier = nn.Identity()
         self.backbone = backbone
         self.neck = neck
@@ -308,11 +269,6 @@ class Yolo(nn.Module):
     def forward(
         self, images: Sequence[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Return losses in training, detections in evaluation.
-
-        Raises:
-            ValueError: training without targets, a box without area, or images of another shape.
-        """
         batch, targets = self.transform(images, targets)
         outputs, sizes = self._outputs(batch.tensors)
         priors = make_priors(sizes, self.strides, self.anchors)
@@ -339,11 +295,7 @@ class Yolo(nn.Module):
 
     @torch.no_grad()
     def _find(
-        self,
-        outputs: Tensor,
-        priors: Priors,
-        sizes: Sequence[tuple[int, int]],
-        targets: Sequence[dict[str, Tensor]],
+        self, outputs: Tensor, priors: Priors, sizes: Sequence[tuple[int, int]], targets: Sequence[dict[str, Tensor]]
     ) -> Found:
         """Assign every image's objects, and see which other places already overlap one."""
         predicted = decode(outputs[..., :4], priors)
@@ -401,9 +353,9 @@ class Yolo(nn.Module):
         detections = []
         for boxes, scores in zip(every_box, every_score, strict=True):
             places, classes = (scores > self.score_threshold).nonzero().unbind(1)
-            sure = scores[places, classes]
-            kept = batched_nms(boxes[places], sure, classes, self.nms_threshold)[: self.detections_per_image]
-            detections.append({"boxes": boxes[places[kept]], "labels": classes[kept] + 1, "scores": sure[kept]})
+            found = scores[places, classes]
+            kept = batched_nms(boxes[places], found, classes, self.nms_threshold)[: self.detections_per_image]
+            detections.append({"boxes": boxes[places[kept]], "labels": classes[kept] + 1, "scores": found[kept]})
         return detections
 
 
@@ -434,16 +386,12 @@ def yolo(
     neck_channels: tuple[int, ...] = (128, 256, 512),
     neck_convolutions: int = 5,
     anchors: Anchors = COCO_ANCHORS,
-    box_loss: str = "squared",
-    ignore_overlap: float = 0.7,
-    score_threshold: float = 0.005,
-    nms_threshold: float = 0.45,
-    detections_per_image: int = 100,
     image_size: int = 416,
     num_classes: int = 81,
     in_channels: int = 3,
+    **options: Unpack[YoloOptions],
 ) -> Yolo:
-    """Build a detector without trained weights; see `Yolo` for what it takes and returns.
+    """Build a detector without trained weights.
 
     Args:
         backbone: `csp_resnet50`, `csp_resnext50`, `csp_darknet53`, `csp_densenet`, `darknet_resnet50`,
@@ -454,20 +402,10 @@ def yolo(
         neck_channels: channels of the neck's map at each level, the finest first; as many levels, the backbone's last.
         neck_convolutions: convolutions where scales have met, odd; `fpn` has one of its own.
         anchors: width and height in pixels of each level's anchors, the finest level first.
-        box_loss: `squared` (YOLOv3's, the paper's), `giou` or `ciou` (the authors' later files).
-        ignore_overlap: IoU from which the objectness loss leaves out a place without an object of its own.
-        score_threshold: least score of a detection.
-        nms_threshold: IoU from which the less sure of two detections of a class is dropped.
-        detections_per_image: most detections of an image.
-        image_size: side of the images in pixels; they are not rescaled.
-        num_classes: classes, the background counted as class 0.
-
-    Raises:
-        ValueError: an unknown backbone, neck or loss, an option that the backbone lacks, or numbers that do not fit.
+        options: see `Yolo`.
     """
     require_choice("backbone", backbone, BACKBONES)
     require_choice("neck", neck, NECKS)
-    require_choice("box_loss", box_loss, BOX_LOSSES)
     if neck_convolutions < 1 or neck_convolutions % 2 == 0:
         raise ValueError(f"model.neck_convolutions={neck_convolutions} must be odd: 1x1 and 3x3 in turn, 1x1 last.")
     if len(neck_channels) != len(anchors):
@@ -477,11 +415,7 @@ def yolo(
         )
     if len({len(level) for level in anchors}) != 1 or min(min(pair) for level in anchors for pair in level) <= 0:
         raise ValueError(f"model.anchors={anchors} must be pairs of positive pixels, as many at every level.")
-    for name, value in {"ignore_overlap": ignore_overlap, "nms_threshold": nms_threshold}.items():
-        if not 0 < value <= 1:
-            raise ValueError(f"model.{name}={value} is an overlap; choose above 0, up to 1.")
-    if num_classes < 2:
-        raise ValueError(f"model.num_classes={num_classes} counts the background; take 2 or more.")
+    require_object_classes(num_classes)
     try:
         body = BACKBONES[backbone](**(backbone_options or {}), num_classes=1, in_channels=in_channels)
     except TypeError as error:
@@ -501,9 +435,5 @@ def yolo(
         num_classes=num_classes,
         image_size=image_size,
         in_channels=in_channels,
-        box_loss=box_loss,
-        ignore_overlap=ignore_overlap,
-        score_threshold=score_threshold,
-        nms_threshold=nms_threshold,
-        detections_per_image=detections_per_image,
+        **options,
     )

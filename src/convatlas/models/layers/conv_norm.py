@@ -1,13 +1,9 @@
 """Convolution, normalisation and activation, the unit that most nets are made of."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 
 from torch import nn
-
-__all__ = ["ACTIVATIONS", "ConvNormAct", "conv_norm", "initialise_convolutions"]
 
 SLOPE = 0.1
 """Slope of darknet's leaky ReLU below zero."""
@@ -20,13 +16,8 @@ class ConvNormAct(nn.Sequential):
     `(B, in, H, W) -> (B, out, ceil(H/stride), ceil(W/stride))`.
 
     Args:
-        in_channels: channels that come in.
-        out_channels: filters.
         kernel_size: side of the filters, or height and width; odd.
-        stride: of the convolution.
-        groups: of the convolution.
         padding: another padding of the convolution.
-        bias: give the convolution biases.
         norm: makes the normalisation, for a number of channels; None leaves it out.
         activation: makes the activation; None leaves it out.
     """

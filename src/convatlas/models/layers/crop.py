@@ -1,11 +1,7 @@
 """Cutting the middle out of a map, as a net without padding needs it for what is to fit its output."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
-
-__all__ = ["centre_crop"]
 
 
 def centre_crop(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:

@@ -4,8 +4,6 @@ Wang, Liao, Wu, Chen, Hsieh, Yeh, "CSPNet: A New Backbone that can Enhance Learn
 2020), section 3, figures 2 to 4.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -13,8 +11,6 @@ from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice
 from convatlas.models.layers.conv_norm import conv_norm
-
-__all__ = ["ChannelSplit", "CrossStagePartial", "TwoConvolutions", "cross_stage_partial"]
 
 FUSIONS = ("partial", "first", "last", "none")
 
@@ -27,7 +23,6 @@ class ChannelSplit(nn.Module):
         self.sizes = [bypass, base]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what goes around the blocks, then what goes through them."""
         bypass, base = torch.split(x, self.sizes, dim=1)
         return bypass, base
 
@@ -44,7 +39,6 @@ class TwoConvolutions(nn.Module):
         self.base = conv_norm(in_channels, base, 1, activation=activation)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what goes around the blocks, then what goes through them."""
         return self.bypass(x), self.base(x)
 
 
@@ -66,10 +60,10 @@ class CrossStagePartial(nn.Module):
         self.fusion = fusion
 
     def forward(self, x: Tensor) -> Tensor:
-        """Send x'' through the blocks and lay it before x', as the released nets do."""
         bypass, base = self.split(x)
         if self.blocks is None:
             return self.fusion(bypass)
+        # x'' first, as in the released nets.
         return self.fusion(torch.cat([self.transition(self.blocks(base)), bypass], 1))
 
 
@@ -85,7 +79,6 @@ def cross_stage_partial(
     """Make any stage cross-stage partial, in one of the orders of figure 3; `(B, in, H, W) -> (B, out, H, W)`.
 
     Args:
-        in_channels: channels that come in.
         out_channels: channels that go out. Where both transitions are there, the first makes as many channels as the
             concatenation needs to have `out_channels` already; the paper does not say how many.
         make_blocks: builds the blocks for a number of channels; returns them and the number that they put out.
@@ -93,9 +86,6 @@ def cross_stage_partial(
         gamma: share of the channels that goes around the blocks; with 1 there are no blocks.
         fusion: `partial`: transition, concatenation, transition, the paper's (b); `first`: concatenation, transition
             (c); `last`: transition, concatenation (d); `none`: blocks on all channels, and a transition (a).
-
-    Raises:
-        ValueError: no such fusion, `gamma` is not in [0, 1], or so much goes around that no channel is left.
     """
     require_choice("fusion", fusion, FUSIONS)
     if not 0 <= gamma <= 1:

@@ -1,13 +1,9 @@
 """What torchvision's detectors do to images before the net: here, normalise them and nothing else."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-
-__all__ = ["FixedSizeTransform"]
 
 
 class FixedSizeTransform(GeneralizedRCNNTransform):
@@ -19,8 +15,6 @@ class FixedSizeTransform(GeneralizedRCNNTransform):
     where the user sees it, so another size or another number of channels is an error.
 
     Args:
-        image_size: side of the images.
-        in_channels: their channels.
         size_divisible: pad with zeros to a multiple of this, at the right and at the bottom.
     """
 

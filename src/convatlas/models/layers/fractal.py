@@ -10,23 +10,11 @@ several columns end on the same row there is one join of them all, the mean of i
 what every convolution that begins there takes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-__all__ = [
-    "FractalBlock",
-    "FractalConv",
-    "Kept",
-    "LocalDropPath",
-    "draw_survivors",
-    "initialise_as_caffe",
-    "join",
-    "seeded_generator",
-]
 
 Kept = Mapping[int, Sequence[int]]
 """Row of a fractal block -> the columns whose outputs are let through there; see `FractalBlock.ending_at`."""
@@ -74,8 +62,6 @@ class FractalConv(nn.Module):
     """3x3 convolution, dropout, BN, ReLU; `(B, in, H, W) -> (B, out, H, W)`.
 
     Args:
-        in_channels: channels that come in.
-        out_channels: channels that go out.
         dropout: probability of dropping a value, before normalisation, where the authors have it.
         affine: BN scales and shifts, and the convolution has no biases. The published definition is the reverse.
         separate: a BN of its own for the batches in which a column is used alone; without scale and shift the two
@@ -94,7 +80,6 @@ class FractalConv(nn.Module):
         self.relu = nn.ReLU()
 
     def chain(self, *, alone: bool) -> list[nn.Module]:
-        """Return the layers one after another, with the statistics of a column that is used alone or of all."""
         norm = self.norm if self.norm_alone is None or not alone else self.norm_alone
         return [self.conv, self.dropout, norm, self.relu]
 
@@ -111,41 +96,20 @@ class FractalBlock(nn.Module):
     The maximum is taken of every column by itself, before the last join: it does not commute with the mean.
 
     Args:
-        in_channels: channels that come in.
-        out_channels: channels of every convolution.
-        columns: C, at least 1; there are 2^C - 1 convolutions.
+        columns: C, at least 1; there are 2^C - 1 convolutions, each of `out_channels`.
         pools: times that 2x2 max pooling halves every column's output.
-        dropout: probability of dropping a value in every convolution's output.
-        affine: see `FractalConv`.
-        separate: see `FractalConv`.
+        options: of each `FractalConv`.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        columns: int,
-        *,
-        pools: int = 1,
-        dropout: float = 0.0,
-        affine: bool = False,
-        separate: bool = False,
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, columns: int, *, pools: int = 1, **options: Any) -> None:
         super().__init__()
         self.columns = nn.ModuleList()
         for column in range(1, columns + 1):
             inputs = [in_channels] + [out_channels] * (2 ** (column - 1) - 1)
-            self.columns.append(
-                nn.ModuleList(
-                    FractalConv(channels, out_channels, dropout, affine=affine, separate=separate)
-                    for channels in inputs
-                )
-            )
+            self.columns.append(nn.ModuleList(FractalConv(channels, out_channels, **options) for channels in inputs))
         self.rows = 2 ** (columns - 1)
         self.pools = pools
         self.pool = nn.MaxPool2d(2)
-
-    # ---- which columns ----------------------------------------------------------------------------------------------
 
     def height(self, column: int) -> int:
         """Return how many rows one convolution of `column` reaches over."""
@@ -184,10 +148,7 @@ class FractalBlock(nn.Module):
                 needed |= {row - self.height(column) for column in kept[row]}
         return found[::-1]
 
-    # ---- the computation --------------------------------------------------------------------------------------------
-
     def chain(self, column: int) -> list[nn.Module]:
-        """Return one column as the layers of a plain net, from the block's input to its output."""
         layers = [layer for convolution in self._convolutions(column) for layer in convolution.chain(alone=True)]
         return [*layers, *[self.pool] * self.pools]
 
@@ -200,7 +161,6 @@ class FractalBlock(nn.Module):
         """Compute the columns that `kept` lets through, all without it, and nothing that the output does not use.
 
         Args:
-            x: `(B, in, H, W)`.
             kept: by row, as `everything`, `one_column` or `draw_local` return it.
             alone: the column of `one_column` is used alone throughout the net; see `FractalConv`.
         """
@@ -222,13 +182,8 @@ class FractalBlock(nn.Module):
 class LocalDropPath:
     """Local drop-path over fractal blocks and joins of any wiring, for one mini-batch.
 
-    Args:
-        rate: probability that a join drops one of its inputs; 0 in evaluation.
-        seed: of the draws; None for torch's own generator.
-
-    Attributes:
-        generator: the draws, in the order in which the net asks for them.
-        computed: convolutions that were computed so far.
+    `rate` is the probability that a join drops one of its inputs, 0 in evaluation; `seed` is None for torch's own
+    generator; `computed` counts the convolutions that were computed so far.
     """
 
     def __init__(self, rate: float, seed: int | None) -> None:
@@ -237,11 +192,9 @@ class LocalDropPath:
         self.computed = 0
 
     def survivors(self, inputs: int) -> list[int]:
-        """Return which of a join's inputs are let through."""
         return draw_survivors(inputs, self.rate, self.generator) if self.rate > 0 else list(range(inputs))
 
     def run(self, block: FractalBlock, x: Tensor) -> Tensor:
-        """Run a block; see `FractalBlock.forward`."""
         kept = block.draw_local(self.rate, self.generator) if self.rate > 0 else block.everything()
         self.computed += len(block.convolutions_behind(kept))
         return block(x, kept)

@@ -4,12 +4,8 @@ Takikawa, Acuna, Jampani, Fidler, "Gated-SCNN: Gated Shape CNNs for Semantic Seg
 SAUNet (Sun et al. 2020) takes it over.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
-
-__all__ = ["GatedConvolution"]
 
 
 class GatedConvolution(nn.Module):
@@ -17,9 +13,6 @@ class GatedConvolution(nn.Module):
 
     The gate is `sigmoid(BN(conv1x1(ReLU(conv1x1(BN([s, t]))))))`, one value a pixel. Closed everywhere, it leaves a
     plain 1x1 convolution without bias.
-
-    Args:
-        channels: of the stream.
     """
 
     def __init__(self, channels: int) -> None:

@@ -4,16 +4,12 @@ Ha, Dai, Le, "HyperNetworks" (arXiv 1609.09106), section 3.1, equations 2 and 3.
 their size, N_in and N_out the channels of a basic kernel, f its side, d the hidden size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-__all__ = ["GeneratedKernels", "KernelGenerator", "KernelShape", "LearntKernels"]
 
 
 class KernelShape(NamedTuple):
@@ -31,8 +27,6 @@ class KernelGenerator(nn.Module):
     between the two; sharing the second is what saves weights.
 
     Args:
-        channels: N_in and N_out.
-        kernel_size: f.
         embedding_size: N_z; the hidden size d is the same, as in the paper.
     """
 
@@ -54,7 +48,6 @@ class KernelGenerator(nn.Module):
         nn.init.zeros_(self.second.bias)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Make one basic kernel of each embedding."""
         side = self.kernel_size
         hidden = self.first(embeddings).unflatten(1, (self.channels, self.hidden_size))
         slices = self.second(hidden).unflatten(2, (side, self.channels, side))  # (E, N_in, row, N_out, column)
@@ -69,13 +62,7 @@ class GeneratedKernels(nn.Module):
     generator at once.
 
     Args:
-        shapes: channels of the layers.
-        kernel_size: side of every kernel.
-        embedding_size: length of an embedding.
         basic_channels: input and output channels of a basic kernel, 16 in the paper.
-
-    Raises:
-        ValueError: channels that are not a multiple of `basic_channels`.
     """
 
     def __init__(
@@ -107,21 +94,13 @@ class GeneratedKernels(nn.Module):
         """Return the kernels, layer by layer, `(out_channels, in_channels, f, f)`."""
         basic = self.generator(self.embeddings)
         parts = basic.split([a * b for a, b in self.tiles])
-        return [self._assemble(part, *tiles) for part, tiles in zip(parts, self.tiles, strict=True)]
-
-    @staticmethod
-    def _assemble(basic: Tensor, out_tiles: int, in_tiles: int) -> Tensor:
-        grid = basic.unflatten(0, (in_tiles, out_tiles))  # (in tile, out tile, N_out, N_in, row, column)
-        return grid.permute(1, 2, 0, 3, 4, 5).flatten(2, 3).flatten(0, 1)
+        # (in tile, out tile, N_out, N_in, row, column)
+        grids = [part.unflatten(0, (into, out)) for part, (out, into) in zip(parts, self.tiles, strict=True)]
+        return [grid.permute(1, 2, 0, 3, 4, 5).flatten(2, 3).flatten(0, 1) for grid in grids]
 
 
 class LearntKernels(nn.Module):
-    """The same kernels as weights of their own: what a hypernetwork is compared with.
-
-    Args:
-        shapes: channels of the layers.
-        kernel_size: side of every kernel.
-    """
+    """The same kernels as weights of their own: what a hypernetwork is compared with."""
 
     def __init__(self, shapes: Sequence[KernelShape], kernel_size: int = 3) -> None:
         super().__init__()

@@ -4,16 +4,12 @@
   (NIPS 2012), section 3.3: across neighbouring maps.
 - `WithinChannelResponseNorm`: the same idea over neighbouring pixels of one map, as in the released SPP-net.
 - `LocalContrastNorm`: Jarrett, Kavukcuoglu, Ranzato, LeCun, "What is the Best Multi-Stage Architecture for Object
-  Recognition?" (ICCV 2009), section 2: subtract the local mean and divide by the local deviation.
+  Recognition?" (ICCV 2009), section 2: subtract the local mean and divide by the local standard deviation.
 """
-
-from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-__all__ = ["LocalContrastNorm", "LocalResponseNorm", "WithinChannelResponseNorm"]
 
 
 class LocalResponseNorm(nn.Module):
@@ -24,8 +20,6 @@ class LocalResponseNorm(nn.Module):
 
     Args:
         size: maps in the sum (the paper's n), cut off at the first and the last map.
-        alpha: weight of the sum.
-        beta: exponent.
         k: constant that keeps the divisor away from zero.
     """
 
@@ -34,7 +28,6 @@ class LocalResponseNorm(nn.Module):
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
     def forward(self, x: Tensor) -> Tensor:
-        """Divide every response by its neighbourhood."""
         channels, before = x.shape[1], self.size // 2
         squares = F.pad(x.square(), (0, 0, 0, 0, before, self.size - 1 - before))
         energy = squares[:, :channels]
@@ -43,7 +36,6 @@ class LocalResponseNorm(nn.Module):
         return x / (self.k + self.alpha * energy) ** self.beta
 
     def extra_repr(self) -> str:
-        """Show the constants."""
         return f"size={self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
 
 
@@ -55,8 +47,6 @@ class WithinChannelResponseNorm(nn.Module):
 
     Args:
         size: side of the window in pixels, odd.
-        alpha: weight of the mean.
-        beta: exponent.
     """
 
     def __init__(self, size: int = 3, alpha: float = 5e-5, beta: float = 0.75) -> None:
@@ -64,17 +54,15 @@ class WithinChannelResponseNorm(nn.Module):
         self.size, self.alpha, self.beta = size, alpha, beta
 
     def forward(self, x: Tensor) -> Tensor:
-        """Divide every response by its neighbourhood."""
         energy = F.avg_pool2d(x.square(), self.size, stride=1, padding=self.size // 2)
         return x / (1 + self.alpha * energy) ** self.beta
 
     def extra_repr(self) -> str:
-        """Show the constants."""
         return f"size={self.size}, alpha={self.alpha}, beta={self.beta}"
 
 
 class LocalContrastNorm(nn.Module):
-    """Subtract the local mean over pixels and maps, then divide by the local deviation; any `(B, C, H, W)`.
+    """Subtract the local mean over pixels and maps, then divide by the local standard deviation; any `(B, C, H, W)`.
 
     v = x - sum w x; y = v / max(mean sigma, sigma) with sigma^2 = sum w v^2. The weights w are a Gaussian window over
     pixels, the same for every map, and sum to 1; at the border they are scaled up to the pixels that exist.
@@ -101,11 +89,9 @@ class LocalContrastNorm(nn.Module):
         return F.conv2d(x.mean(1, keepdim=True), self.window, padding=pad) / weights
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the local contrast."""
         centred = x - self._local_mean(x)
-        deviation = (self._local_mean(centred.square()) + self.epsilon**2).sqrt()
-        return centred / torch.maximum(deviation, deviation.mean((2, 3), keepdim=True))
+        std = (self._local_mean(centred.square()) + self.epsilon**2).sqrt()
+        return centred / torch.maximum(std, std.mean((2, 3), keepdim=True))
 
     def extra_repr(self) -> str:
-        """Show the constants."""
         return f"size={self.size}, epsilon={self.epsilon}"

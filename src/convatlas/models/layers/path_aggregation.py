@@ -5,8 +5,6 @@ the authors of CSPNet published for YOLO (csresnext50-panet-spp.cfg): scales mee
 convolutions have batch normalisation, and the coarsest scale passes through spatial pyramid pooling.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -16,8 +14,6 @@ from torch import Tensor, nn
 
 from convatlas.models.layers.conv_norm import conv_norm
 from convatlas.models.layers.spatial_pyramid_block import SpatialPyramidBlock
-
-__all__ = ["PathAggregation", "alternating_convolutions"]
 
 
 def alternating_convolutions(in_channels: int, channels: int, count: int = 5) -> nn.Sequential:
@@ -35,18 +31,13 @@ class PathAggregation(nn.Module):
     `(B, channels[i], H_i, W_i)`.
 
     Args:
-        in_channels: channels of the backbone's maps.
         channels: channels of the new maps; twice as many inside.
         count: convolutions where two scales have met, odd; the authors have 5.
         windows: of the spatial pyramid pooling, in pixels of the coarsest map.
     """
 
     def __init__(
-        self,
-        in_channels: Sequence[int],
-        channels: Sequence[int],
-        count: int = 5,
-        windows: Sequence[int] = (5, 9, 13),
+        self, in_channels: Sequence[int], channels: Sequence[int], count: int = 5, windows: Sequence[int] = (5, 9, 13)
     ) -> None:
         super().__init__()
         finer_pairs = list(pairwise(channels))
@@ -66,7 +57,6 @@ class PathAggregation(nn.Module):
         self.out_channels = tuple(channels)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Merge towards the finest map, then towards the coarsest."""
         merged = [self.top(maps[-1])]
         for level in reversed(range(len(self.lateral))):
             coarse = F.interpolate(self.reduce[level](merged[0]), scale_factor=2.0, mode="nearest")

@@ -5,11 +5,9 @@ detector. Du et al., "SpineNet" (CVPR 2020), section 4.1, and the authors' publi
 normalisation, initial weights) and the losses (gamma 1.5, Huber loss of weight 50, sums over the whole batch).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +16,8 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
-from convatlas.models.checks import require_positive
+from convatlas.models.checks import require_above_zero, require_all_positive, require_object_classes
 from convatlas.models.layers.detector_transform import FixedSizeTransform
-
-__all__ = ["CentredAnchors", "LevelNormHead", "LevelNormRetinaNet", "LevelNormTower"]
 
 PRIOR = 0.01
 """Every class's probability at every anchor before the first step: its bias is -log(99)."""
@@ -31,32 +27,25 @@ OVERLAP = 0.5
 """IoU with an object from which an anchor is its own; below, it is background. An object's best anchor is its own."""
 
 
-def shared_convolution(in_channels: int, out_channels: int, *, deviation: float, bias: float = 0.0) -> nn.Conv2d:
+def shared_convolution(in_channels: int, out_channels: int, *, std: float, bias: float = 0.0) -> nn.Conv2d:
     """Build a 3x3 convolution with normally distributed weights and equal biases."""
     convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-    nn.init.normal_(convolution.weight, std=deviation)
+    nn.init.normal_(convolution.weight, std=std)
     assert convolution.bias is not None
     nn.init.constant_(convolution.bias, bias)
     return convolution
 
 
 class LevelNormTower(nn.Module):
-    """Convolutions that all levels share, each followed by a normalisation of the level and an activation.
+    """`convs` convolutions that all levels share, each followed by a normalisation of the level and an activation.
 
     The convolutions have biases, without use before a normalisation, because the authors' have them.
-
-    Args:
-        in_channels: channels of the maps.
-        width: channels of the convolutions.
-        convs: how many.
-        levels: how many maps there are.
-        activation: class of the activation.
     """
 
     def __init__(self, in_channels: int, *, width: int, convs: int, levels: int, activation: type[nn.Module]) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
-            shared_convolution(width if number else in_channels, width, deviation=0.01) for number in range(convs)
+            shared_convolution(width if number else in_channels, width, std=0.01) for number in range(convs)
         )
         self.norms = nn.ModuleList(
             nn.ModuleList(nn.BatchNorm2d(width, eps=1e-3) for _ in range(convs)) for _ in range(levels)
@@ -75,35 +64,18 @@ class LevelNormHead(nn.Module):
     """Class logits and box offsets of every anchor; the weights are shared by all levels, the normalisation is not.
 
     Args:
-        in_channels: channels of the maps.
-        width: channels of the convolutions.
-        convs: convolutions before the last one.
-        levels: how many maps there are.
         anchors: anchors of every pixel.
         object_classes: classes without the background.
-        activation: class of the activation.
+        tower: see `LevelNormTower`.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        *,
-        width: int,
-        convs: int,
-        levels: int,
-        anchors: int,
-        object_classes: int,
-        activation: type[nn.Module],
-    ) -> None:
+    def __init__(self, in_channels: int, *, width: int, anchors: int, object_classes: int, **tower: Any) -> None:
         super().__init__()
         self.object_classes = object_classes
-        self.class_tower, self.box_tower = (
-            LevelNormTower(in_channels, width=width, convs=convs, levels=levels, activation=activation)
-            for _ in range(2)
-        )
+        self.class_tower, self.box_tower = (LevelNormTower(in_channels, width=width, **tower) for _ in range(2))
         bias = -math.log((1 - PRIOR) / PRIOR)
-        self.class_logits = shared_convolution(width, anchors * object_classes, deviation=1e-5, bias=bias)
-        self.box_offsets = shared_convolution(width, anchors * 4, deviation=1e-5)
+        self.class_logits = shared_convolution(width, anchors * object_classes, std=1e-5, bias=bias)
+        self.box_offsets = shared_convolution(width, anchors * 4, std=1e-5)
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return, over all levels, `cls_logits: (B, anchors, classes)` and `bbox_regression: (B, anchors, 4)`."""
@@ -138,10 +110,22 @@ class CentredAnchors(AnchorGenerator):
         super().__init__(sizes, (SHAPES,) * len(sizes))
 
     def grid_anchors(self, grid_sizes: list[list[int]], strides: list[list[Tensor]]) -> list[Tensor]:
-        """Return `(cells * 9, 4)` for each level."""
         corners = super().grid_anchors(grid_sizes, strides)
         halves = [torch.stack((x, y, x, y)) / 2 for y, x in strides]
         return [anchors + half.to(anchors) for anchors, half in zip(corners, halves, strict=True)]
+
+
+class RetinaNetOptions(TypedDict, total=False):
+    """What `LevelNormRetinaNet` takes beside backbone and head."""
+
+    anchor_scale: float
+    focal_alpha: float
+    focal_gamma: float
+    huber_delta: float
+    box_weight: float
+    image_size: int
+    size_divisible: int
+    num_classes: int
 
 
 class LevelNormRetinaNet(RetinaNet):
@@ -149,20 +133,13 @@ class LevelNormRetinaNet(RetinaNet):
 
     Args:
         backbone: gives maps, the finest first, and has their `out_channels` and `strides`.
-        head_width: channels of the head.
-        head_convs: its convolutions before the last one.
-        activation: class of the head's activation.
-        anchor_scale: side of a level's smallest square anchor, in strides of the level.
+        anchor_scale: side of a level's smallest square anchor, in strides of the level; 4 for SpineNet-143 and 190.
         focal_alpha: weight of the objects in the focal loss; the background has the rest to 1.
-        focal_gamma: exponent with which the focal loss turns away from what is sure.
+        focal_gamma: exponent of the focal loss; the larger, the less well classified anchors count.
         huber_delta: error of an offset from which the box loss is linear.
         box_weight: factor on the box loss.
-        image_size: side of the images in pixels.
-        size_divisible: images are padded with zeros, at the right and at the bottom, to a multiple of this.
-        num_classes: classes, the background counted as class 0.
-
-    Raises:
-        ValueError: a number that does not fit.
+        size_divisible: images are padded with zeros, at the right and at the bottom, to a multiple of this. With 128
+            every map of the paper's net is as large as its stride says; with less the coarsest are rounded up.
     """
 
     def __init__(
@@ -172,37 +149,33 @@ class LevelNormRetinaNet(RetinaNet):
         head_width: int,
         head_convs: int,
         activation: type[nn.Module],
-        anchor_scale: float,
-        focal_alpha: float,
-        focal_gamma: float,
-        huber_delta: float,
-        box_weight: float,
-        image_size: int,
-        size_divisible: int,
-        num_classes: int,
-        in_channels: int,
+        anchor_scale: float = 3.0,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 1.5,
+        huber_delta: float = 0.1,
+        box_weight: float = 50.0,
+        image_size: int = 640,
+        size_divisible: int = 128,
+        num_classes: int = 91,
+        in_channels: int = 3,
     ) -> None:
-        require_positive("head_width", head_width)
-        require_positive("head_convs", head_convs)
-        require_positive("size_divisible", size_divisible)
-        _require_above_zero(anchor_scale=anchor_scale, huber_delta=huber_delta, box_weight=box_weight)
+        require_all_positive(head_width=head_width, head_convs=head_convs, size_divisible=size_divisible)
+        require_above_zero(anchor_scale=anchor_scale, huber_delta=huber_delta, box_weight=box_weight)
         if not 0 < focal_alpha < 1:
             raise ValueError(f"model.focal_alpha={focal_alpha} must be between 0 and 1; the paper takes 0.25.")
         if focal_gamma < 0:
             raise ValueError(f"model.focal_gamma={focal_gamma} must be 0 or more; the paper takes 1.5.")
-        if num_classes < 2:
-            raise ValueError(f"model.num_classes={num_classes} must be at least 2; the background counts as one.")
+        require_object_classes(num_classes)
         strides: tuple[int, ...] = backbone.strides  # type: ignore[assignment]
         width: int = backbone.out_channels  # type: ignore[assignment]
         anchors = CentredAnchors(strides, anchor_scale)
-        each = anchors.num_anchors_per_location()[0]
         head = LevelNormHead(
             width,
             width=head_width,
+            anchors=anchors.num_anchors_per_location()[0],
+            object_classes=num_classes - 1,
             convs=head_convs,
             levels=len(strides),
-            anchors=each,
-            object_classes=num_classes - 1,
             activation=activation,
         )
         super().__init__(
@@ -252,18 +225,8 @@ class LevelNormRetinaNet(RetinaNet):
         return anchor, matched[anchor]
 
     def postprocess_detections(
-        self,
-        head_outputs: dict[str, list[Tensor]],
-        anchors: list[list[Tensor]],
-        image_shapes: list[tuple[int, int]],
+        self, head_outputs: dict[str, list[Tensor]], anchors: list[list[Tensor]], image_shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
         """Decode and suppress; the head has no logits of the background, and labels begin at 1."""
         found = super().postprocess_detections(head_outputs, anchors, image_shapes)
         return [{**each, "labels": each["labels"] + 1} for each in found]
-
-
-def _require_above_zero(**options: float) -> None:
-    """Raise ValueError for the first option that is not above 0."""
-    for option, value in options.items():
-        if not value > 0:
-            raise ValueError(f"model.{option}={value} must be above 0.")

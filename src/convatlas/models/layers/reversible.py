@@ -26,8 +26,6 @@ must not change: neither `train()` and `eval()` nor its parameters. A layer that
 Under `torch.compile` and `torch.export` a sequence is a chain of ordinary layers.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -35,25 +33,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = [
-    "AdditiveBlock",
-    "Coupling",
-    "Recomputed",
-    "ReversibleBlock",
-    "ReversibleSequence",
-    "depth_to_space",
-    "halves",
-    "recomputed",
-    "space_to_depth",
-]
-
 Pair = tuple[Tensor, Tensor]
-
-
-# ---- rearrangements -------------------------------------------------------------------------------------------------
 
 
 def halves(x: Tensor) -> Pair:
@@ -77,13 +61,12 @@ def space_to_depth(x: Tensor, size: int) -> Tensor:
     Raises:
         ValueError: height or width does not divide by `size`.
     """
-    if size == 1:
-        return x
     height, width = x.shape[-2:]
     if height % size or width % size:
         raise ValueError(f"A map of {height}x{width} pixels does not divide into squares of {size}x{size}.")
-    squares = x.unflatten(3, (width // size, size)).unflatten(2, (height // size, size))
-    return squares.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+    if size == 1:
+        return x
+    return F.pixel_unshuffle(x, size).unflatten(1, (-1, size**2)).transpose(1, 2).flatten(1, 2)
 
 
 def depth_to_space(x: Tensor, size: int) -> Tensor:
@@ -96,20 +79,11 @@ def depth_to_space(x: Tensor, size: int) -> Tensor:
         return x
     if x.shape[1] % size**2:
         raise ValueError(f"{x.shape[1]} channels do not divide into the pixels of squares of {size}x{size}.")
-    squares = x.unflatten(1, (size, size, x.shape[1] // size**2))
-    return squares.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
-
-
-# ---- steps ----------------------------------------------------------------------------------------------------------
+    return F.pixel_shuffle(x.unflatten(1, (size**2, -1)).transpose(1, 2).flatten(1, 2), size)
 
 
 class Recomputed(NamedTuple):
-    """A step computed again from its outputs.
-
-    Attributes:
-        inputs: x1 and x2, leaves of the graph that require a gradient.
-        outputs: y1 and y2, computed from `inputs` with a graph.
-    """
+    """A step computed again: x1 and x2, leaves that require a gradient, and y1 and y2, computed from them."""
 
     inputs: Pair
     outputs: Pair
@@ -131,7 +105,6 @@ class ReversibleBlock(nn.Module, ABC):
         """Compute x1 and x2."""
 
     def recompute(self, y1: Tensor, y2: Tensor) -> Recomputed:
-        """Compute the inputs, and from them the outputs with a graph."""
         with torch.no_grad():
             x1, x2 = self.inverse(y1, y2)
         x1, x2 = x1.detach().requires_grad_(), x2.detach().requires_grad_()
@@ -169,7 +142,6 @@ class Coupling(ReversibleBlock):
         return out.to(x2.dtype)
 
     def _sum(self, x1: Tensor, residual: Tensor) -> Tensor:
-        """Compute S x1 + F(x2)."""
         rearranged = space_to_depth(x1, self.downsampling)
         if rearranged.shape != residual.shape:
             raise ValueError(
@@ -179,7 +151,6 @@ class Coupling(ReversibleBlock):
         return rearranged + residual
 
     def forward(self, x1: Tensor, x2: Tensor) -> Pair:
-        """Compute the outputs; both inputs are `(B, C, H, W)`."""
         return space_to_depth(x2, self.downsampling), self._sum(x1, self._residual(x2))
 
     def second_input(self, y1: Tensor) -> Tensor:
@@ -187,19 +158,16 @@ class Coupling(ReversibleBlock):
         return depth_to_space(y1, self.downsampling)
 
     def inverse(self, y1: Tensor, y2: Tensor) -> Pair:
-        """Compute the inputs from the outputs."""
         x2 = self.second_input(y1)
         return depth_to_space(y2 - self._residual(x2), self.downsampling), x2
 
     def recompute(self, y1: Tensor, y2: Tensor) -> Recomputed:
-        """Compute F(x2) once, for the inverse and for the graph."""
         x2 = self.second_input(y1).detach().requires_grad_()
         residual = self._residual(x2)
         x1 = depth_to_space(y2 - residual.detach(), self.downsampling).detach().requires_grad_()
         return Recomputed((x1, x2), (space_to_depth(x2, self.downsampling), self._sum(x1, residual)))
 
     def extra_repr(self) -> str:
-        """Show the downsampling when the net is printed."""
         return f"downsampling={self.downsampling}"
 
 
@@ -221,7 +189,6 @@ class ReversibleSequence(ReversibleBlock):
             self.add_module(str(number), block)
 
     def steps(self) -> list[ReversibleBlock]:
-        """Return the steps, those of inner sequences in their place."""
         steps: list[ReversibleBlock] = []
         for block in self.children():
             assert isinstance(block, ReversibleBlock), f"{type(block).__name__} is no ReversibleBlock"
@@ -229,7 +196,7 @@ class ReversibleSequence(ReversibleBlock):
         return steps
 
     def forward(self, x1: Tensor, x2: Tensor) -> Pair:
-        """Compute the outputs of the last block; half precision becomes float32 and stays it."""
+        # Half precision becomes float32 and stays it.
         x1, x2 = _at_least_single(x1), _at_least_single(x2)
         steps = self.steps()
         saving = self.memory_saving and torch.is_grad_enabled() and not torch.compiler.is_compiling()
@@ -248,13 +215,12 @@ class ReversibleSequence(ReversibleBlock):
         dropout draws is not known any more: invert in evaluation mode.
         """
         y1, y2 = _at_least_single(y1), _at_least_single(y2)
-        with _copied_buffers(self):
+        with copied_buffers(self):
             for step in reversed(self.steps()):
                 y1, y2 = step.inverse(y1, y2)
         return y1, y2
 
     def extra_repr(self) -> str:
-        """Show how the activations are kept."""
         return f"memory_saving={self.memory_saving}, stored={self.stored}"
 
 
@@ -269,9 +235,6 @@ class AdditiveBlock(ReversibleSequence):
 
 def _at_least_single(x: Tensor) -> Tensor:
     return x.float() if x.dtype in {torch.bfloat16, torch.float16} else x
-
-
-# ---- the backward pass ----------------------------------------------------------------------------------------------
 
 
 class _Reversible(torch.autograd.Function):
@@ -312,7 +275,7 @@ class _Reversible(torch.autograd.Function):
             for step, random_state in zip(reversed(ctx.steps), reversed(ctx.random_states), strict=True):
                 if random_state is not None:
                     _set_random_state(ctx.device, random_state)
-                with _copied_buffers(step), _own_gradients(step) as stand_ins:
+                with copied_buffers(step), _own_gradients(step) as stand_ins:
                     with torch.enable_grad(), ctx.autocast():
                         inputs, outputs = step.recompute(y1.detach(), y2.detach())
                     wanted = {number: p for number, p in stand_ins.items() if p.requires_grad}
@@ -327,7 +290,6 @@ class _Reversible(torch.autograd.Function):
 
 
 def _parameters(steps: Sequence[nn.Module]) -> list[Tensor]:
-    """List the parameters of all steps, a shared one once."""
     return list({id(p): p for step in steps for p in step.parameters()}.values())
 
 
@@ -342,7 +304,6 @@ def _current_autocast(device_type: str) -> Callable[[], AbstractContextManager[A
 
 
 def _random_state(device: torch.device) -> list[Tensor]:
-    """Return the state of the CPU's generator, and of the device's if that is another."""
     states = [torch.get_rng_state()]
     if device.type not in {"cpu", "meta"}:
         states.append(torch.get_device_module(device).get_rng_state(*_generator_of(device)))
@@ -370,8 +331,8 @@ def _random_state_kept(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _copied_buffers(block: nn.Module) -> Iterator[None]:
-    """Let `block` change copies of its buffers."""
+def copied_buffers(block: nn.Module) -> Iterator[None]:
+    """Let `block` change copies of its buffers: a batch that is computed again must not count twice."""
     with _swapped([module._buffers for module in block.modules()], lambda buffer: buffer.clone()):
         yield
 
@@ -396,7 +357,6 @@ def _own_gradients(block: nn.Module) -> Iterator[dict[int, Tensor]]:
 
 @contextmanager
 def _swapped(tables: Sequence[dict[str, Any]], replacement: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace the tensors in the tables for a while."""
     before = [dict(table) for table in tables]
     for table in tables:
         table.update({name: replacement(value) for name, value in table.items() if value is not None})
@@ -407,21 +367,19 @@ def _swapped(tables: Sequence[dict[str, Any]], replacement: Callable[[Tensor], T
             table.update(values)
 
 
-# ---- layers without an inverse --------------------------------------------------------------------------------------
-
-
 def recomputed(block: nn.Module, x1: Tensor, x2: Tensor) -> Pair:
     """Call a block that has no inverse, and store its inputs instead of its activations.
 
     For the first unit of a stage (section 3.2 of RevNet). Running statistics count a batch once.
     """
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        contexts = partial(_forward_and_recomputation, block)
+        contexts = partial(recomputing, block)
         y1, y2 = checkpoint(block, x1, x2, use_reentrant=False, context_fn=contexts)
     else:
         y1, y2 = block(x1, x2)
     return y1, y2
 
 
-def _forward_and_recomputation(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _copied_buffers(block)
+def recomputing(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return the contexts of the first and of the second computation of a block under `checkpoint`."""
+    return nullcontext(), copied_buffers(block)

@@ -9,8 +9,6 @@ Maxout takes its maximum of (Goodfellow et al., "Maxout Networks", ICML 2013), m
 nearest neighbours towards finer ones, and YOLOv3's convolutions behind the concatenation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -19,8 +17,6 @@ from torch import Tensor, nn
 
 from convatlas.models.layers.conv_norm import conv_norm
 from convatlas.models.layers.path_aggregation import alternating_convolutions
-
-__all__ = ["Maxout", "ScaleFusion", "exact_fusion", "global_fusion", "resize"]
 
 
 class Maxout(nn.Module):
@@ -35,7 +31,6 @@ class Maxout(nn.Module):
         self.out_channels = out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the pieces and keep the largest."""
         return self.pieces(x).unflatten(1, (-1, self.out_channels)).amax(1)
 
 
@@ -53,11 +48,8 @@ class ScaleFusion(nn.Module):
     `(B, channels[i], H_i, W_i)`.
 
     Args:
-        in_channels: channels of the backbone's maps.
         channels: channels of each scale behind the Maxout, and of each new map.
         reach: farthest scale that is joined, counted in scales.
-        count: convolutions behind each concatenation, odd.
-        pieces: of the Maxout.
     """
 
     def __init__(
@@ -76,7 +68,6 @@ class ScaleFusion(nn.Module):
         self.out_channels = tuple(channels)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Compress every map once, then join."""
         small = [compress(each) for compress, each in zip(self.compress, maps, strict=True)]
         return [
             join(torch.cat([resize(small[source], scale - source) for source in sources], 1))

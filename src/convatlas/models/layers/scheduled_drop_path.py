@@ -4,11 +4,7 @@ Zoph, Vasudevan, Shlens, Le, "Learning Transferable Architectures for Scalable I
 and appendix A.2), and, without a share of the depth, Liu, Simonyan, Yang, "DARTS" (ICLR 2019, section 3.2).
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
-
-__all__ = ["ScheduledDropPath", "drop_path_figures", "set_training_progress"]
 
 
 class ScheduledDropPath(nn.Module):
@@ -25,7 +21,6 @@ class ScheduledDropPath(nn.Module):
 
     @property
     def current_rate(self) -> float:
-        """The probability at this point of the training."""
         return self.rate * self.progress
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,7 +32,6 @@ class ScheduledDropPath(nn.Module):
         return x * kept / (1 - rate)
 
     def extra_repr(self) -> str:
-        """Show the final rate."""
         return f"rate={self.rate:g}"
 
 

@@ -4,14 +4,10 @@ Huang, Wang, Fu, Yu, Guo, Wang, "DC-SPP-YOLO: Dense Connection and Spatial Pyram
 Detection" (Information Sciences 2020); windows of 5, 9 and 13 as in the darknet files of YOLOv3-SPP and of CSPNet.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-
-__all__ = ["SpatialPyramidBlock"]
 
 
 class SpatialPyramidBlock(nn.Module):
@@ -26,5 +22,4 @@ class SpatialPyramidBlock(nn.Module):
         self.pools = nn.ModuleList(nn.MaxPool2d(side, 1, side // 2) for side in sorted(windows, reverse=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool with every window and concatenate."""
         return torch.cat([*(pool(x) for pool in self.pools), x], 1)

@@ -14,16 +14,13 @@ whole net is no one graph, and would be compiled anew for each combination of ga
 form of a whole block is an empty graph, after which PyTorch 2.15 runs all blocks uncompiled.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from convatlas.models.checks import require_choice
-
-__all__ = ["GatedBlocks", "GatedNet", "Gates", "survival_probabilities", "weighted"]
+from convatlas.models.layers.classifier import PooledClassifier
 
 SCHEDULES = ("linear", "uniform")
 
@@ -35,10 +32,6 @@ def survival_probabilities(survival: float, schedule: str, blocks: int) -> tuple
         survival: p_L, of the last block.
         schedule: `linear`, p_l = 1 - l/L (1 - p_L) (equation 4), whose first block can already be left out; or
             `uniform`, p_l = p_L.
-        blocks: L.
-
-    Raises:
-        ValueError: `survival` is not above 0 and at most 1, or there is no such schedule.
     """
     if not 0 < survival <= 1:
         raise ValueError(
@@ -67,11 +60,9 @@ class Gates:
 
     @property
     def can_close(self) -> bool:
-        """Say whether any block can be left out."""
         return any(p < 1 for p in self.survival)
 
     def seed(self, seed: int) -> None:
-        """Let the next draws follow from `seed`, on every process alike, and no longer from torch's own generator."""
         self._generator = torch.Generator().manual_seed(seed)
 
     def draw(self) -> tuple[bool, ...]:
@@ -96,24 +87,32 @@ class GatedBlocks(nn.ModuleList):
     """Blocks one after another, each called as `block(x, weight)` with a weight of its own."""
 
     def forward(self, x: Tensor, weights: Sequence[float]) -> Tensor:
-        """Call each block with its weight; a weight of 0 asks for the shortcut alone."""
         for block, weight in zip(self, weights, strict=True):
             x = block(x, weight)
         return x
 
 
-class GatedNet(nn.Module):
+class GatedNet(PooledClassifier):
     """A net of blocks with gates, and what it offers the training; see `convatlas.models.interfaces`."""
 
     gates: Gates
+    stage1: GatedBlocks
+    stage2: GatedBlocks
+    stage3: GatedBlocks
+
+    def gated_stages(self, x: Tensor) -> Tensor:
+        """Compute `stage1` to `stage3`, which have equally many `GatedBlocks`, with the weights of this pass."""
+        stages, weights = (self.stage1, self.stage2, self.stage3), self.gates.weights(self.training)
+        blocks = len(weights) // 3
+        for number, stage in enumerate(stages):
+            x = stage(x, weights[number * blocks : (number + 1) * blocks])
+        return x
 
     @property
     def leaves_gradients_out(self) -> bool:
-        """Say whether parameters can be without a gradient after a step; distributed training must look for them."""
         return self.gates.can_close
 
     def begin_step(self, step: int, steps: int, seed: int) -> None:
-        """Draw the gates of the next training batches from `seed`."""
         self.gates.seed(seed)
 
     def step_figures(self) -> dict[str, float]:

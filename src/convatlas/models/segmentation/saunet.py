@@ -13,8 +13,6 @@ Shape stream: at the image's full size, three residual blocks and gates that the
 of the classes' edges, which has a loss of its own. Decoder: at each of four scales channel and spatial attention.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -24,46 +22,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import DenseNet
 
-from convatlas.models.checks import require_positive
+from convatlas.models.checks import require_all_positive, require_counts
 from convatlas.models.layers.conv_norm import ConvNormAct
 from convatlas.models.layers.gated_convolution import GatedConvolution
 
-__all__ = ["DualAttention", "Inspection", "SAUNet", "SAUNetOutput", "ShapeStream"]
-
+RELU = partial(nn.ReLU, inplace=True)
 STEP = 32
 """Images are multiples of it: the texture stream halves four times, the decoder's centre once more."""
 
 
 class SAUNetOutput(NamedTuple):
-    """What the net gives in training.
+    """What the net gives in training."""
 
-    Attributes:
-        logits: `(B, classes, H, W)`.
-        edges: `(B, 1, H, W)`, logits of a pixel lying at the edge of a class.
-    """
-
-    logits: Tensor
-    edges: Tensor
+    logits: Tensor  # `(B, classes, H, W)`
+    edges: Tensor  # `(B, 1, H, W)`, logits of a pixel lying at the edge of a class
 
 
 class Inspection(NamedTuple):
-    """What the net can show of an image beside its classes.
+    """What the net can show of an image beside its classes."""
 
-    Attributes:
-        logits: `(B, classes, H, W)`.
-        edges: `(B, 1, H, W)`, logits of a pixel lying at the edge of a class; None without shape stream.
-        attention: spatial attention of the decoder's four blocks in (0, 1), `(B, 1, h, w)` each, the coarsest first;
-            empty without attention.
-    """
-
-    logits: Tensor
-    edges: Tensor | None
+    logits: Tensor  # `(B, classes, H, W)`
+    edges: Tensor | None  # `(B, 1, H, W)`, logits of a pixel lying at the edge of a class; None without shape stream
+    # spatial attention of the decoder's four blocks in (0, 1), `(B, 1, h, w)` each, the coarsest first; empty without
+    # attention
     attention: tuple[Tensor, ...]
 
 
 def conv_bn_relu(in_channels: int, out_channels: int) -> ConvNormAct:
     """3x3 convolution with a bias, as released, batch normalisation and ReLU."""
-    return ConvNormAct(in_channels, out_channels, 3, bias=True, activation=partial(nn.ReLU, inplace=True))
+    return ConvNormAct(in_channels, out_channels, 3, bias=True, activation=RELU)
 
 
 def up_bn_relu(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -80,16 +67,8 @@ def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-# ---- texture stream -------------------------------------------------------------------------------------------------
-
-
-class TextureMaps(NamedTuple):
-    """Maps of the texture stream: `conv2` at a quarter of the image's side, then an eighth, and twice a sixteenth."""
-
-    conv2: Tensor
-    conv3: Tensor
-    conv4: Tensor
-    conv5: Tensor
+Maps = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Of the texture stream: at a quarter of the image's side, an eighth, and twice a sixteenth."""
 
 
 class TextureStream(nn.Module):
@@ -109,33 +88,20 @@ class TextureStream(nn.Module):
         self.block3 = nn.Sequential(features["denseblock3"], features["transition3"])
         self.block4 = nn.Sequential(features["denseblock4"], features["norm5"])
 
-    def forward(self, images: Tensor) -> TextureMaps:
+    def forward(self, images: Tensor) -> Maps:
         """`(B, C, H, W)` to maps of sides H/4, H/8, H/16 and H/16."""
         conv2 = self.block1(self.stem(images))
         conv3 = self.block2(conv2)
         conv4 = self.block3(conv3)
-        return TextureMaps(conv2, conv3, conv4, self.block4(conv4))
+        return conv2, conv3, conv4, self.block4(conv4)
 
 
-class TextureChannels(NamedTuple):
-    """Channels of the texture stream's maps."""
-
-    conv2: int
-    conv3: int
-    conv4: int
-    conv5: int
-
-
-def texture_channels(growth_rate: int, block_config: Sequence[int], stem_width: int) -> TextureChannels:
-    """Return the channels of the maps: a block adds `growth_rate` a layer, a transition halves."""
-    first, second, third, fourth = block_config
-    conv2 = (stem_width + first * growth_rate) // 2
-    conv3 = (conv2 + second * growth_rate) // 2
-    conv4 = (conv3 + third * growth_rate) // 2
-    return TextureChannels(conv2, conv3, conv4, conv4 + fourth * growth_rate)
-
-
-# ---- shape stream ---------------------------------------------------------------------------------------------------
+def texture_channels(growth_rate: int, block_config: Sequence[int], stem_width: int) -> list[int]:
+    """Return the channels of the texture stream's maps: a block adds `growth_rate` a layer, a transition halves."""
+    channels = [stem_width]
+    for layers in block_config[:3]:
+        channels.append((channels[-1] + layers * growth_rate) // 2)
+    return [*channels[1:], channels[-1] + block_config[3] * growth_rate]
 
 
 class ResidualBlock(nn.Module):
@@ -143,16 +109,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.branch = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-        )
+        first = ConvNormAct(channels, channels, 3, activation=RELU)
+        self.branch = nn.Sequential(*first, *ConvNormAct(channels, channels, 3, activation=None))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the branch, then ReLU."""
         return F.relu(x + self.branch(x))
 
 
@@ -162,44 +122,33 @@ class ShapeStream(nn.Module):
     Args:
         texture: channels of the texture stream's maps.
         width: channels of the first residual block; the next two have half and a quarter, the last gate an eighth.
-        edge_width: channels of the map that goes to the decoder.
     """
 
-    def __init__(self, texture: TextureChannels, width: int, edge_width: int) -> None:
+    def __init__(self, texture: Sequence[int], width: int, edge_width: int) -> None:
         super().__init__()
         widths = [width, width // 2, width // 4, width // 8]
-        self.begin = nn.Conv2d(texture.conv2, width, 1)
+        self.begin = nn.Conv2d(texture[0], width, 1)
         self.residual = nn.ModuleList(ResidualBlock(channels) for channels in widths[:3])
         self.narrow = nn.ModuleList(nn.Conv2d(2 * channels, channels, 1) for channels in widths[1:])
         self.texture = nn.ModuleList(nn.Conv2d(channels, 1, 1) for channels in texture[1:])
         self.gates = nn.ModuleList(GatedConvolution(channels) for channels in widths[1:])
         self.edges = nn.Conv2d(widths[3], 1, 1, bias=False)
         self.fuse = nn.Conv2d(2, 1, 1, bias=False)
-        self.expand = nn.Sequential(nn.Conv2d(1, edge_width, 1), nn.BatchNorm2d(edge_width), nn.ReLU(inplace=True))
+        self.expand = ConvNormAct(1, edge_width, bias=True, activation=RELU)
 
-    def forward(self, texture: TextureMaps, canny: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict edges, and fuse them with Canny's.
+    def forward(self, texture: Maps, canny: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict edges from the texture stream's maps, and fuse them with Canny's, `(B, 1, H, W)`.
 
-        Args:
-            texture: maps of the texture stream.
-            canny: `(B, 1, H, W)`, 0 or 1.
-
-        Returns:
-            logits of the edges, `(B, 1, H, W)`, and the map for the decoder, `(B, edge_width, H, W)`.
+        Returns logits of the edges, `(B, 1, H, W)`, and the map for the decoder, `(B, edge_width, H, W)`.
         """
         size = canny.shape[-2:]
-        stream = enlarge(self.begin(texture.conv2), size)
-        deeper = texture[1:]
-        for residual, narrow, gate, to_one, maps in zip(
-            self.residual, self.narrow, self.gates, self.texture, deeper, strict=True
-        ):
+        stream = enlarge(self.begin(texture[0]), size)
+        layers = zip(self.residual, self.narrow, self.gates, self.texture, texture[1:], strict=True)
+        for residual, narrow, gate, to_one, maps in layers:
             stream = gate(narrow(residual(stream)), enlarge(to_one(maps), size))
         edges = self.edges(stream)
         fused = torch.sigmoid(self.fuse(torch.cat([torch.sigmoid(edges), canny], dim=1)))
         return edges, self.expand(fused)
-
-
-# ---- decoder --------------------------------------------------------------------------------------------------------
 
 
 class DualAttention(nn.Module):
@@ -255,7 +204,6 @@ class SAUNet(nn.Module):
     """SAUNet.
 
     Args:
-        growth_rate: channels that a dense layer adds; DenseNet-121 has 32.
         block_config: layers of the four dense blocks; DenseNet-121 has 6, 12, 24 and 16.
         stem_width: channels of the first convolution; DenseNet-121 has 64.
         decoder_width: channels of the decoder's finest block; the others have 2, 4 and 8 times as many. The paper has
@@ -263,11 +211,7 @@ class SAUNet(nn.Module):
         shape_width: channels at the beginning of the shape stream; the paper has 64.
         shape_stream: whether there is a shape stream; without it the Canny channel is not used.
         attention: whether the decoder attends.
-        num_classes: classes, the background counted.
         in_channels: channels of the input, the last of which has the Canny edges.
-
-    Raises:
-        ValueError: a width of no use, not four dense blocks, or no channel beside the Canny edges.
     """
 
     def __init__(
@@ -284,15 +228,13 @@ class SAUNet(nn.Module):
         in_channels: int = 4,
     ) -> None:
         super().__init__()
-        require_positive("growth_rate", growth_rate)
-        require_positive("stem_width", stem_width)
-        _check_widths(block_config, decoder_width, shape_width)
-        _check_channels(in_channels)
+        require_all_positive(growth_rate=growth_rate, stem_width=stem_width)
+        _check(block_config, decoder_width, shape_width, in_channels)
         channels = texture_channels(growth_rate, block_config, stem_width)
         width, last = decoder_width, decoder_width // 2
         self.texture = TextureStream(in_channels - 1, growth_rate, block_config, stem_width)
         self.shape = ShapeStream(channels, shape_width, last) if shape_stream else None
-        self.centre = conv_bn_relu(channels.conv5, 8 * width)
+        self.centre = conv_bn_relu(channels[3], 8 * width)
         skips = channels[::-1]
         inputs, outputs = [8 * width, 8 * width, 4 * width, 2 * width], [8 * width, 4 * width, 2 * width, width]
         self.decoder = nn.ModuleList(
@@ -303,16 +245,9 @@ class SAUNet(nn.Module):
         self.classifier = nn.Conv2d(last, num_classes, 1)
 
     def forward(self, images: Tensor) -> Tensor | SAUNetOutput:
-        """Classify each pixel.
+        """`(B, in_channels, H, W) -> (B, num_classes, H, W)` logits for H and W that are multiples of 32.
 
-        Args:
-            images: `(B, in_channels, H, W)`, the last channel Canny's edges as 0 and 1; H and W multiples of 32.
-
-        Returns:
-            `(B, num_classes, H, W)` logits; in training and with a shape stream beside the logits of the edges.
-
-        Raises:
-            ValueError: H or W is no multiple of 32.
+        The last channel of the images has Canny's edges as 0 and 1. In training with a shape stream `SAUNetOutput`.
         """
         logits, edges, _ = self.inspect(images)
         return SAUNetOutput(logits, edges) if self.training and edges is not None else logits
@@ -327,8 +262,8 @@ class SAUNet(nn.Module):
                 f"the nearest {near[0]}x{near[1]}."
             )
         texture = self.texture(images[:, :-1])
-        x = self.centre(F.max_pool2d(texture.conv5, 2))
-        skips = [texture.conv5, *(self._twice(maps) for maps in (texture.conv4, texture.conv3, texture.conv2))]
+        x = self.centre(F.max_pool2d(texture[3], 2))
+        skips = [texture[3], *(self._twice(maps) for maps in texture[2::-1])]
         attended = []
         for block, skip in zip(self.decoder, skips, strict=True):
             x, spatial = block(x, skip)
@@ -337,24 +272,18 @@ class SAUNet(nn.Module):
         if self.shape is not None:
             edges, shape = self.shape(texture, images[:, -1:])
             x = torch.cat([x, shape], dim=1)
-        return Inspection(
-            self.classifier(self.last(x)), edges, tuple(spatial for spatial in attended if spatial is not None)
-        )
+        return Inspection(self.classifier(self.last(x)), edges, tuple(each for each in attended if each is not None))
 
     @staticmethod
     def _twice(maps: Tensor) -> Tensor:
         return enlarge(maps, [2 * side for side in maps.shape[-2:]])
 
 
-def _check_widths(block_config: Sequence[int], decoder_width: int, shape_width: int) -> None:
-    if len(block_config) != 4 or min(block_config) < 1:
-        raise ValueError(f"model.block_config={list(block_config)} must be four numbers of layers, each at least 1.")
+def _check(block_config: Sequence[int], decoder_width: int, shape_width: int, in_channels: int) -> None:
+    require_counts("block_config", block_config, 4)
     for option, value, step in (("decoder_width", decoder_width, 4), ("shape_width", shape_width, 8)):
         if value < step or value % step:
             raise ValueError(f"model.{option}={value} must be a multiple of {step}: parts of the net have parts of it.")
-
-
-def _check_channels(in_channels: int) -> None:
     if in_channels < 2:
         raise ValueError(
             f"model.in_channels={in_channels} must be 2 or more: the image's channels and, last, its Canny edges. "

@@ -8,16 +8,13 @@ a 1x1 convolution at the end. A picture of 572 x 572 becomes a map of 388 x 388.
 `padded` and `batch_norm` give the form in use today, whose map is as large as its picture.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from convatlas.models.checks import require_all_positive
 from convatlas.models.layers.crop import centre_crop
-
-__all__ = ["DoubleConvolution", "UNet"]
 
 
 class DoubleConvolution(nn.Module):
@@ -35,7 +32,6 @@ class DoubleConvolution(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply both."""
         return self.layers(x)
 
 
@@ -50,10 +46,6 @@ class UNet(nn.Module):
         batch_norm: normalise after each 3x3 convolution.
         dropout: probability at the end of the contracting path, behind its two lowest levels. The paper gives neither
             the place nor the rate; both are those of the authors' Caffe files.
-        num_classes: classes, the background counted.
-
-    Raises:
-        ValueError: `depth` or `base_width` below 1.
     """
 
     def __init__(
@@ -68,12 +60,7 @@ class UNet(nn.Module):
         in_channels: int = 1,
     ) -> None:
         super().__init__()
-        if depth < 1:
-            raise ValueError(f"model.depth={depth}: a U-Net has at least 1 pooling; the paper's has 4.")
-        if base_width < 1:
-            raise ValueError(
-                f"model.base_width={base_width}: a level needs at least 1 filter; the paper's first has 64."
-            )
+        require_all_positive(depth=depth, base_width=base_width)
         self.depth = depth
         self.padded = padded
         widths = [base_width * 2**level for level in range(depth + 1)]
@@ -85,19 +72,15 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(nn.ConvTranspose2d(2 * w, w, 2, stride=2) for w in reversed(widths[:-1]))
         self.merge = nn.ModuleList(DoubleConvolution(2 * w, w, padded, batch_norm) for w in reversed(widths[:-1]))
         self.classifier = nn.Conv2d(base_width, num_classes, 1)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Gaussian weights of standard deviation sqrt(2/N) for N incoming nodes (section 3 of the paper)."""
+        # Gaussian weights of standard deviation sqrt(2/N) for N incoming nodes (section 3 of the paper): in an
+        # up-convolution, whose kernel and stride are 2, each output pixel sees one input pixel, in all channels.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.ConvTranspose2d):
-                # kernel and stride are 2: each output pixel sees one input pixel, in all channels
                 nn.init.normal_(module.weight, std=(2 / module.in_channels) ** 0.5)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     @property
     def margin(self) -> int:
@@ -105,11 +88,7 @@ class UNet(nn.Module):
         return 0 if self.padded else 6 * 2**self.depth - 4
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, num_classes, H - 2 * margin, W - 2 * margin)` logits.
-
-        Raises:
-            ValueError: the images are of a size that the poolings cannot halve evenly.
-        """
+        """`(B, C, H, W) -> (B, num_classes, H - 2 * margin, W - 2 * margin)` logits."""
         self._check_size(images.shape[-2:])
         x, copies = images, []
         for level, convolutions in enumerate(self.down):
