@@ -50,10 +50,9 @@ def step(enter, prepared, tmp_path):
 
 
 def recipes() -> list[Any]:
-    """List the recipes; those for large data sets belong to the slow tests, but for one of each task."""
-    fast = {"imagenet", "detection", "segmentation"}
-    large = {n for n in choices("recipe") if n.startswith(("imagenet", "detection", "segmentation"))} - fast
-    return [pytest.param(name, marks=pytest.mark.slow) if name in large else name for name in choices("recipe")]
+    """List the recipes; but for some of each task they belong to the slow tests."""
+    fast = {"laptop", "cifar", "imagenet", "imagenet_efficientnet", "fine_tune_all", "detection", "segmentation"}
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in choices("recipe")]
 
 
 @pytest.mark.parametrize("recipe", recipes())
@@ -105,7 +104,9 @@ def different_nets(study: str, scale: str) -> dict[str, RunConfig]:
     return {variant: variants(study, scale)[variant] for variant in first.values()}
 
 
-@pytest.mark.parametrize("scale", ["laptop", "workstation", pytest.param("paper", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "scale", ["laptop", *(pytest.param(s, marks=pytest.mark.slow) for s in ("workstation", "paper"))]
+)
 @pytest.mark.parametrize("study", choices("study"))
 def test_every_study_has_different_variants_at_every_scale(study, scale):
     identities = sorted(json.dumps({**c.identity, "variant": None}) for c in variants(study, scale).values())

@@ -113,5 +113,5 @@ def test_options_out_of_range_are_refused():
 
 
 def test_images_that_the_transitions_would_leave_nothing_of_are_refused():
-    with pytest.raises(ValueError, match=r"^data\.image_size: .*from 4x4 pixels; these have 3x8\.$"):
+    with pytest.raises(ValueError, match=r"^data\.image_size: .*from 4x4 pixels; these have 3x8\."):
         small_net()(torch.rand(2, 3, 3, 8))

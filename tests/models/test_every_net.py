@@ -127,7 +127,12 @@ def test_one_image_in_evaluation_gives_the_same_finite_logits_twice_and_after_a_
         assert torch.equal(again(image), first)
 
 
-@pytest.mark.parametrize("name", slow_if_large(CLASSIFIERS))
+EXPORTED = {"densenet121_small", "fractalnet_small", "hyper_convnet", "lenet5", "mobilenet_v2_small", "revnet_small"}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in EXPORTED else pytest.param(name, marks=pytest.mark.slow) for name in CLASSIFIERS]
+)
 def test_a_net_exports(name):
     net = on_meta_device(lambda: build_model(config(name))).eval()
     exported = torch.export.export(net, (inputs(name, 1, "meta"),))

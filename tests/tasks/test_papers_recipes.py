@@ -202,7 +202,7 @@ def test_a_photograph_is_seen_as_the_authors_test_it(side: int, share: float, wh
     theirs = np.asarray(resized.crop((left, top, left + side, top + side)), dtype=np.float64)
     pixels = np.ascontiguousarray(photograph.transpose(2, 0, 1))
     card = Card.model_construct(name="photographs", storage="shards", stored_side=None, fitted=None)
-    new = fit_image(pixels, card, side, share)[0].numpy().transpose(1, 2, 0) * 255
+    new = fit_image(pixels, card, side, crop=share)[0].numpy().transpose(1, 2, 0) * 255
     seen = read_crop(encode(pixels, lossy=False), 3, centre_square(height, width, share), side)
     np.testing.assert_array_equal(seen.numpy().transpose(1, 2, 0), np.rint(new).astype(np.uint8))
     assert np.abs(new - theirs).mean() < apart

@@ -129,7 +129,10 @@ def test_track_sends_what_mlflow_does_not_have_and_nothing_twice(config, uri, en
         ([], ["Name the folder of a run", "convatlas.track runs/overview/lenet5"]),
         (["nowhere"], ["nowhere holds no finished run"]),
         (["{run}", "uri=mlruns"], ["mlruns is a folder", "sqlite:///mlflow.db"]),
-        (["{run}", "uri=http://me:s3cret@127.0.0.1:9"], ["http://127.0.0.1:9 does not answer", "tracking=none"]),
+        (
+            ["{run}", "uri=http://me:s3cret@127.0.0.1:9"],
+            ["http://127.0.0.1:9 does not answer", "name another one by uri="],
+        ),
         (["{run}", "url=x"], ["url=x holds no finished run"]),
     ],
 )

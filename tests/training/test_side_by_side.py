@@ -96,5 +96,6 @@ def test_on_a_gpu_as_many_seeds_as_fit_into_its_memory(compose, monkeypatch):
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(side_by_side, "_started", set())
     config = compose("trainer=gpu", "trainer.threads=1", seeds=range(8))
     assert [at_once(free) for free in (1, 6, 80)] == [1, 2, 8]

@@ -154,16 +154,14 @@ def _nested(section: Mapping[str, Any], key: str) -> Iterator[tuple[str, Mapping
 
 def _check_names(target: Callable[..., Any], names: list[str], key: str) -> None:
     try:
-        parameters = inspect.signature(target).parameters
+        keywords = keywords_of(target)
     except (TypeError, ValueError):  # a class of C without a signature checks itself
         return
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    for name in names:
-        if name not in parameters:
+    for name in () if keywords.takes_any else names:
+        if name not in keywords.named:
             raise UserError(
                 f"{key}.{name}: {getattr(target, '__qualname__', target)} has no such argument. "
-                f"{near_matches(name, parameters)} To leave it out: ~{key}.{name}."
+                f"{near_matches(name, keywords.named)} To leave it out: ~{key}.{name}."
             )
 
 
