@@ -143,7 +143,7 @@ def test_what_track_refuses(config, enter, arguments, words):
 
 
 @pytest.mark.parametrize("when", ["at the start", "after an epoch", "after the metrics", "at the very end"])
-@pytest.mark.parametrize("status", ["RUNNING", "KILLED"])
+@pytest.mark.parametrize("status", ["RUNNING", pytest.param("KILLED", marks=pytest.mark.slow)])
 def test_a_kill_after_the_results_were_written_is_repaired_by_the_next_start(config, uri, tmp_path, when, status):
     """The seed's run is completed, not made anew, and its work folder goes."""
     work = config.output_dir / ".work" / "seed=0"
