@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from convatlas.core.composing import hydra_ready
 from convatlas.core.config import DataConfig
@@ -69,3 +70,15 @@ def assert_one_sentence(entered: Entered, *words: str) -> None:
     assert len(lines) == 1, entered.err
     for word in words:
         assert word in lines[0], lines[0]
+
+
+def macs_of(net: Any, input_size: Sequence[int]) -> int:
+    """Count the multiply-adds of one image: in one pass where that is enough, as it takes most of the time."""
+    import torch
+
+    from convatlas.models import costs
+
+    if costs.auxiliary_loss_weights(net) or "hyper" in type(net).__module__:  # weights are made once a batch
+        return costs.multiply_adds(net, input_size)[0]
+    image = torch.zeros(1, *input_size, device=next(net.parameters()).device)
+    return costs._flops(net.eval(), image) // 2

@@ -57,9 +57,16 @@ def composed(config_name: str, name: str, *overrides: str) -> DictConfig:
 @pytest.mark.parametrize("name", NAMES)
 def test_hydra_instantiates_every_net(name):
     alone = composed("profile", name)
-    channels, _, side = alone.about.input_size
     net = on_meta_device(lambda: hydra.utils.instantiate(alone.model))
     assert sum(parameter.numel() for parameter in net.parameters()) > 0
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in NAMES[::6] else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
+def test_a_run_adds_to_a_net_what_the_data_say(name):
+    alone = composed("profile", name)
+    channels, _, side = alone.about.input_size
     run = composed("train", name, f"data.image_size={side}", f"data.in_channels={channels}").model
     from_data = {"num_classes", "in_channels", "image_size", "architecture"}
     assert set(run) == set(alone.model)
