@@ -56,18 +56,20 @@ def main() -> None:
     end = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     read_plan(FILE)
     repro([])
+    added = False
     while True:
         studies = read_studies(PLAN, RUNS)
         wanted = requests(studies, options.most_seeds)
         fitting = [*within(wanted, None if end is None else end - time.monotonic())]
         print_standing(studies, len(wanted))
         if not fitting:
-            if wanted and options.minutes is not None and time.monotonic() < (end or 0):
+            if wanted and options.minutes is not None and not added:
                 raise UserError(
                     f"minutes={options.minutes:g}: what is left of it is less than the next seeds take (about "
                     f"{wanted[0].seconds / 60:.1f} minutes for {wanted[0].key}); what is decided stays."
                 )
             return
+        added = True
         add_seeds({each.key: each.seeds for each in fitting})
         repro([f"train@{each.key}" for each in fitting])
         repro([])
