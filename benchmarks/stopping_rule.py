@@ -1,6 +1,6 @@
 """How often verdicts that look at the data several times are wrong, and how many seeds they need, on simulated studies.
 
-`python benchmarks/stopping_rule.py` prints the table of docs/verdicts.md. A study has eight variants, of which two are
+`python benchmarks/stopping_rule.py` prints a table. A study has eight variants, of which two are
 compared at 3, 6 and 12 seeds until the claim "the first has a lower error" is decided, as `convatlas.decide` does.
 Seeds differ by one point on average; how unlike the variants are in that is drawn from an inverse chi-squared
 distribution (degrees of freedom in the first column; overview: 3.1, see the study pages' standard deviations), or one

@@ -141,8 +141,9 @@ def _how_paired(with_images: Sequence[bool]) -> str:
     else:
         how = "The difference of the scores on the same seeds, with the 95 % interval over them (Student's t)."
     return (
-        f"{how} A single seed has no interval. The vertical line is no difference. Of twenty such intervals about one "
-        "misses the truth by chance."
+        f"{how} Where four variants or more have a score between 0 and 1, the variance over the seeds draws on all of "
+        "theirs (moderated t). A single seed has no interval. The vertical line is no difference. Of twenty such "
+        "intervals about one misses the truth by chance."
     )
 
 

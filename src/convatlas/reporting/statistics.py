@@ -42,7 +42,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Prior:
-    """What is known of a variance before its own seeds are looked at: a value, worth so many degrees of freedom."""
+    """Prior distribution of a variance, scaled inverse chi-squared: its value, and its degrees of freedom."""
 
     variance: float
     freedom: float

@@ -211,7 +211,7 @@ def _portable(error: Exception) -> Exception:
 
 
 class _Remote(VariantTracker, SeedTracker):
-    """Lets the parent's trackers do what they are told here; of a parent that is gone nothing is expected."""
+    """Forwards calls to the trackers of the parent process; does nothing once the parent is gone."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
