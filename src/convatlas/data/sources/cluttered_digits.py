@@ -172,8 +172,11 @@ def draw(digit: Field, others: NDArray[np.float64], side: int, level: Level, gen
         window[top : top + width, left : left + width] = 1
         image += ink * window * (generator.uniform(0, 255) - image)
     ink = placed(digit, side, level.rotation, level.sizes, level.shift, level.bend, generator)
-    full = ink_grey(mean, level.contrast, generator) if level.inverted else generator.uniform(mean + level.contrast, 255)
-    image += ink * (full - image)
+    if level.inverted:
+        full_ink = ink_grey(mean, level.contrast, generator)
+    else:
+        full_ink = generator.uniform(mean + level.contrast, 255)
+    image += ink * (full_ink - image)
     image += generator.normal(0, level.noise, image.shape)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
