@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -77,8 +77,9 @@ def calibrate(name: str, *, anew: bool) -> None:
 
     for number, score in validation_scores([config for _, _, config in trials]):
         key, choice, _ = trials[number]
-        tried.variants[key].scores[choice] = score.value
-        choose(tried.variants[key], len(scale.grid), higher_is_better=score.higher_is_better)
+        scores = {**tried.variants[key].scores, choice: score.value}
+        chosen = best(scores, higher_is_better=score.higher_is_better) if len(scores) == len(scale.grid) else None
+        tried.variants[key] = Tried(config=tried.variants[key].config, scores=scores, chosen=chosen)
         write_yaml(calibration_file(name), tried.plain(), HEADER)
         print(f"{name}/{key}  {choice}  {'diverged' if score.value is None else f'{score.value:.4f}'}", flush=True)
     if lost := [key for key, each in tried.variants.items() if each.chosen is None]:
@@ -117,11 +118,10 @@ def is_current(tried: Tried | None, run: PlannedRun) -> bool:
     return tried is not None and tried.config == identity(run.config)
 
 
-def choose(tried: Tried, choices: int, *, higher_is_better: bool) -> None:
-    """Take the best of the choices once all were tried."""
-    scores = {choice: score for choice, score in tried.scores.items() if score is not None}
-    if len(tried.scores) == choices and scores:
-        tried.chosen = (max if higher_is_better else min)(scores, key=lambda choice: scores[choice])
+def best(scores: Mapping[str, float | None], *, higher_is_better: bool) -> str | None:
+    """Return the choice with the best score, the first of equals; None where all diverged."""
+    finite = {choice: score for choice, score in scores.items() if score is not None}
+    return (max if higher_is_better else min)(finite, key=lambda choice: finite[choice], default=None)
 
 
 if __name__ == "__main__":
