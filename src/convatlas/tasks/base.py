@@ -342,7 +342,15 @@ class Task(pl.LightningModule, ABC):
         for name, value in self._close(self.test_metrics).items():
             self.log(f"test/{name}", value)
         rows = [row for part in of_all_processes(self.test_rows) for row in part]
-        self.test_rows = sorted(rows, key=lambda row: row["index"])
+        self.test_rows = self.complete_rows(sorted(rows, key=lambda row: row["index"]))
+
+    def complete_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the rows of all test images with what only all together tell, such as `part_<metric>`.
+
+        A metric of the whole split that is no mean over its images has as an image's part the amount by which that
+        image moves it: the parts' differences between two nets say how far other images would move the difference.
+        """
+        return rows
 
     @staticmethod
     def _metrics(modules: nn.ModuleDict) -> Mapping[str, Any]:

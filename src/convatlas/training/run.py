@@ -263,15 +263,19 @@ def build_task(config: RunConfig, classes: list[str], seed: int) -> Task:
 def test_parts(task: Task, data: DataModule | ModuleData, trainer: pl.Trainer) -> dict[str, dict[str, float]]:
     """Test each part of a net that works alone, such as one column of a FractalNet, and the net on `recipe.test_views`.
 
-    All share the net's weights.
+    All share the net's weights. What a part predicts for each image joins the rows of the whole net's test.
     """
     parts = task.net.parts() if isinstance(task.net, HasParts) else {}
     for view in task.config.recipe.test_views:
         parts[view] = with_views(task.net, view, task.config, f"recipe.test_views={view}")
-    return {
-        name: _tested(new_task(part, task.config, task.classes, task.seed), data, trainer)
-        for name, part in parts.items()
-    }
+    found = {}
+    for name, part in parts.items():
+        alone = new_task(part, task.config, task.classes, task.seed)
+        found[name] = _tested(alone, data, trainer)
+        for row, of_part in zip(task.test_rows, alone.test_rows, strict=True):
+            if "prediction" in of_part:
+                row[f"prediction_{name}"] = of_part["prediction"]
+    return found
 
 
 def _tested(task: Task, data: DataModule | ModuleData, trainer: pl.Trainer) -> dict[str, float]:
