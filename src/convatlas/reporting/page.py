@@ -14,7 +14,7 @@ from convatlas.reporting.disagreements import disagreements
 from convatlas.reporting.findings import findings, plot, rows, summary, words
 from convatlas.reporting.lecture_figures import lecture_figures
 from convatlas.reporting.origin import cautions, origin, sampling_note
-from convatlas.reporting.paired import compare, interval_text, reference_of, signed
+from convatlas.reporting.paired import compare, interval_text, reference_of, signed, told_apart
 from convatlas.reporting.printed_numbers import printed_numbers
 from convatlas.reporting.rendering import render, template_source
 from convatlas.reporting.run_pictures import RunPictures, run_pictures
@@ -135,6 +135,7 @@ def _section(group: Group, pictures: Sequence[RunPictures], number: int) -> dict
         "group": group,
         "headline": headline(group),
         "equals": _equals(group),
+        "apart": told_apart(group),
         "table": main_table(group),
         "further": further_table(group),
         "paired": _paired(group),
