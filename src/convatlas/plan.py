@@ -59,7 +59,7 @@ def make_plan(
             study, scale = load_study(name, scale_name)
             seeds = list(seeds if seeds is not None else scale.seeds)
             runs_of_study = planned_runs(study, scale, seeds, overrides)
-            check_costs(study, runs_of_study)
+            check_costs(study, scale, {run.config.variant: run.config for run in runs_of_study})
             for planned in runs_of_study:
                 runs[planned.key] = template_values(planned.config)
                 models.append(planned.config.model)

@@ -181,13 +181,15 @@ def check_claims(study: Study) -> None:
                 )
 
 
-def check_costs(study: Study, runs: Sequence[PlannedRun]) -> None:
-    """Raise UserError unless the variants of each claim have the costs in common that it says, in these runs."""
-    configs = {run.config.variant: run.config for run in runs}
+def check_costs(study: Study, scale: Scale, configs: Mapping[str, RunConfig]) -> None:
+    """Raise UserError unless the variants of each claim have the costs in common that it says, at this scale.
+
+    `configs` are those of all variants, by name.
+    """
     where = f"conf/study/{study.name}.yaml"
     for claim in study.claims:
         named = [quantity.variant for text in claim.holds for quantity in read_claim(text, where).quantities()]
-        for figure, within in claim.equal.items():
+        for figure, within in claim.equal.items() if scale.name in claim.scales else ():
             check_equal({name: configs[name] for name in named}, figure, within, f"{where}: the claim {claim.says!r}")
 
 
@@ -350,10 +352,13 @@ def template_values(config: RunConfig) -> dict[str, str]:
 
 def counted_nets(study: Study) -> dict[str, dict[str, Any]]:
     """Return title and costs of the nets that are counted alone, inside `hydra_ready`."""
+    where = f"conf/study/{study.name}.yaml"
+    named = [q for claim in study.claims for text in claim.holds for q in read_claim(text, where).quantities()]
     found = {}
     for name, net in study.counted.items():
-        values = _composed_net(f"conf/study/{study.name}.yaml: counted.{name}", net.overrides)
-        found[name] = {"title": net.title, "costs": counts(values["model"], values["about"]["input_size"])}
+        values = _composed_net(f"{where}: counted.{name}", net.overrides)
+        figures = [quantity.figure for quantity in named if quantity.variant == name]
+        found[name] = {"title": net.title, "costs": counts(values["model"], values["about"]["input_size"], figures)}
     return found
 
 
