@@ -20,7 +20,7 @@ def counts(model: Mapping[str, Any], input_size: Sequence[int], figures: Collect
     Args:
         model: the net's section of a configuration.
         input_size: channels, height and width of one image.
-        figures: the costs that are needed. Others may be there, too: parameters and multiply-adds alone take least time.
+        figures: the costs that are needed; others may be there, too.
     """
     alone = set(figures) <= {"parameters", "macs"}
     return _counts(json.dumps(model, sort_keys=True), tuple(input_size), alone)
