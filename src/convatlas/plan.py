@@ -1,4 +1,4 @@
-"""`python -m convatlas.plan [study=a,b|all] [scale=laptop] [seeds=0,1,2] [search=fbnet_dnas]`: writes params.yaml.
+"""`python -m convatlas.plan [study=a,b|all] [images=made,cifar10] [scale=laptop] [seeds=0,1,2]`: writes params.yaml.
 
 params.yaml is what dvc.yaml's templates read: small, committed, equal to what this command writes without arguments.
 Seeds and scale in it may be edited by hand, and `overrides` apply to every run.
@@ -20,6 +20,7 @@ from convatlas.core.files import write_yaml
 from convatlas.search.composing import searches_for
 from convatlas.studies.params import FILE, HEADER, Plan
 from convatlas.studies.planning import (
+    NothingToReplaceError,
     check_costs,
     data_values,
     load_study,
@@ -36,6 +37,8 @@ class Options(Section):
     """What the command line may say."""
 
     study: Annotated[list[str], AsList] = Field(default=["overview"])
+    images: Annotated[list[str], AsList] = Field(default=["made"])
+    """On which data at scale laptop: `made` are the study's own, others are in `conf/images`."""
     scale: str = "laptop"
     seeds: Annotated[list[int], AsList] | None = None
     overrides: Annotated[list[str], AsList] = Field(default=[])
@@ -79,12 +82,33 @@ def make_plan(
     }
 
 
+def on_images(studies: Sequence[str], images: Sequence[str], scale: str) -> list[str]:
+    """Return the names of studies, `all` for all, on each kind of images, as `load_study` takes them.
+
+    Of all studies, those whose data have none in their place are left out.
+    """
+    names = study_names() if list(studies) == ["all"] else studies
+    found = []
+    with hydra_ready():
+        for kind in images:
+            for name in names:
+                planned = name if kind == "made" else f"{name}-{kind}"
+                try:
+                    load_study(planned, scale)
+                except NothingToReplaceError:
+                    if "all" not in studies:
+                        raise
+                else:
+                    found.append(planned)
+    return found
+
+
 def main() -> None:
     """Write params.yaml for the studies and the scale that the command line names."""
     options = read_options(Options, sys.argv[1:])
     if not options.study and not options.search:
         raise UserError("study= names no study; leave it out, or name one.")
-    studies = study_names() if options.study == ["all"] else options.study
+    studies = on_images(options.study, options.images, options.scale)
     plan = make_plan(studies, options.scale, options.seeds, options.overrides, options.search)
     try:
         Plan.model_validate(plan)

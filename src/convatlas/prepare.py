@@ -39,7 +39,11 @@ def from_plan(name: str) -> None:
     """Prepare a data set of the plan, unless it is prepared just so."""
     planned = _planned(name)
     check_trusted(planned["config"], str(data_plan(name)))
-    config, page = _checked(planned["config"], str(data_plan(name))), Path(planned["page"]["file"])
+    prepare_as_planned(_checked(planned["config"], str(data_plan(name))), Path(planned["page"]["file"]))
+
+
+def prepare_as_planned(config: DataConfig, page: Path) -> None:
+    """Prepare a data set, unless it is prepared just so, and write its page."""
     if not _is_prepared(config):
         _prepare(config, page, "plan")
         return

@@ -287,7 +287,7 @@ class About(Section):
 class RunConfig(Section):
     """One variant of one study: a net, its data and its training, for one or several seeds."""
 
-    study: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    study: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
     variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9_=-][A-Za-z0-9_.=-]*$")]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)]
     output_dir: Path

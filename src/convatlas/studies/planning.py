@@ -17,6 +17,7 @@ from convatlas.core.files import read_yaml
 from convatlas.core.source_code import module_file
 from convatlas.core.targets import check_trusted
 from convatlas.studies.architectures import found_by_search, with_architecture
+from convatlas.studies.calibration import choices, read_calibration
 from convatlas.studies.claims import read_claim
 from convatlas.studies.counting import check_equal, counts
 from convatlas.studies.figures import StudyFigure, check_figures, planned_figures, printed_at
@@ -100,6 +101,21 @@ class Study(Section):
     """The figures that the lecture draws, see `convatlas.studies.figures`."""
     grading: Grading | None = None
     deviations: list[str]
+    images: str | None = None
+    """Set by `load_study`: which of `conf/images` the study is on in the place of its own; None for its own."""
+
+
+class NothingToReplaceError(UserError):
+    """A study has no data set that others could take the place of."""
+
+
+class Images(Section):
+    """`conf/images`: other data for the studies at laptop scale."""
+
+    name: str
+    title: str
+    instead_of: dict[str, str]
+    """A data set for each of those that studies name."""
 
 
 class Scale(Section):
@@ -108,6 +124,8 @@ class Scale(Section):
     name: ScaleName
     seeds: list[int]
     overrides: Overrides
+    grid: list[Overrides] = Field(default=[])
+    """What the calibration of a study chooses from, see `convatlas.studies.calibration`."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +152,51 @@ def study_names() -> list[str]:
 def load_study(name: str, scale_name: str) -> tuple[Study, Scale]:
     """Read a study and a scale.
 
+    Args:
+        name: of the study; `overview-cifar10` is `overview` on the data of `conf/images/cifar10.yaml`.
+        scale_name: of the scale.
+
     Raises:
         UserError: there is none of that name, or its file is not valid.
     """
+    own, _, images = name.partition("-")
+    study, scale = _load_own(own, scale_name)
+    return (_on_images(study, images, scale) if images else study), scale
+
+
+def _on_images(study: Study, name: str, scale: Scale) -> Study:
+    """Return a study on other data: those of `conf/images/<name>.yaml`."""
+    known = sorted(path.stem for path in (conf_dir() / "images").glob("*.yaml"))
+    if name not in known:
+        raise UserError(f"images={name}: there is none of that name. {near_matches(name, ['made', *known])}")
+    if scale.name != "laptop":
+        raise UserError(f"images={name} is for scale=laptop; the other scales have the papers' data.")
+    images = Images.model_validate(read_yaml(conf_dir() / "images" / f"{name}.yaml", "restore the file."))
+    changes = {f"data={old}": f"data={new}" for old, new in images.instead_of.items()}
+    planned = f"{study.name}-{name}"
+
+    def changed(overrides: Overrides) -> Overrides:
+        moved = (each.replace(f"=runs/{study.name}/", f"=runs/{planned}/") for each in overrides)
+        return [changes.get(each, each) for each in moved]
+
+    variants = {
+        key: variant.model_copy(update={"overrides": changed(variant.overrides), "laptop": changed(variant.laptop)})
+        for key, variant in study.variants.items()
+    }
+    used = [*study.overrides["laptop"], *(o for v in study.variants.values() for o in (*v.overrides, *v.laptop))]
+    if not any(each in changes for each in used):
+        raise NothingToReplaceError(f"images={name} has nothing in the place of the data of the study {study.name}.")
+    update = {
+        "name": planned,
+        "title": f"{study.title} on {images.title}",
+        "images": name,
+        "overrides": {**study.overrides, "laptop": changed(study.overrides["laptop"])},
+        "variants": variants,
+    }
+    return study.model_copy(update=update)
+
+
+def _load_own(name: str, scale_name: str) -> tuple[Study, Scale]:
     from hydra import compose
     from omegaconf import OmegaConf
 
@@ -219,12 +279,15 @@ def planned_runs(
 ) -> list[PlannedRun]:
     """Compose every variant of a study; later overrides win: scale, study, variant, variant at the scale, `more`.
 
-    `seeds_of` has the seeds of the runs that have others than `seeds`, by key.
+    What was chosen for a variant by calibration comes before `more`. `seeds_of` has the seeds of the runs that have
+    others than `seeds`, by key.
     """
+    chosen = choices(study.name) if scale.grid else {}
     runs = []
     for name, variant in study.variants.items():
         own_scale = getattr(variant, scale.name)
-        overrides = [*scale.overrides, *study.overrides[scale.name], *variant.overrides, *own_scale, *more]
+        stated = [*scale.overrides, *study.overrides[scale.name], *variant.overrides, *own_scale]
+        overrides = [*stated, *chosen.get(name, ()), *more]
         key = f"{study.name}/{name}"
         _check_free(overrides, key)
         named = {
@@ -392,6 +455,7 @@ def study_file(
     ]
     return {
         **study.model_dump(mode="json", exclude={"variants", "overrides"}),
+        "calibration": read_calibration(study.name).plain() if scale.grid else {},
         "counted": counted_nets(study),
         "claims": claims,
         "figures": figures,

@@ -1,0 +1,73 @@
+"""Trainings that choose: the best validation scores of several configurations, each trained with one seed.
+
+Nothing is tested, tracked or kept; a training that was interrupted goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+from convatlas.core.config import RunConfig
+from convatlas.core.processes import die_with_parent
+from convatlas.data.lightning_module import open_data
+from convatlas.tasks.base import DivergedError
+from convatlas.training.run import fit, quieten_libraries, run_identity
+from convatlas.training.work_folder import WorkFolder
+
+__all__ = ["Score", "validation_scores"]
+
+
+class Score(NamedTuple):
+    """The best validation score of a training; None where it diverged."""
+
+    value: float | None
+    higher_is_better: bool
+
+
+def validation_scores(configs: Sequence[RunConfig]) -> Iterator[tuple[int, Score]]:
+    """Train each configuration in its `work_dir`, as many at a time as cores, and yield place and score as they end.
+
+    Raises:
+        UserError: a configuration cannot be trained.
+    """
+    if not configs:
+        return
+    threads = max(config.trainer.threads for config in configs)
+    at_once = max(1, len(os.sched_getaffinity(0)) // threads)
+    with multiprocessing.get_context("fork").Pool(at_once, _begin) as pool:
+        yield from pool.imap_unordered(_score, enumerate(configs))
+
+
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C, and ends this process
+    die_with_parent(signal.SIGKILL)
+    quieten_libraries()
+
+
+def _score(numbered: tuple[int, RunConfig]) -> tuple[int, Score]:
+    number, config = numbered
+    torch.set_num_threads(config.trainer.threads)
+    prepared, seed = open_data(config.data), config.seeds[0]
+    assert config.work_dir is not None
+    work = WorkFolder(config.work_dir, run_identity(config, seed, prepared.card.fingerprint), strict=False)
+    work.open(overwrite=False)
+    try:
+        fitted = fit(config, prepared, seed, work, lambda _row: None)
+        task = fitted.task
+        finite = [row[task.monitor] for row in fitted.recorder.rows if math.isfinite(row[task.monitor])]
+        higher = task.monitor_mode == "max"
+        score = Score((max if higher else min)(finite, default=None), higher)
+    except DivergedError:
+        score = Score(None, True)
+    except BaseException:
+        work.close()
+        raise
+    work.remove()
+    return number, score
