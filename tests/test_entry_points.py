@@ -22,7 +22,7 @@ from convatlas.models.build import build_model
 from convatlas.models.costs import on_meta_device
 from convatlas.models.freezing import freeze
 from convatlas.models.weights import take_weights
-from convatlas.studies.planning import load_study, planned_runs
+from convatlas.studies.planning import check_costs, load_study, planned_runs
 from convatlas.tasks import new_task
 from helpers import ROOT, TASKS_DATA, source_options
 
@@ -112,6 +112,15 @@ def different_nets(study: str, scale: str) -> dict[str, RunConfig]:
 def test_every_study_has_different_variants_at_every_scale(study, scale):
     identities = sorted(json.dumps({**c.identity, "variant": None}) for c in variants(study, scale).values())
     assert [this for this, other in pairwise(identities) if this == other] == []
+
+
+@pytest.mark.parametrize(
+    "scale", ["laptop", *(pytest.param(s, marks=pytest.mark.slow) for s in ("workstation", "paper"))]
+)
+@pytest.mark.parametrize("study", choices("study"))
+def test_what_a_study_says_to_cost_the_same_does_so_at_every_scale(study, scale):
+    with hydra_ready():
+        check_costs(*load_study(study, scale), variants(study, scale))
 
 
 @pytest.mark.slow

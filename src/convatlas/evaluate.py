@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from convatlas.core.cli import read_options, run
-from convatlas.core.config import Section
+from convatlas.core.config import Section, View
 from convatlas.core.errors import UserError
 from convatlas.core.files import write_json
 from convatlas.core.folders import check_replaceable, written_folder
@@ -34,8 +34,8 @@ class Options(Section):
     part: str | None = None
     """A part of the net that works alone, such as column_3 of a FractalNet."""
     split: Literal["test", "validation"] = "test"
-    tta: Literal["none", "flip", "ten_crop", "multi_scale"] = "none"
-    """Test-time augmentation, for classification; the single view's figures stand beside its own."""
+    tta: View | Literal["none"] = "none"
+    """Views of the images, for classification; the single view's figures stand beside its own."""
     data: Path | None = None
     """Where the run's prepared data lie now, if they were moved."""
     output_dir: Path | None = None

@@ -21,6 +21,7 @@ from convatlas.search.composing import searches_for
 from convatlas.studies.params import FILE, HEADER, Plan
 from convatlas.studies.planning import (
     NothingToReplaceError,
+    check_costs,
     data_values,
     load_study,
     manifest_roots,
@@ -60,7 +61,9 @@ def make_plan(
         for name in studies:
             study, scale = load_study(name, scale_name)
             seeds = list(seeds if seeds is not None else scale.seeds)
-            for planned in planned_runs(study, scale, seeds, overrides):
+            runs_of_study = planned_runs(study, scale, seeds, overrides)
+            check_costs(study, scale, {run.config.variant: run.config for run in runs_of_study})
+            for planned in runs_of_study:
                 runs[planned.key] = template_values(planned.config)
                 models.append(planned.config.model)
                 data[planned.config.data.name] = planned.config.data

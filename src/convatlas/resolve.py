@@ -24,6 +24,7 @@ from convatlas.studies.params import FILE, Plan, read_plan
 from convatlas.studies.planning import (
     FINISHED,
     TRACKING,
+    check_costs,
     data_plan,
     data_values,
     load_study,
@@ -68,6 +69,7 @@ def _write(plan: Plan, folder: Path) -> dict[str, dict[str, Any]]:
         for name in plan.studies:
             study, scale = load_study(name, plan.scale)
             planned = planned_runs(study, scale, plan.seeds, plan.overrides, plan.seeds_of)
+            check_costs(study, scale, {run.config.variant: run.config for run in planned})
             for each in planned:
                 config = each.config.plain()
                 tracking = {section: config.pop(section) for section in TRACKING}

@@ -97,6 +97,21 @@ def test_what_is_counted_is_a_kind_of_its_own(verdict):
     )
 
 
+def test_nets_that_are_counted_and_not_trained_need_no_runs(tmp_path):
+    counted = {
+        "large": {"title": "Large net", "costs": {"macs": 4.9e9}},
+        "small": {"title": "Small net", "costs": {"macs": 0.57e9}},
+    }
+    holds = ["macs[large] / macs[small] >= 8", "macs[large] / macs[small] >= 9", "parameters[small] < 1"]
+    claims = [{"says": text, "holds": [text]} for text in holds]
+    study = read_study(*make_study(tmp_path, {"good": GOOD}, counted=counted, claims=claims))
+    confirmed, refuted, unknown = judge(study)
+    assert [each.verdict for each in (confirmed, refuted, unknown)] == ["confirmed", "refuted", "not tested"]
+    assert confirmed.kind == "counted"
+    assert "macs of Large net 4.90\u202fG" in confirmed.checked[0].figures
+    assert unknown.checked[0].reason == "parameters is no cost that is counted"
+
+
 def test_a_printed_number_is_the_border(verdict):
     entry = verdict("accuracy[good] - accuracy[poor] <= 0.02", good=GOOD, poor=POOR)
     assert entry.verdict == "refuted"

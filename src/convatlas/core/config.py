@@ -36,6 +36,7 @@ def _rising(areas: tuple[float, float]) -> tuple[float, float]:
     return areas
 
 
+View = Literal["flip", "ten_crop", "multi_scale", "shifted", "wide", "cropped", "warped"]
 Areas = Annotated[tuple[Share, Share], AfterValidator(_rising)]
 
 
@@ -174,8 +175,9 @@ class Recipe(Section):
     augmentation: Augmentation
     trainable: Literal["all", "last_stage", "head"] = "all"
     """What is trained: everything, the last stage with the classifier, or the classifier alone; the rest is frozen."""
-    test_views: tuple[Literal["flip", "ten_crop", "multi_scale"], ...] = ()
-    """Test-time augmentations with which a finished net is tested as well, for classification."""
+    test_views: tuple[View, ...] = ()
+    """Views of the test images with which a finished net is tested as well, for classification; see
+    `convatlas.tasks.views`."""
     test_crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Classification: side of the centre square that is validated and tested, as a share of the image's shorter side;
     0.875 is 224 of 256 pixels."""

@@ -85,6 +85,13 @@ class Step(PlanPart):
         return Claim(says=f"{self.idea} lowers the error", holds=(f"error[{self.after}] < error[{self.before}]",))
 
 
+class CountedNet(PlanPart):
+    """A paper's own net that was counted and not trained: its title, and its costs by name."""
+
+    title: str
+    costs: dict[str, float]
+
+
 class Point(PlanPart):
     """A point of a lecture figure: a variant, or a part of its net; `x` where the plan gives it."""
 
@@ -157,6 +164,7 @@ class Plan(PlanPart):
         dict[FolderName, Annotated[PlannedVariant, BeforeValidator(lambda v: v or {})]], Field(min_length=1)
     ]
     printed: dict[str, Any] = {}
+    counted: dict[str, CountedNet] = {}
     claims: tuple[Annotated[Claim, BeforeValidator(_claim)], ...] = ()
     steps: tuple[Step, ...] = ()
     deviations: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from convatlas.core.metrics import as_words, metric
 from convatlas.core.statistics import spread
 from convatlas.reporting.statistics import LOOKS, Estimate, Interval, Prior, error_rate, estimate, has_width
-from convatlas.reporting.study import COSTS, Claim, SeedRun, Study, Variant
+from convatlas.reporting.study import COSTS, Claim, CountedNet, SeedRun, Study, Variant
 from convatlas.reporting.wording import DASH, PLUS_MINUS, count, duration, listed, spread_text, with_prefix
 from convatlas.studies.claims import Comparison, Quantity, read_claim
 
@@ -103,6 +103,8 @@ def _together(verdicts: Sequence[Verdict]) -> Verdict:
 
 def _check(comparison: Comparison, study: Study, margin: float | None) -> Checked:
     quantities = comparison.quantities()
+    if quantities[0].variant in study.plan.counted:
+        return _count(comparison, study.plan.counted)
     variants = {variant.key: variant for variant in study.variants}
     kind: Kind = "counted" if all(map(is_counted, quantities)) else "measured"
     if unknown := [q.variant for q in quantities if q.variant not in variants]:
@@ -153,6 +155,22 @@ def _check(comparison: Comparison, study: Study, margin: float | None) -> Checke
         seeds=len(common),
         needed=needed,
     )
+
+
+def _count(comparison: Comparison, nets: Mapping[str, CountedNet]) -> Checked:
+    """Check a comparison of nets that are counted and not trained."""
+    values = {quantity: nets[quantity.variant].costs.get(quantity.figure) for quantity in comparison.quantities()}
+    known = {quantity: value for quantity, value in values.items() if value is not None}
+    if unknown := [quantity.figure for quantity in values if quantity not in known]:
+        return Checked(comparison.text, "counted", "not tested", reason=f"{unknown[0]} is no cost that is counted")
+    left, right = comparison.sides(known)
+    figures = "; ".join(
+        f"{as_words(q.figure)} of {nets[q.variant].title} {with_prefix(value)}" for q, value in known.items()
+    )
+    effect = left - right
+    verdict = _side(comparison.relation, effect, effect) or "undecided"
+    text = _interval_text(comparison, [(left, right)], (effect, effect), "counted")
+    return Checked(comparison.text, "counted", verdict, figures, text, "", effect, effect, effect)
 
 
 def decided(found: Estimate, relation: str, margin: float | None) -> Verdict:

@@ -3,7 +3,7 @@
     train_seconds[linear_p05] / train_seconds[constant] <= 0.80
     error[stochastic] < error[constant]
     error[fractalnet.deepest_column] - error[fractalnet] <= 0.02
-    log10(history('gradient/001', 1)[plain_44] / history('gradient/001', 1)[plain_20]) < 0
+    log10(history('gradient/001', 1)[plain_56] / history('gradient/001', 1)[plain_20]) < 0
 
 A quantity is `figure[variant]`, or `figure[variant.part]` for a part of a net that is tested on its own. Figures are a
 test metric, `error` (1 - accuracy), a cost (`parameters`, `macs`, `weight_megabytes`, `activation_bytes`), a time

@@ -6,11 +6,11 @@ import ast
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from convatlas.core.composing import compose_run, conf_dir, explain_hydra, read_run
+from convatlas.core.composing import compose_run, composed_net, conf_dir, explain_hydra, read_run
 from convatlas.core.config import DataConfig, RunConfig, Section, describe
 from convatlas.core.errors import UserError, near_matches
 from convatlas.core.files import read_yaml
@@ -19,9 +19,11 @@ from convatlas.core.targets import check_trusted
 from convatlas.studies.architectures import found_by_search, with_architecture
 from convatlas.studies.calibration import choices, read_calibration
 from convatlas.studies.claims import read_claim
+from convatlas.studies.counting import check_equal, counts
 from convatlas.studies.figures import StudyFigure, check_figures, planned_figures, printed_at
 
 Overrides = list[str]
+ScaleName = Literal["laptop", "workstation", "paper"]
 
 
 class Variant(Section):
@@ -37,15 +39,38 @@ class Variant(Section):
     note: str | None = None
 
 
+class CountedNet(Section):
+    """A paper's own net, counted on images of its own size at every scale, and never trained."""
+
+    title: str
+    overrides: Overrides
+    """What chooses it, as for `python -m convatlas.profile`: `model`, its arguments, and `about.input_size`."""
+
+
 class Claim(Section):
     """What the lecture says, and how our runs can contradict it."""
 
     says: str
-    holds: Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
-    """Comparisons of the runs' figures, see `convatlas.studies.claims`; the claim holds where all do."""
+    holds: Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)] = Field(
+        default=[]
+    )
+    """Comparisons of the runs' figures, see `convatlas.studies.claims`; the claim holds where all do. Without any it is
+    a claim that nothing here can check, and `note` says why."""
     note: str | None = None
     margin: Annotated[float, Field(ge=0)] | None = None
     """The difference of the two sides that counts for nothing; null is one point, between scores."""
+    equal: dict[Literal["macs", "parameters"], Annotated[float, Field(gt=0, lt=1)]] = Field(default={})
+    """Costs that all variants of the claim have in common, up to a share of the least: `{macs: 0.03}`."""
+    scales: list[ScaleName] = Field(default=["laptop", "workstation", "paper"])
+    """Where it is tested; elsewhere other data stand for the lecture's, and `note` says so."""
+
+    @model_validator(mode="after")
+    def _has_a_reason(self) -> Claim:
+        if not self.note and not (self.holds and set(self.scales) == set(get_args(ScaleName))):
+            raise ValueError(f"the claim {self.says!r} is not tested everywhere; say why in its note")
+        if self.equal and not self.holds:
+            raise ValueError(f"the claim {self.says!r} compares nothing; remove equal, or add holds")
+        return self
 
 
 class Step(Section):
@@ -57,9 +82,10 @@ class Step(Section):
 
 
 class Grading(Section):
-    """Points that a test metric earns, as the lecture gives them."""
+    """Points that a test metric earns, as the lecture gives them, for runs on the lecture's own data."""
 
     metric: str
+    scales: list[ScaleName]
     points: str
     """Path into `printed`, to the points by the least value that earns them."""
 
@@ -71,13 +97,14 @@ class Study(Section):
     title: str
     question: str
     source: str
-    overrides: dict[Literal["laptop", "workstation", "paper"], Overrides]
+    overrides: dict[ScaleName, Overrides]
     """What all variants share, by scale."""
     variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9_.-]+$")], Variant]
+    counted: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], CountedNet] = Field(default={})
+    """The papers' own nets that claims speak of."""
     printed: dict[str, Any]
     """The figures the lecture prints."""
-    claims: list[Claim | str]
-    """A plain sentence is a claim that our runs cannot check."""
+    claims: list[Claim]
     steps: list[Step] = Field(default=[])
     """The report says what each bought, as it judges a claim: the error after it is lower than before."""
     figures: list[StudyFigure] = Field(default=[])
@@ -104,7 +131,7 @@ class Images(Section):
 class Scale(Section):
     """`conf/scale`: how large the nets, the data and the trainings are."""
 
-    name: Literal["laptop", "workstation", "paper"]
+    name: ScaleName
     seeds: list[int]
     overrides: Overrides
     grid: list[Overrides] = Field(default=[])
@@ -210,14 +237,35 @@ def _load_own(name: str, scale_name: str) -> tuple[Study, Scale]:
 
 
 def check_claims(study: Study) -> None:
-    """Raise UserError unless every claim can be read and speaks of variants that there are."""
+    """Raise UserError unless every claim can be read and speaks of variants, or of counted nets, that there are."""
+    where = f"conf/study/{study.name}.yaml"
+    known = {**study.variants, **study.counted}
+    if twice := sorted(set(study.variants) & set(study.counted)):
+        raise UserError(f"{where}: {twice[0]} is a variant and a counted net; rename one of the two.")
+    for claim in study.claims:
+        for text in claim.holds:
+            quantities = read_claim(text, where).quantities()
+            for quantity in quantities:
+                if quantity.variant not in known:
+                    near = near_matches(quantity.variant, known)
+                    raise UserError(f"{where}: the claim {text!r} names no variant of the study. {near}")
+            if len({quantity.variant in study.counted for quantity in quantities}) > 1:
+                raise UserError(
+                    f"{where}: the claim {text!r} compares nets that are trained with nets that are counted; take one "
+                    "or the other."
+                )
+
+
+def check_costs(study: Study, scale: Scale, configs: Mapping[str, RunConfig]) -> None:
+    """Raise UserError unless the variants of each claim have the costs in common that it says, at this scale.
+
+    `configs` are those of all variants, by name.
+    """
     where = f"conf/study/{study.name}.yaml"
     for claim in study.claims:
-        for text in claim.holds if isinstance(claim, Claim) else ():
-            for quantity in read_claim(text, where).quantities():
-                if quantity.variant not in study.variants:
-                    near = near_matches(quantity.variant, study.variants)
-                    raise UserError(f"{where}: the claim {text!r} names no variant of the study. {near}")
+        named = [quantity.variant for text in claim.holds for quantity in read_claim(text, where).quantities()]
+        for figure, within in claim.equal.items() if scale.name in claim.scales else ():
+            check_equal({name: configs[name] for name in named}, figure, within, f"{where}: the claim {claim.says!r}")
 
 
 def grading_points(study: Study) -> dict[str, Any] | None:
@@ -380,6 +428,28 @@ def template_values(config: RunConfig) -> dict[str, str]:
     return {"data": data, "after": found_by_search(config.model) or f"data/prepared/{data}"}
 
 
+def counted_nets(study: Study) -> dict[str, dict[str, Any]]:
+    """Return title and costs of the nets that are counted alone, inside `hydra_ready`."""
+    where = f"conf/study/{study.name}.yaml"
+    named = [q for claim in study.claims for text in claim.holds for q in read_claim(text, where).quantities()]
+    found = {}
+    for name, net in study.counted.items():
+        values = _composed_net(f"{where}: counted.{name}", net.overrides)
+        figures = [quantity.figure for quantity in named if quantity.variant == name]
+        found[name] = {"title": net.title, "costs": counts(values["model"], values["about"]["input_size"], figures)}
+    return found
+
+
+def _composed_net(where: str, overrides: Overrides) -> dict[str, Any]:
+    try:
+        return composed_net(overrides)
+    except Exception as error:
+        sentence = explain_hydra(error, "profile")
+        if sentence is None:
+            raise
+        raise UserError(f"{where}: {sentence}") from error
+
+
 def study_file(
     study: Study, scale: Scale, seeds: Sequence[int], runs: Sequence[PlannedRun], command: str = ""
 ) -> Mapping[str, Any]:
@@ -394,11 +464,17 @@ def study_file(
     }
     configs = {run.config.variant: run.config for run in runs}
     figures = planned_figures(study.figures, configs, study.printed, f"conf/study/{study.name}.yaml")
+    claims = [
+        {**claim.model_dump(mode="json"), "holds": claim.holds if scale.name in claim.scales else []}
+        for claim in study.claims
+    ]
     return {
         **study.model_dump(mode="json", exclude={"variants", "overrides"}),
         "calibration": read_calibration(study.name).plain() if scale.grid else {},
+        "counted": counted_nets(study),
+        "claims": claims,
         "figures": figures,
-        "grading": grading_points(study),
+        "grading": grading_points(study) if study.grading and scale.name in study.grading.scales else None,
         "scale": scale.name,
         "seeds": list(seeds),
         "command": command,

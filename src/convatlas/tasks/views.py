@@ -1,4 +1,4 @@
-"""Test-time augmentation: several views of an image, and the mean of what the net says of them.
+"""Views of the test images: several of each, with the mean of what the net says of them, or another one.
 
 The softmax outputs are averaged, not the logits (Krizhevsky et al. 2012, section 4.1: ten views, four corners and the
 centre with their mirror images; Simonyan and Zisserman 2015, section 4.2: three sizes).
@@ -16,7 +16,7 @@ from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
 from convatlas.tasks import task_class
 
-__all__ = ["VIEWS", "Flip", "MultiScale", "TenCrop", "TestTimeAugmentation"]
+__all__ = ["VIEWS", "Cropped", "Flip", "MultiScale", "Shifted", "TenCrop", "TestTimeAugmentation", "Warped", "Wide"]
 
 
 class TestTimeAugmentation(nn.Module):
@@ -75,6 +75,45 @@ class MultiScale(TestTimeAugmentation):
         return [_scaled(images, side * eighths // 8) for eighths in (7, 8, 9)]
 
 
+class Shifted(TestTimeAugmentation):
+    """The image moved by an eighth of its side, right and down; its border is repeated behind it: 1 view."""
+
+    def views(self, images: Tensor) -> list[Tensor]:
+        """Return the view."""
+        side = images.shape[-1]
+        return [F.pad(images, (side // 8, 0, side // 8, 0), mode="replicate")[:, :, :side, :side]]
+
+
+class Wide(TestTimeAugmentation):
+    """The image in a picture of 3:2, whose left part it is; its right border is repeated: 1 view.
+
+    For nets that take any size.
+    """
+
+    def views(self, images: Tensor) -> list[Tensor]:
+        """Return the view."""
+        return [F.pad(images, (0, images.shape[-1] // 2, 0, 0), mode="replicate")]
+
+
+class Cropped(Wide):
+    """The square in the middle of `Wide`, as a net of one size sees such a picture: 1 view."""
+
+    def views(self, images: Tensor) -> list[Tensor]:
+        """Return the view."""
+        [wide], side = super().views(images), images.shape[-1]
+        return [wide[..., side // 4 : side // 4 + side]]
+
+
+class Warped(Wide):
+    """`Wide`, made square by shrinking its width: 1 view."""
+
+    def views(self, images: Tensor) -> list[Tensor]:
+        """Return the view."""
+        [wide] = super().views(images)
+        size = images.shape[-2:]
+        return [F.interpolate(wide, size=size, mode="bilinear", align_corners=False, antialias=True)]
+
+
 def _scaled(images: Tensor, side: int) -> Tensor:
     if side == images.shape[-1]:
         return images
@@ -82,7 +121,15 @@ def _scaled(images: Tensor, side: int) -> Tensor:
     return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=shrinks)
 
 
-VIEWS: dict[str, type[TestTimeAugmentation]] = {"flip": Flip, "ten_crop": TenCrop, "multi_scale": MultiScale}
+VIEWS: dict[str, type[TestTimeAugmentation]] = {
+    "flip": Flip,
+    "ten_crop": TenCrop,
+    "multi_scale": MultiScale,
+    "shifted": Shifted,
+    "wide": Wide,
+    "cropped": Cropped,
+    "warped": Warped,
+}
 """By the names that `evaluate tta=...` and `recipe.test_views` take."""
 
 
@@ -91,7 +138,7 @@ def with_views(net: nn.Module, view: str, config: RunConfig, option: str) -> Tes
 
     Args:
         net: a net of classification.
-        view: "flip", "ten_crop" or "multi_scale".
+        view: a name of `VIEWS`.
         config: the net's run.
         option: what chose the view, for the message.
 

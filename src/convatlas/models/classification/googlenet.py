@@ -116,6 +116,24 @@ class Inception(nn.Module):
         return F.relu(torch.cat([self.one(x), three, five, pooled], dim=1))
 
 
+class OneKernel(nn.Sequential):
+    """A 3x3 kernel alone, with as many maps and multiply-adds as the Inception module of these widths; for comparison.
+
+    A 1x1 convolution reduces the maps that it sees, so far that the costs agree.
+    """
+
+    def __init__(self, in_channels: int, widths: Widths) -> None:
+        reductions = in_channels * (widths.one + widths.reduce_three + widths.reduce_five + widths.pooled)
+        cost = reductions + 9 * widths.reduce_three * widths.three + 25 * widths.reduce_five * widths.five
+        reduced = max(1, round(cost / (in_channels + 9 * widths.out_channels)))
+        super().__init__(
+            nn.Conv2d(in_channels, reduced, 1),
+            nn.ReLU(),
+            nn.Conv2d(reduced, widths.out_channels, 3, padding=1),
+            nn.ReLU(),
+        )
+
+
 class AuxiliaryClassifier(nn.Module):
     """A classifier on inner maps, used in training alone (section 5); `(B, in, side, side) -> (B, num_classes)`.
 
@@ -146,6 +164,7 @@ class GoogLeNet(nn.Module):
 
     Args:
         auxiliary: classifiers on 4a and 4d in training; `auxiliary_loss_weights` are the paper's 0.3.
+        parallel: false has a 3x3 kernel alone in the place of each Inception module, at the same cost.
         image_size: side of the images in pixels, to which the auxiliary classifiers are bound.
         stem: `imagenet` (224 pixels become 28), or `small`: two 3x3 convolutions and one pooling (32 become 16).
         width: factor on the maps of all convolutions and on the hidden units of the auxiliary classifiers.
@@ -157,6 +176,7 @@ class GoogLeNet(nn.Module):
         self,
         *,
         auxiliary: bool = True,
+        parallel: bool = True,
         image_size: int = 224,
         stem: str = "imagenet",
         width: float = 1.0,
@@ -176,7 +196,7 @@ class GoogLeNet(nn.Module):
         self.smallest_image = 31 if stem == "imagenet" else 8
         self.stem = STEMS[stem](in_channels, width)
         for name, row in widths.items():
-            self.add_module(f"inception{name}", Inception(channels, row))
+            self.add_module(f"inception{name}", (Inception if parallel else OneKernel)(channels, row))
             channels = row.out_channels
         self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.dropout = nn.Dropout(dropout)

@@ -19,11 +19,14 @@ HEADS = ("global_average_pooling", "fully_connected", "fully_connected_dropout")
 
 
 class MLPConv(nn.Sequential):
-    """One convolution and two 1x1 convolutions, each with ReLU (equation 2); `(B, in, H, W) -> (B, out, H, W)`."""
+    """One convolution and two 1x1 convolutions, each with ReLU (equation 2); `(B, in, H, W) -> (B, out, H, W)`.
 
-    def __init__(self, in_channels: int, kernel: int, maps: tuple[int, int, int], batch_norm: bool) -> None:
+    With a single number of maps it is a linear filter, as in other nets.
+    """
+
+    def __init__(self, in_channels: int, kernel: int, maps: tuple[int, ...], batch_norm: bool) -> None:
         super().__init__()
-        for out_channels, size in zip(maps, (kernel, 1, 1), strict=True):
+        for out_channels, size in zip(maps, (kernel, 1, 1), strict=False):
             self.append(nn.Conv2d(in_channels, out_channels, size, padding=size // 2))
             if batch_norm:
                 self.append(nn.BatchNorm2d(out_channels))
@@ -39,6 +42,7 @@ class NetworkInNetwork(nn.Module):
             `fully_connected` and `fully_connected_dropout` are those it is compared with in section 4.6: a linear
             layer over all pixels of the maps, without and with dropout in front of it.
         image_size: side of the images in pixels; the fully connected heads fix it, the other takes any from 4 on.
+        perceptrons: false leaves the 1x1 convolutions out, for comparison: a net of three linear convolutions.
         width: factor on the maps of all layers but the last.
         batch_norm: normalise each batch after every convolution, which the paper does not. Narrow nets do not train
             without it: nine layers of few maps, and a ReLU on the logits.
@@ -50,6 +54,7 @@ class NetworkInNetwork(nn.Module):
         *,
         head: str = "global_average_pooling",
         image_size: int = 32,
+        perceptrons: bool = True,
         width: float = 1.0,
         batch_norm: bool = False,
         dropout: float = 0.5,
@@ -62,9 +67,10 @@ class NetworkInNetwork(nn.Module):
         require_probability("dropout", dropout)
         n96, n160, n192 = (max(1, round(maps * width)) for maps in (96, 160, 192))
         self.image_size = None if head == "global_average_pooling" else image_size
-        self.mlpconv1 = MLPConv(in_channels, 5, (n192, n160, n96), batch_norm)
-        self.mlpconv2 = MLPConv(n96, 5, (n192, n192, n192), batch_norm)
-        self.mlpconv3 = MLPConv(n192, 3, (n192, n192, num_classes), batch_norm)
+        first = 0 if perceptrons else 2
+        self.mlpconv1 = MLPConv(in_channels, 5, (n192, n160, n96)[first:], batch_norm)
+        self.mlpconv2 = MLPConv(n96, 5, (n192, n192, n192)[first:], batch_norm)
+        self.mlpconv3 = MLPConv(n192, 3, (n192, n192, num_classes)[first:], batch_norm)
         self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)  # halves the side, rounded down
         self.dropout = nn.Dropout(dropout)
         self.head = build_head(head, num_classes, pixels=(image_size // 4) ** 2, dropout=dropout)

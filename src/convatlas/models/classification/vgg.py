@@ -4,6 +4,8 @@ Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Rec
 Layers are numbered as in torchvision, so that its weights load into A, B, D and E, with and without batch norm.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from convatlas.models.checks import (
@@ -16,7 +18,7 @@ from convatlas.models.checks import (
 from convatlas.models.layers.initialisation import initialise_he
 from convatlas.models.layers.normalisation import LocalResponseNorm
 
-CONFIGURATIONS = {
+CONFIGURATIONS: dict[str, tuple[tuple[int, ...], ...]] = {
     "A": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
     "A-LRN": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
     "B": ((3, 3), (3, 3), (3, 3), (3, 3), (3, 3)),
@@ -34,6 +36,8 @@ class VGG(nn.Module):
 
     Args:
         configuration: column of table 1: `A`, `A-LRN`, `B`, `C`, `D` (VGG-16) or `E` (VGG-19).
+        large_filters: each block is one convolution with the receptive field of its stack: 5x5 for two of 3x3, 7x7 for
+            three (section 2.3).
         batch_norm: normalise each batch after every convolution, which the paper does not.
         image_size: side of the images in pixels, 32 or more; the first fully connected layer fixes it.
     """
@@ -42,6 +46,7 @@ class VGG(nn.Module):
         self,
         *,
         configuration: str = "D",
+        large_filters: bool = False,
         batch_norm: bool = False,
         image_size: int = 224,
         width: float = 1.0,
@@ -58,7 +63,10 @@ class VGG(nn.Module):
         self.image_size = image_size
         channels = [max(1, round(maps * width)) for maps in CHANNELS]
         hidden = max(1, round(HIDDEN * width))
-        self.features = convolutions(configuration, in_channels, channels, batch_norm)
+        blocks = CONFIGURATIONS[configuration]
+        if large_filters:
+            blocks = tuple((1 + sum(kernel - 1 for kernel in kernels),) for kernels in blocks)
+        self.features = convolutions(blocks, in_channels, channels, batch_norm, configuration == "A-LRN")
         self.classifier = nn.Sequential(
             nn.Linear(channels[-1] * (image_size // 32) ** 2, hidden),
             nn.ReLU(),
@@ -82,16 +90,18 @@ class VGG(nn.Module):
         return self.classifier(self.forward_features(images).flatten(1))
 
 
-def convolutions(configuration: str, in_channels: int, channels: list[int], batch_norm: bool) -> nn.Sequential:
-    """Build the five blocks of a configuration, each ending in 2x2 max pooling."""
+def convolutions(
+    blocks: Sequence[Sequence[int]], in_channels: int, channels: list[int], batch_norm: bool, response_norm: bool
+) -> nn.Sequential:
+    """Build the five blocks from their kernel sizes, each ending in 2x2 max pooling."""
     layers: list[nn.Module] = []
-    for block, (out_channels, kernels) in enumerate(zip(channels, CONFIGURATIONS[configuration], strict=True)):
+    for block, (out_channels, kernels) in enumerate(zip(channels, blocks, strict=True)):
         for kernel in kernels:
             layers.append(nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2))
             if batch_norm:
                 layers.append(nn.BatchNorm2d(out_channels))
             layers.append(nn.ReLU())
-            if configuration == "A-LRN" and block == 0:
+            if response_norm and block == 0:
                 layers.append(LocalResponseNorm())
             in_channels = out_channels
         layers.append(nn.MaxPool2d(2, stride=2))

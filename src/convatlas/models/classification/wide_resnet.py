@@ -61,6 +61,7 @@ class WideResNet(GatedNet):
             the other block types, whatever their number of convolutions: its Table 2 has 1.4M parameters for B(1,3,1)
             at depth 40, which n = 6 gives.
         width: the widening factor k; stages have 16k, 32k and 64k filters.
+        filters: what stands in the place of these 16.
         block: kernel sizes of a block's convolutions. The paper compares [3, 3], [3, 1, 3], [1, 3, 1], [1, 3], [3, 1]
             and [3, 1, 1].
         dropout: probability of dropping an activation between a block's convolutions (the paper: 0.3 on CIFAR).
@@ -73,6 +74,7 @@ class WideResNet(GatedNet):
         *,
         depth: int = 28,
         width: int = 10,
+        filters: int = 16,
         block: Sequence[int] = (3, 3),
         dropout: float = 0.0,
         survival: float = 1.0,
@@ -84,10 +86,11 @@ class WideResNet(GatedNet):
         if not block or set(block) - {1, 3}:
             raise ValueError(f"model.block={list(block)} must list kernel sizes 1 and 3, for example [3,3] or [3,1,3].")
         require_positive("width", width)
+        require_positive("filters", filters)
         require_probability("dropout", dropout)
         blocks = blocks_for_depth(depth, step=6, others=4)
         self.gates = Gates(survival_probabilities(survival, schedule, 3 * blocks))
-        widths = [16, 16 * width, 32 * width, 64 * width]
+        widths = [filters, filters * width, 2 * filters * width, 4 * filters * width]
         self.stem = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.blocks = GatedBlocks()
         for before, after in pairwise(widths):
@@ -100,5 +103,5 @@ class WideResNet(GatedNet):
         nn.init.zeros_(self.classifier.bias)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """`(B, C, H, W) -> (B, 64 * width, H/4, W/4)`, behind the last BN and ReLU."""
+        """`(B, C, H, W) -> (B, 4 * filters * width, H/4, W/4)`, behind the last BN and ReLU."""
         return F.relu(self.norm(self.blocks(self.stem(images), self.gates.weights(self.training))))

@@ -96,7 +96,7 @@ def test_a_mistake_is_one_sentence_that_names_the_figure_and_the_remedy(entries,
 
 def test_the_points_of_a_grading_are_found_in_what_is_printed():
     with hydra_ready():
-        study, scale = load_study("simpsons", "laptop")
+        study, scale = load_study("simpsons", "workstation")
     found = study_file(study, scale, [0], [])["grading"]
     assert found["metric"] == "f1_macro"
     assert (found["points"]["0.97"], found["points"]["0.83"], len(found["points"])) == (15, 1, 15)
