@@ -245,20 +245,39 @@ def test_a_full_disk_is_named_whoever_finds_it(enter, monkeypatch, prepared_digi
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".work"], "nothing is left half written"
 
 
-def test_a_loss_that_is_no_number(enter, prepared_digits, tmp_path):
-    entered = enter(
-        "train",
-        "model=resnet_cifar",
-        "model.depth=8",
-        "recipe.optimizer.lr=1e30",
-        "tracking=none",
-        "trainer.limit_batches=8",
-        "trainer.threads=1",
-        f"data.prepared={prepared_digits}",
-        f"output_dir={tmp_path / 'run'}",
-    )
-    assert_one_sentence(entered, "The loss became", "recipe.optimizer.lr")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("trainer.limit_batches=2",), "The loss became"),
+        (("trainer.limit_batches=1",), "The validation loss became nan in epoch 1"),  # no step is made after it
+        (("trainer.limit_batches=1", "recipe.protocol=last_epoch"), "The test loss became nan"),
+    ],
+)
+def test_a_loss_that_is_no_number(enter, prepared_digits, tmp_path, options, words):
+    small = ["model=lenet5_modern", "recipe.optimizer.lr=1e30", "tracking=none", "recipe.epochs=1", "trainer.threads=1"]
+    folders = [f"data.prepared={prepared_digits}", f"output_dir={tmp_path / 'run'}"]
+    assert_one_sentence(enter("train", *small, *options, *folders), words, "recipe.optimizer.lr")
     assert not list((tmp_path / "run").rglob("*"))
+
+
+def test_weights_that_are_no_number_are_not_tested(compose, monkeypatch):
+    from convatlas.tasks.base import DivergedError, Task
+
+    def last_step_breaks(self):
+        next(self.net.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(Task, "on_validation_end", last_step_breaks)  # as in detection, whose validation has no loss
+    with pytest.raises(DivergedError, match=r"The weights .* became infinite or nan in epoch 1"):
+        train(compose("recipe.epochs=1", "trainer.limit_batches=1"), strict=True)
+
+
+def test_a_batch_larger_than_the_training_set_is_told(enter, prepared_digits, tmp_path):
+    small = ["model=lenet5_modern", "tracking=none", "recipe.epochs=1", "trainer.threads=1", "recipe.batch_size=5000"]
+    entered = enter("train", *small, f"data.prepared={prepared_digits}", f"output_dir={tmp_path / 'run'}")
+    assert entered.status == 0, entered.err
+    assert (
+        "recipe.batch_size=5000 is more than the 1,222 images of training; each step takes all of them." in entered.err
+    )
 
 
 def test_in_the_pipeline_a_seed_that_diverges_is_told_and_the_others_go_on(compose, monkeypatch):

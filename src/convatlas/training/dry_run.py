@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import nn
 
 from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
+from convatlas.core.processes import rank
 from convatlas.data.module import DataModule
 from convatlas.data.prepared import PreparedData
 from convatlas.tasks import new_task
@@ -33,8 +36,8 @@ def dry_run(net: nn.Module, config: RunConfig, prepared: PreparedData) -> None:
     Raises:
         UserError: something does not exist, does not fit, or is an option that this run would not use.
     """
-    if config.data.module is None:  # checks the augmentation
-        DataModule(prepared, config.data, config.recipe, workers=0, limit_batches=None, seed=0)
+    if config.data.module is None:
+        _check_data(config, prepared)
     else:
         check_data_module(config, prepared)
     check_supported(config, net)
@@ -53,6 +56,15 @@ def dry_run(net: nn.Module, config: RunConfig, prepared: PreparedData) -> None:
     user_callbacks(config)
     user_loggers(config, config.seeds[0])
     check_weights(config)
+
+
+def _check_data(config: RunConfig, prepared: PreparedData) -> None:
+    """Check the augmentation, and say where the training images are fewer than a batch."""
+    data = DataModule(prepared, config.data, config.recipe, workers=0, limit_batches=None, seed=0)
+    images, batch_size = len(data.training_split), config.recipe.batch_size
+    if images < batch_size and rank() == 0:
+        sentence = f"recipe.batch_size={batch_size} is more than the {images:,} images of training"
+        print(f"{sentence}; each step takes all of them.", file=sys.stderr)
 
 
 def _check_training_size(task: Task, config: RunConfig, size: int) -> None:
