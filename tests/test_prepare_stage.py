@@ -120,6 +120,10 @@ def raw(tmp_path):
 def test_names_and_contents_count_and_times_do_not(raw):
     before = manifest(raw)
     assert (before["files"], before["bytes"], before["compared_by"]) == (3, 21, "content")
+    no_text = raw / os.fsdecode(b"\xff")
+    no_text.touch()
+    assert manifest(raw) != before
+    no_text.unlink()
     os.utime(raw / "a/1.txt", (1, 1))
     (raw / "a/3.txt.part").write_text("a download that goes on")
     assert manifest(raw) == before

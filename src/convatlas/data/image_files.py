@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from convatlas.data.archives import reading
+from convatlas.data.archives import file_bytes, reading
 
 __all__ = ["SUFFIXES", "ImageFiles", "folders_in", "is_clutter", "pictures_below", "split_of_folder"]
 
@@ -50,7 +50,7 @@ class ImageFiles:
         Raises:
             OSError: it cannot be read.
         """
-        return self.paths[item].read_bytes()
+        return file_bytes(self.paths[item])
 
 
 def is_clutter(name: str) -> bool:
@@ -74,7 +74,7 @@ def folders_in(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if not is_clutter(path.name) and path.is_dir())
 
 
-def pictures_below(folder: Path) -> tuple[list[Path], list[Path]]:
+def pictures_below(folder: Path, suffixes: tuple[str, ...] = tuple(SUFFIXES)) -> tuple[list[Path], list[Path]]:
     """Return the images, by their suffixes, and the other files of a folder and the folders in it, sorted.
 
     Links to folders are followed, but for those that lead back to a folder that was passed already.
@@ -85,9 +85,8 @@ def pictures_below(folder: Path) -> tuple[list[Path], list[Path]]:
     real = folder.resolve()
     with reading(folder):
         files = sorted(_files_below(folder, {real, *real.parents}))
-    return [path for path in files if path.suffix.lower() in SUFFIXES], [
-        path for path in files if path.suffix.lower() not in SUFFIXES
-    ]
+    pictures = [path for path in files if path.name.lower().endswith(suffixes)]
+    return pictures, [path for path in files if not path.name.lower().endswith(suffixes)]
 
 
 def _files_below(folder: Path, passed: set[Path]) -> Iterator[Path]:

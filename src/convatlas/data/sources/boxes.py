@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
+from convatlas.data.archives import file_bytes
 from convatlas.data.decoding import BadImageError, Fit, Geometry, decode, fit, fit_geometry, one_colour
 from convatlas.data.raw import RawDataset
 from convatlas.data.spool import Spool
@@ -234,7 +235,7 @@ def read_image(path: Path) -> bytes:
         BadImageError: it is missing or cannot be read.
     """
     try:
-        return path.read_bytes()
+        return file_bytes(path)
     except FileNotFoundError as error:
         raise BadImageError("there is an annotation, but no image") from error
     except OSError as error:

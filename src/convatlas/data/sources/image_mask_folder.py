@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
-from convatlas.data.archives import printable
+from convatlas.data.archives import file_bytes, printable
 from convatlas.data.decoding import BadImageError, decode, decode_labels
 from convatlas.data.image_files import pictures_below
 from convatlas.data.raw import RawDataset
@@ -79,7 +79,7 @@ def load(
             collector.leave_out(shown, f"there are {len(several)} {which} of its name, {names}")
         else:
             try:
-                found = decode(paths[0].read_bytes(), channels, percentiles=True)
+                found = decode(file_bytes(paths[0]), channels, percentiles=True)
                 mask = _read_mask(masks[name][0], mask_values)
             except (BadImageError, OSError) as error:
                 collector.leave_out(shown, str(error))
@@ -125,7 +125,7 @@ def _read_mask(path: Path, mask_values: Sequence[int] | None) -> NDArray[Any]:
         BadImageError: the mask cannot be used; the text is about its image.
     """
     try:
-        mask = decode_labels(path.read_bytes())
+        mask = decode_labels(file_bytes(path))
     except BadImageError as error:
         text = str(error)
         raise BadImageError(f"its mask {text[3:]}" if text.startswith("it ") else f"of its mask {text}") from error
