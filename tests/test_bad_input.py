@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from convatlas.core.errors import UserError
 from convatlas.training.run import train
 from helpers import assert_one_sentence
 
@@ -35,6 +36,13 @@ from helpers import assert_one_sentence
         (["trainer.devices=2"], ["trainer.devices=2", "trainer.strategy=ddp"]),
         (["trainer=ddp", "recipe.batch_size=33"], ["recipe.batch_size=33", "multiple of 2"]),
         (["seeds=[1,1]"], ["seeds=[1, 1]", "twice"]),
+        (["seeds=null"], ["seeds=None"]),
+        (["seeds=3"], ["seeds=3"]),
+        (["seeds=[true]"], ["seeds=[True]", "a number is wanted"]),
+        (["recipe.epochs=true"], ["recipe.epochs=True", "a number is wanted"]),
+        (["recipe.augmentation.random_area=[0.5,true]"], ["random_area=[0.5, True]", "a number is wanted"]),
+        (["work_dir="], ["work_dir=''", "empty"]),
+        (["data.prepared="], ["data.prepared=''", "empty"]),
         (["data.prepared=nowhere"], ["nowhere", "python -m convatlas.prepare data=digits"]),
         (["recipe.epochs="], ["recipe.epochs=''", "valid integer"]),
         (["recipe"], ["recipe"]),
@@ -71,6 +79,7 @@ def test_a_wrong_override_of_train(enter, prepared_digits, tmp_path, arguments, 
         ("plan", ["seeds=1", "seeds=2"], ["seeds is given twice"]),
         ("resolve", ["overview"], ["overview", "no such option"]),
         ("evaluate", ["run=a", "run=b"], ["run is given twice"]),
+        ("evaluate", ["run=a", "output_dir="], ["output_dir=''", "empty"]),
         ("predict", ["run=a", ""], ["empty"]),
         ("predict", ["run=a", "/dev/zero"], ["/dev/zero"]),
         ("prepare", ["data=digits", "data.split.seed=-1"], ["split.seed=-1"]),
@@ -178,8 +187,20 @@ def test_a_finished_run_is_not_trained_again_and_not_overwritten(compose, enter,
     assert (tmp_path / "run" / "seed=0" / "timing.json").read_bytes() != before
 
 
+def test_a_file_that_was_half_written_in_a_finished_run_goes(compose):
+    """A kill while the seconds of tracking are added to a run's timing."""
+    (folder,) = train(compose("recipe.epochs=1"), strict=True)
+    half, theirs = folder / f".timing.json.{2**22 + 1}.tmp", folder / f".notes.{2**22 + 1}.tmp"
+    for overwrite in ("false", "true"):
+        half.write_text("{")
+        train(compose("recipe.epochs=1", f"overwrite={overwrite}"), strict=True)
+        assert not half.exists()
+    theirs.write_text("of the user's")
+    with pytest.raises(UserError, match=r"holds \.notes.*, which train did not write"):
+        train(compose("recipe.epochs=1", "overwrite=true"), strict=True)
+
+
 def test_resuming_with_a_changed_configuration(compose, monkeypatch):
-    from convatlas.core.errors import UserError
     from convatlas.tasks.classification import ClassificationTask
 
     losses = ClassificationTask.losses

@@ -174,7 +174,8 @@ def run_config(config: DictConfig, model_name: str, named: Mapping[str, Any] | N
     plain: Any = OmegaConf.to_container(config, resolve=True)
     ignored = {"seed", "experiment", "hydra"}
     plain = with_task({key: value for key, value in plain.items() if key not in ignored} | dict(named or {}))
-    if config.get("seed", 0) not in (0, *plain["seeds"]):
+    seeds = plain["seeds"] if isinstance(plain["seeds"], list) else [0]  # anything else is refused below
+    if config.get("seed", 0) not in (0, *seeds):
         raise UserError(f"seed={config.seed} and seeds={plain['seeds']} name different seeds; give one of them.")
     if plain["variant"] is None:
         trial = read_config(plain | {"variant": "unnamed", "output_dir": "unnamed"})

@@ -7,6 +7,8 @@ What is checked here is what the rest of the code relies on; the values themselv
 from __future__ import annotations
 
 import math
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +19,8 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -51,10 +55,33 @@ Targets = dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Target]
 """Such objects by name."""
 
 
-class Section(BaseModel):
-    """A part of the configuration: no unknown keys, nothing changed after it is read."""
+def types_in(annotation: Any) -> Iterator[Any]:
+    """Return the types that an annotation is made of."""
+    yield typing.get_origin(annotation) or annotation
+    for argument in typing.get_args(annotation):
+        yield from types_in(argument)
+
+
+class Kind(BaseModel):
+    """One of the sections among which a key `kind` chooses: no unknown keys, nothing changed after it is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Section(Kind):
+    """A part of the configuration, whose values are what they look like."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _means_what_it_says(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what pydantic would read as something else: true as 1, and an empty path as the folder one is in."""
+        wanted = list(types_in(cls.model_fields[str(info.field_name)].annotation))
+        is_number = (int in wanted or float in wanted) and bool not in wanted
+        if is_number and any(isinstance(each, bool) for each in (value if isinstance(value, list) else [value])):
+            raise ValueError("a number is wanted, not true or false")
+        if value == "" and Path in wanted:
+            raise ValueError("it is empty; name a path")
+        return value
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------

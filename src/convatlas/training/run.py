@@ -17,7 +17,7 @@ from convatlas.core.config import RunConfig
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_json
-from convatlas.core.folders import check_replaceable
+from convatlas.core.folders import check_replaceable, tidy_up
 from convatlas.core.processes import rank, rank_zero_first, stop
 from convatlas.core.record import RunRecord
 from convatlas.core.source_code import run_code
@@ -148,7 +148,8 @@ def check_apart(work: Path, folder: Path) -> None:
 
 
 def _complete(folder: Path, work: WorkFolder, tracker: VariantTracker) -> None:
-    """Do what a kill after the results were written left undone: the end of the log, and the work folder's removal."""
+    """Do what a kill after the results were written left undone: the end of the log, the removal of what is left."""
+    tidy_up(folder, "train")
     recorded = work.path / "identity.json"
     is_left = recorded.exists() and read_json(recorded, "delete the folder.") == work.identity
     if is_left:
