@@ -352,7 +352,8 @@ class RunConfig(Section):
             raise ValueError(f"seeds={list(self.seeds)} names a seed twice")
         processes = self.trainer.devices * self.trainer.num_nodes
         if processes > 1 and self.trainer.strategy == "single":
-            raise ValueError(f"trainer.devices={self.trainer.devices} needs trainer.strategy=ddp")
+            key = "devices" if self.trainer.devices > 1 else "num_nodes"
+            raise ValueError(f"trainer.{key}={getattr(self.trainer, key)} needs trainer.strategy=ddp")
         if self.recipe.batch_size % processes:
             raise ValueError(
                 f"recipe.batch_size={self.recipe.batch_size} is the batch over all devices "

@@ -10,6 +10,7 @@ from torch import nn
 from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
 from convatlas.core.processes import rank
+from convatlas.data.augmentation import check_used
 from convatlas.data.module import DataModule
 from convatlas.data.prepared import PreparedData
 from convatlas.tasks import new_task
@@ -60,6 +61,7 @@ def dry_run(net: nn.Module, config: RunConfig, prepared: PreparedData) -> None:
 
 def _check_data(config: RunConfig, prepared: PreparedData) -> None:
     """Check the augmentation, and say where the training images are fewer than a batch."""
+    check_used(config.recipe.augmentation, config.data.task)
     data = DataModule(prepared, config.data, config.recipe, workers=0, limit_batches=None, seed=0)
     images, batch_size = len(data.training_split), config.recipe.batch_size
     if images < batch_size and rank() == 0:
