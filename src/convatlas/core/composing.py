@@ -254,7 +254,8 @@ def _explain_message(message: str, config_name: str) -> str:
     if (unknown_group := re.search(r"Could not override '([\w/@.]+)'\.\s*No match in the defaults list", message)) or (
         unknown_group := re.search(r"Could not (?:find|override) '(\w*/[\w/]*)'", message)
     ):
-        return f"{unknown_group[1]}: there is no such group of choices. {near_matches(unknown_group[1], groups)}"
+        near = near_matches(unknown_group[1], {*groups} - {unknown_group[1]})
+        return f"{unknown_group[1]}: there is no such group of choices. {near}"
     if unknown := re.search(r"Could not override '([\w.@]+)'", message):
         known = _known_keys(config_name)
         used = [group for group in groups if group in {key.partition(".")[0] for key in known}]

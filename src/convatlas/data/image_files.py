@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from convatlas.core.errors import UserError
 from convatlas.data.archives import file_bytes, reading
 
-__all__ = ["SUFFIXES", "ImageFiles", "folders_in", "is_clutter", "pictures_below", "split_of_folder"]
+__all__ = ["SUFFIXES", "ImageFiles", "folders_in", "is_clutter", "named_pattern", "pictures_below", "split_of_folder"]
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 CLUTTER = {"thumbs.db", "desktop.ini", "__macosx"}
@@ -101,3 +102,20 @@ def _files_below(folder: Path, passed: set[Path]) -> Iterator[Path]:
         if real not in passed:
             passed.add(real)
             yield from _files_below(path, passed)
+
+
+def named_pattern(key: str, expression: str | None) -> re.Pattern[str] | None:
+    """Return an option of a source, a regular expression whose first group is found in names; None where it is null.
+
+    Raises:
+        UserError: it is no regular expression, or has no group.
+    """
+    if expression is None:
+        return None
+    try:
+        pattern = re.compile(expression)
+    except re.error as error:
+        raise UserError(f"data.source.{key}={expression} is no regular expression: {error}.") from error
+    if not pattern.groups:
+        raise UserError(rf"data.source.{key}={expression} needs a group in brackets, for example ^(.+)_\d+.")
+    return pattern

@@ -80,6 +80,8 @@ class BoxCollector:
             raise UserError(f"data.source.image_size={image_size} is too large; use {LARGEST_SIDE} or less.")
         if fit not in {"letterbox", "stretch"}:
             raise UserError(f"data.source.fit={fit} is not known; use letterbox or stretch.")
+        if not classes:
+            raise UserError(f"{title}: data.source.classes=[] names no class; name one or more.")
         twice = [name for name, count in Counter(["background", *classes]).items() if count > 1]
         if twice:
             raise UserError(f"{title}: {twice[0]} is the name of two classes; correct data.source.classes or the file.")
