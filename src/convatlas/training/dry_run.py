@@ -18,6 +18,7 @@ from convatlas.tasks.activation_maps import class_activation_maps
 from convatlas.tasks.base import Task
 from convatlas.tasks.optimisation import build_optimizer, build_schedule
 from convatlas.tasks.views import with_views
+from convatlas.tracking.tracker import check_registration
 from convatlas.training.foreign import check_data_module
 from convatlas.training.machine import check_supported, with_scaled_rate
 from convatlas.training.trainer import user_callbacks, user_loggers
@@ -54,6 +55,8 @@ def dry_run(net: nn.Module, config: RunConfig, prepared: PreparedData) -> None:
         class_activation_maps(net, torch.zeros(1, config.data.in_channels, size, size))
     optimizer = build_optimizer(net, with_scaled_rate(config).recipe)
     build_schedule(config.recipe.schedule, optimizer, config.recipe.epochs, 1, task.monitor)
+    if config.tracking.enabled:
+        check_registration(config.tracking)
     user_callbacks(config)
     user_loggers(config, config.seeds[0])
     check_weights(config)
