@@ -92,8 +92,9 @@ def test_a_preparation_by_hand_with_other_options_is_not_undone(pets, enter):
 def test_what_the_plan_does_not_have(pets, enter, option):
     assert_one_sentence(enter("prepare", option, "dogs"), "plan/data/dogs.yaml", "dvc repro resolve")
     assert_one_sentence(enter("prepare", option), option, "one data set")
-    Path("plan/data/dogs.yaml").write_text("null\n")
-    assert_one_sentence(enter("prepare", option, "dogs"), "plan/data/dogs.yaml", "resolve")
+    for content in ("null", "[]", "{config: 1, page: {file: a}}", "{config: {}, page: null}", "{config: {}, page: {}}"):
+        Path("plan/data/dogs.yaml").write_text(content)
+        assert_one_sentence(enter("prepare", option, "dogs"), "plan/data/dogs.yaml", "resolve")
 
 
 def test_a_plan_from_elsewhere_runs_no_program(pets, enter, tmp_path):

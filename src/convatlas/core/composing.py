@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -233,9 +234,15 @@ def explain_hydra(error: Exception, config_name: str) -> str | None:
         return f"{mark.name}, line {mark.line + 1}, is not readable as YAML ({error.problem}); correct the file."
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read. {_quoted(error.override)}"
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
+    if isinstance(error, (HydraException, OmegaConfBaseException)) or _raised_by_hydra(error):
         return _explain_message(str(error), config_name)
     return None
+
+
+def _raised_by_hydra(error: Exception) -> bool:
+    """Say whether Hydra raised an error of Python's own, as of a group to which a number is given."""
+    file = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return isinstance(error, (TypeError, ValueError)) and file.parts[-3:-1] == ("hydra", "_internal")
 
 
 def _explain_choice(group: str, wrong: str, known: Sequence[str]) -> str:

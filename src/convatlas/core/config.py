@@ -123,6 +123,12 @@ class DataConfig(Section):
         nothing = {"validation": 0.0, "test": 0.0, "seed": 0}
         return {"source": {}, "root": Path(), "prepared": Path(), "split": nothing, **values}
 
+    @model_validator(mode="after")
+    def _has_a_source(self) -> DataConfig:
+        if self.module is None:
+            _with_target(self.source)
+        return self
+
 
 class SplitConfig(Section):
     """How validation, and the test where there is no official one, are cut: stratified, whole groups together."""
@@ -331,7 +337,7 @@ class RunConfig(Section):
     """Lightning loggers beside MLflow."""
     data: DataConfig
     about: About
-    model: dict[str, Any]
+    model: Target
     """`_target_` and keyword arguments of the net."""
     weights: str | None = None
     """What the net starts from: a finished run, a `.safetensors` file or a tag of timm; null draws new weights."""

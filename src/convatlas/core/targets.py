@@ -47,14 +47,14 @@ TRUST = "CONVATLAS_TRUST"
 """Environment variable: further packages, separated by commas, that a user allows."""
 
 
-def locate(target: str, key: str = "_target_") -> Callable[..., Any]:
+def locate(target: Any, key: str = "_target_") -> Callable[..., Any]:
     """Return the class or function that a dotted name stands for.
 
     Raises:
         UserError: no module or no member of that name, or the module needs a package that is not installed; the
             message names `key`.
     """
-    parts = target.split(".")
+    parts = str(target).split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise UserError(f"{key}={target} is no dotted name of a class or function; correct the config file.")
     module: Any = None

@@ -104,7 +104,7 @@ def read_source(config: DataConfig) -> RawDataset:
     Raises:
         UserError: there is no such source, or an option does not exist or has a wrong type.
     """
-    load = locate(config.source["_target_"])
+    load = locate(config.source["_target_"], "data.source._target_")
     options = {key: value for key, value in config.source.items() if key != "_target_"}
     root = next(iter(inspect.signature(load).parameters))  # whatever a source of the user's calls it
     options = checked_arguments(load, {**options, root: config.root}, "data.source")
