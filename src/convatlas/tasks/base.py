@@ -35,8 +35,12 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 
 
+DIVERGED = "Lower recipe.optimizer.lr, or set recipe.gradient_clip_norm"
+"""What may help a training that diverges."""
+
+
 class DivergedError(UserError):
-    """The loss is no longer a finite number."""
+    """The loss, the score or a weight is no longer a finite number."""
 
 
 class Task(pl.LightningModule, ABC):
@@ -299,10 +303,7 @@ class Task(pl.LightningModule, ABC):
         """
         loss = self.trainer.strategy.reduce(self._loss_sums["loss"].clone(), reduce_op="sum")
         if not torch.isfinite(loss):
-            raise DivergedError(
-                f"The loss became {float(loss)} in epoch {self.current_epoch + 1}. "
-                "Lower recipe.optimizer.lr, or set recipe.gradient_clip_norm."
-            )
+            raise DivergedError(f"The loss became {float(loss)} in epoch {self.current_epoch + 1}. {DIVERGED}.")
         for name, total in self._loss_sums.items():
             self.log(f"train/{name}", total / self._batches, sync_dist=True)
         self._loss_sums, self._batches = {}, 0

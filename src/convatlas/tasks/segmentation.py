@@ -111,7 +111,7 @@ class SegmentationTask(Task):
         """Make what Dice, IoU and distances are computed from."""
         classes = len(self.classes)
         return {
-            "loss": MeanMetric(),
+            "loss": MeanMetric(nan_strategy="disable"),
             "pixels": PixelCounts(classes),
             "edges": PixelCounts(2),
             "distances": DistanceMeans(classes),
