@@ -98,6 +98,19 @@ def test_what_was_tried_is_not_tried_again_unless_the_variant_changed(project, m
     assert asked == [*SCORES]
 
 
+def test_of_another_grid_what_is_new_is_tried(project, monkeypatch) -> None:
+    asked = fake(monkeypatch, SCORES)
+    calibrate.main()
+    asked.clear()
+    scale = yaml.safe_load((project / "conf/scale/laptop.yaml").read_text())
+    higher = SGD.replace("0.01", "0.1")
+    scale["grid"] = [ADAMW.split(), higher.split()]
+    (project / "conf/scale/laptop.yaml").write_text(yaml.safe_dump(scale))
+    calibrate.main()
+    assert asked == [("a", "sgd"), ("b", "sgd")]
+    assert read_calibration("two").variants["a"].scores == {ADAMW: 0.6, higher: 0.7}
+
+
 def test_a_variant_that_diverges_with_every_choice_is_named(project, monkeypatch) -> None:
     fake(monkeypatch, {**SCORES, ("b", "adamw"): None})
     with pytest.raises(UserError, match=r"two/b diverged with every choice .*; add a lower rate"):
@@ -171,4 +184,6 @@ def test_what_is_recorded_belongs_to_the_study_as_it_is(file: Path) -> None:
     for key, each in tried.variants.items():
         assert isinstance(each, Tried)
         assert set(each.scores) == grid
-        assert calibrate.is_current(each, runs[key]), f"run `python -m convatlas.calibrate study={file.stem}`"
+        assert each.config == calibrate.identity(runs[key].config), (
+            f"run `python -m convatlas.calibrate study={file.stem}`"
+        )
