@@ -7,7 +7,8 @@ PORT ?= 5000
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow lint format ui report study-pages clean
+MINUTES ?=
+.PHONY: help setup repro verdicts test test-slow lint format ui report study-pages clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +27,9 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 repro: setup  ## run the pipeline: resolve, prepare, train, report; the seeds of a run train side by side
 	@git rev-parse --git-dir > /dev/null 2>&1 || { echo "DVC needs a git repository: clone convatlas, or run 'git init' here first." >&2; exit 2; }
 	dvc repro
+
+verdicts: setup  ## add seeds until every claim of the plan is decided (MINUTES=60 ends it sooner)
+	python -m convatlas.decide $(if $(MINUTES),minutes=$(MINUTES))
 
 test: setup  ## run the tests that take seconds
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from convatlas.core.errors import UserError
 from convatlas.training.run import train
 from helpers import assert_one_sentence
 
@@ -35,10 +36,22 @@ from helpers import assert_one_sentence
         (["trainer.devices=2"], ["trainer.devices=2", "trainer.strategy=ddp"]),
         (["trainer=ddp", "recipe.batch_size=33"], ["recipe.batch_size=33", "multiple of 2"]),
         (["seeds=[1,1]"], ["seeds=[1, 1]", "twice"]),
+        (["seeds=null"], ["seeds=None"]),
+        (["seeds=3"], ["seeds=3"]),
+        (["seeds=[true]"], ["seeds=[True]", "a number is wanted"]),
+        (["recipe.epochs=true"], ["recipe.epochs=True", "a number is wanted"]),
+        (["recipe.augmentation.random_area=[0.5,true]"], ["random_area=[0.5, True]", "a number is wanted"]),
+        (["work_dir="], ["work_dir=''", "empty"]),
+        (["data.prepared="], ["data.prepared=''", "empty"]),
         (["data.prepared=nowhere"], ["nowhere", "python -m convatlas.prepare data=digits"]),
         (["recipe.epochs="], ["recipe.epochs=''", "valid integer"]),
         (["recipe"], ["recipe"]),
         (["recipe.augmentation.scale=2"], ["recipe.augmentation.scale=2", "less than 1"]),
+        (["model._target_=-1"], ["model=", "names its class by _target_"]),
+        (["~model._target_"], ["model=", "names its class by _target_"]),
+        (["model._target_=lenet"], ["model._target_=lenet", "no dotted name"]),
+        (["~data.source._target_"], ["data=", "names its class by _target_"]),
+        (["+recipe=inf"], ["must be a string or a list"]),
         (["variant=.."], ["variant='..'"]),
         (["variant=.work"], ["variant='.work'"]),
         (["model.num_classes=7"], ["7 classes", "model.num_classes=10"]),
@@ -46,6 +59,10 @@ from helpers import assert_one_sentence
         (["model.in_channels=3"], ["model.in_channels"]),
         (["recipe.optimizer.lr=1e400"], ["recipe.optimizer.lr=inf", "finite"]),
         (["recipe.optimizer.lr=nan"], ["recipe.optimizer.lr=nan", "finite"]),
+        (["tracking=mlflow", "tracking.register_as=a/b"], ["tracking.register_as='a/b'"]),
+        (["tracking=mlflow", "tracking.register_as="], ["tracking.register_as=''"]),
+        (["tracking=mlflow", "tracking.register_as=m", "tracking.alias=v1"], ["tracking.alias='v1'"]),
+        (["tracking=mlflow", "tracking.alias=champion"], ["tracking.alias=champion", "tracking.register_as"]),
         (["seed=1", "seeds=[2]"], ["seed=1", "seeds=[2]"]),
         (["trainer.threads=100000"], ["trainer.threads=100000"]),
         (["data.image_size=10000000"], ["memory does not suffice"]),
@@ -71,8 +88,12 @@ def test_a_wrong_override_of_train(enter, prepared_digits, tmp_path, arguments, 
         ("plan", ["seeds=1", "seeds=2"], ["seeds is given twice"]),
         ("resolve", ["overview"], ["overview", "no such option"]),
         ("evaluate", ["run=a", "run=b"], ["run is given twice"]),
+        ("evaluate", ["run=a", "output_dir="], ["output_dir=''", "empty"]),
         ("predict", ["run=a", ""], ["empty"]),
         ("predict", ["run=a", "/dev/zero"], ["/dev/zero"]),
+        ("prepare", ["data=digits", "data.source._target_=-1"], ["data=", "names its class by _target_"]),
+        ("prepare", ["data=digits", "data.source._target_=a"], ["data.source._target_=a", "no dotted name"]),
+        ("profile", ["model=lenet5", "model._target_=-1"], ["model._target_=-1", "no dotted name"]),
         ("prepare", ["data=digits", "data.split.seed=-1"], ["split.seed=-1"]),
         ("prepare", ["data=digit_scenes", "data.source.scenes=many"], ["data.source.scenes='many'"]),
         ("prepare", ["data=digit_scenes", "data.source.scenes=1e9"], ["1000000000"]),
@@ -178,8 +199,20 @@ def test_a_finished_run_is_not_trained_again_and_not_overwritten(compose, enter,
     assert (tmp_path / "run" / "seed=0" / "timing.json").read_bytes() != before
 
 
+def test_a_file_that_was_half_written_in_a_finished_run_goes(compose):
+    """A kill while the seconds of tracking are added to a run's timing."""
+    (folder,) = train(compose("recipe.epochs=1"), strict=True)
+    half, theirs = folder / f".timing.json.{2**22 + 1}.tmp", folder / f".notes.{2**22 + 1}.tmp"
+    for overwrite in ("false", "true"):
+        half.write_text("{")
+        train(compose("recipe.epochs=1", f"overwrite={overwrite}"), strict=True)
+        assert not half.exists()
+    theirs.write_text("of the user's")
+    with pytest.raises(UserError, match=r"holds \.notes.*, which train did not write"):
+        train(compose("recipe.epochs=1", "overwrite=true"), strict=True)
+
+
 def test_resuming_with_a_changed_configuration(compose, monkeypatch):
-    from convatlas.core.errors import UserError
     from convatlas.tasks.classification import ClassificationTask
 
     losses = ClassificationTask.losses
@@ -245,20 +278,39 @@ def test_a_full_disk_is_named_whoever_finds_it(enter, monkeypatch, prepared_digi
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".work"], "nothing is left half written"
 
 
-def test_a_loss_that_is_no_number(enter, prepared_digits, tmp_path):
-    entered = enter(
-        "train",
-        "model=resnet_cifar",
-        "model.depth=8",
-        "recipe.optimizer.lr=1e30",
-        "tracking=none",
-        "trainer.limit_batches=8",
-        "trainer.threads=1",
-        f"data.prepared={prepared_digits}",
-        f"output_dir={tmp_path / 'run'}",
-    )
-    assert_one_sentence(entered, "The loss became", "recipe.optimizer.lr")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("trainer.limit_batches=2",), "The loss became"),
+        (("trainer.limit_batches=1",), "The validation loss became nan in epoch 1"),  # no step is made after it
+        (("trainer.limit_batches=1", "recipe.protocol=last_epoch"), "The test loss became nan"),
+    ],
+)
+def test_a_loss_that_is_no_number(enter, prepared_digits, tmp_path, options, words):
+    small = ["model=lenet5_modern", "recipe.optimizer.lr=1e30", "tracking=none", "recipe.epochs=1", "trainer.threads=1"]
+    folders = [f"data.prepared={prepared_digits}", f"output_dir={tmp_path / 'run'}"]
+    assert_one_sentence(enter("train", *small, *options, *folders), words, "recipe.optimizer.lr")
     assert not list((tmp_path / "run").rglob("*"))
+
+
+def test_weights_that_are_no_number_are_not_tested(compose, monkeypatch):
+    from convatlas.tasks.base import DivergedError, Task
+
+    def last_step_breaks(self):
+        next(self.net.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(Task, "on_validation_end", last_step_breaks)  # as in detection, whose validation has no loss
+    with pytest.raises(DivergedError, match=r"The weights .* became infinite or nan in epoch 1"):
+        train(compose("recipe.epochs=1", "trainer.limit_batches=1"), strict=True)
+
+
+def test_a_batch_larger_than_the_training_set_is_told(enter, prepared_digits, tmp_path):
+    small = ["model=lenet5_modern", "tracking=none", "recipe.epochs=1", "trainer.threads=1", "recipe.batch_size=5000"]
+    entered = enter("train", *small, f"data.prepared={prepared_digits}", f"output_dir={tmp_path / 'run'}")
+    assert entered.status == 0, entered.err
+    assert (
+        "recipe.batch_size=5000 is more than the 1,222 images of training; each step takes all of them." in entered.err
+    )
 
 
 def test_in_the_pipeline_a_seed_that_diverges_is_told_and_the_others_go_on(compose, monkeypatch):

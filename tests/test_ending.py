@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from convatlas.core.cli import run, run_hydra
 from convatlas.core.errors import UserError
 from convatlas.tasks.classification import ClassificationTask
+from helpers import ROOT
 
 GOES_ON = "Interrupted. The same command goes on from the last checkpoint."
 SMALL = ("model=lenet5_modern", "trainer.threads=1", "recipe.batch_size=128", "recipe.epochs=2", "tracking=none")
@@ -132,3 +135,42 @@ def test_a_signal_that_a_library_makes_an_error_of_ends_the_command(capsys, numb
             signal.signal(each, handler)
     assert ended.value.code == status
     assert "bug" not in capsys.readouterr().err
+
+
+COMMANDS = (
+    "decide",
+    "evaluate",
+    "models",
+    "plan",
+    "predict",
+    "prepare",
+    "profile",
+    "report",
+    "resolve",
+    "search",
+    "track",
+)
+COMMANDS += ("train", "tune", "ui")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_ctrl_c_while_a_command_is_imported(tmp_path, command):
+    (tmp_path / "yaml.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")  # every command imports it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background begins with it ignored
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", f"convatlas.{command}"],
+            env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT / 'src'}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "convatlas: Interrupted.\n")
+
+
+def test_ctrl_c_in_a_program_that_imports_the_package_is_its_own(tmp_path):
+    (tmp_path / "theirs.py").write_text("import convatlas, signal; print(signal.getsignal(signal.SIGINT).__name__)")
+    printed = subprocess.run([sys.executable, "-m", "theirs"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert printed.stdout == "default_int_handler\n"

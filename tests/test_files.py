@@ -63,6 +63,15 @@ def test_an_error_of_the_block_itself_stays_what_it_is(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_killed_process_left_goes_with_the_next_writing(tmp_path):
+    dead, living = (tmp_path / f".a.json.{process}.tmp" for process in (2**22 + 1, os.getppid()))
+    others = [tmp_path / name for name in (".b.json.4194305.tmp", ".a.json.notes.tmp", "a.json.4194305.tmp")]
+    for path in (dead, living, *others):
+        path.touch()
+    write_json(tmp_path / "a.json", {})
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "a.json", living, *others])
+
+
 def test_a_file_is_whole(tmp_path):
     write_json(tmp_path / "deep" / "a.json", {"é": 1})
     assert (tmp_path / "deep" / "a.json").read_bytes() == '{\n  "é": 1\n}\n'.encode()

@@ -422,9 +422,11 @@ def test_finished_seeds_are_never_trained_again(tmp_path):
     project.edit("params.yaml", "seeds:\n- 0\n", "seeds:\n- 0\n- 1\n- 2\n")
     project.edit("params.yaml", "recipe.epochs=2", "recipe.epochs=4")
     run = project.folder / "runs" / "overview" / "lenet5"
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # as it is in a terminal
     process = subprocess.Popen(
         ["dvc", "repro"], cwd=project.folder, env=project.environment, start_new_session=True, stdout=subprocess.DEVNULL
     )
+    signal.signal(signal.SIGINT, ignored)
     while not (project.folder / ".work/overview/lenet5/seed=2/last.ckpt").exists() and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)

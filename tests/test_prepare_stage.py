@@ -92,8 +92,9 @@ def test_a_preparation_by_hand_with_other_options_is_not_undone(pets, enter):
 def test_what_the_plan_does_not_have(pets, enter, option):
     assert_one_sentence(enter("prepare", option, "dogs"), "plan/data/dogs.yaml", "dvc repro resolve")
     assert_one_sentence(enter("prepare", option), option, "one data set")
-    Path("plan/data/dogs.yaml").write_text("null\n")
-    assert_one_sentence(enter("prepare", option, "dogs"), "plan/data/dogs.yaml", "resolve")
+    for content in ("null", "[]", "{config: 1, page: {file: a}}", "{config: {}, page: null}", "{config: {}, page: {}}"):
+        Path("plan/data/dogs.yaml").write_text(content)
+        assert_one_sentence(enter("prepare", option, "dogs"), "plan/data/dogs.yaml", "resolve")
 
 
 def test_a_plan_from_elsewhere_runs_no_program(pets, enter, tmp_path):
@@ -120,6 +121,10 @@ def raw(tmp_path):
 def test_names_and_contents_count_and_times_do_not(raw):
     before = manifest(raw)
     assert (before["files"], before["bytes"], before["compared_by"]) == (3, 21, "content")
+    no_text = raw / os.fsdecode(b"\xff")
+    no_text.touch()
+    assert manifest(raw) != before
+    no_text.unlink()
     os.utime(raw / "a/1.txt", (1, 1))
     (raw / "a/3.txt.part").write_text("a download that goes on")
     assert manifest(raw) == before

@@ -17,7 +17,9 @@ from sklearn.metrics import cohen_kappa_score
 from timm.scheduler import CosineLRScheduler
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
 
+from convatlas.core.errors import UserError
 from convatlas.core.processes import rank
+from convatlas.core.targets import check_trusted
 from convatlas.training.run import train
 from helpers import ROOT, assert_one_sentence, source_options
 
@@ -430,3 +432,29 @@ def test_a_file_from_elsewhere_names_only_known_libraries(compose, enter, tmp_pa
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     monkeypatch.setenv("CONVATLAS_TRUST", "evil_pkg")
     assert enter("evaluate", f"run={folder}").status == 0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"_target_": f"timm.models.{name}"} for name in ("load_state_dict", "push_to_hf_hub", "resume_checkpoint")),
+        {"_target_": "torch.load"},
+        {"_target_": "torchvision.models.get_weight"},
+        {"_target_": "convatlas.core.files._RememberingFile", "file": "notes.txt", "mode": "wb"},
+        {"_target_": "convatlas.training.results.write_failure", "folder": "mine"},
+        {"_target_": "torch.optim.SGD", "lr": "${oc.create:{_target_: evil_pkg.Thing}}"},
+        ["${oc.env:SECRET}"],
+    ],
+)
+def test_what_could_run_or_read_anything_is_no_building_block(values):
+    with pytest.raises(UserError, match=r"mine\.yaml"):
+        check_trusted({"model": {"inner": values}}, "mine.yaml")
+
+
+def test_whatever_the_configuration_names_may_stand_in_a_run():
+    named = {
+        name for file in ROOT.glob("conf/**/*.yaml") for name in re.findall(r"_target_: ([\w.]+)", file.read_text())
+    }
+    named |= {"timm.create_model", "timm.models.resnet18", "torchvision.models.resnet18", "torch.optim.NAdam"}
+    assert len(named) > 100
+    check_trusted([{"_target_": name} for name in sorted(named)], "mine.yaml")

@@ -188,6 +188,24 @@ def test_ten_crop_takes_four_corners_the_centre_and_their_mirror_images():
     assert all(torch.equal(view.flip(3), mirrored) for view, mirrored in zip(views[:5], views[5:], strict=True))
 
 
+def test_a_folder_of_images_is_read_as_a_data_set_is(trained, enter, tmp_path):
+    folder, elsewhere = tmp_path / "images", tmp_path / "elsewhere"
+    for name in ("images/.cache/hidden.png", "images/one.PNG", "images/below/two.png", "elsewhere/three.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "circle").symlink_to(folder)
+    os.mkfifo(folder / "pipe.png")
+    arguments = [f"run={trained('classification')}", f"output_dir={tmp_path / 'out'}"]
+    assert_one_sentence(
+        enter("predict", *arguments, str(folder)), "pipe.png: it is no regular file", "skip_broken=true"
+    )
+    assert_one_sentence(enter("predict", *arguments, str(folder / "pipe.png")), "pipe.png is no file of an image")
+    assert enter("predict", *arguments, str(folder), "skip_broken=true").status == 0
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [Path(row["file"]).name for row in rows] == ["two.png", "three.png", "one.PNG"]
+
+
 def test_images_of_any_name(trained, enter, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()

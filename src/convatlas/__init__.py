@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,23 @@ def __getattr__(name: str) -> Any:
     if name in ("create_model", "list_models"):
         return getattr(importlib.import_module("convatlas.catalogue"), name)
     raise AttributeError(f"module 'convatlas' has no attribute {name!r}")
+
+
+def _is_entry_point() -> bool:
+    """Say whether a command of ours starts: `python -m convatlas.<name>` or `convatlas-<name>`."""
+    if sys.argv[:1] == ["-m"]:  # as long as Python looks for the module
+        return sys.orig_argv[sys.orig_argv.index("-m") + 1].startswith("convatlas.")
+    return sys.argv[0].rpartition(os.sep)[2] in ("convatlas-train", "convatlas-profile")
+
+
+def _interrupted(_signum: int, _frame: Any) -> None:
+    os.write(2, b"convatlas: Interrupted.\n")
+    os._exit(130)
+
+
+# Ctrl-C while a command imports is answered as it is later by `convatlas.core.cli.run`, which replaces this.
+if _is_entry_point() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _interrupted)
 
 
 def _another_tree_here() -> str | None:

@@ -58,17 +58,17 @@ def calibrate(name: str, *, anew: bool) -> None:
     with hydra_ready():
         study, scale = load_study(name, SCALE)
         seed = read_calibration(name).seed
-        tried = Calibration(seed=seed) if anew else read_calibration(name)
+        before = {} if anew else read_calibration(name).variants
         wanted = {run.config.variant: run for run in compared(planned_runs(study, bare(scale), [seed], ()))}
-        kept = {key: tried.variants[key] for key in wanted if is_current(tried.variants.get(key), wanted[key])}
+        choices = [" ".join(choice) for choice in scale.grid]
         tried = Calibration(
-            seed=seed, variants={key: kept.get(key, Tried(config=identity(run.config))) for key, run in wanted.items()}
+            seed=seed, variants={key: still_valid(before.get(key), run, choices) for key, run in wanted.items()}
         )
         trials = [
-            (key, " ".join(choice), trial(study, scale, key, number, seed))
+            (key, choice, trial(study, scale, key, number, seed))
             for key in wanted
-            for number, choice in enumerate(scale.grid)
-            if " ".join(choice) not in tried.variants[key].scores
+            for number, choice in enumerate(choices)
+            if choice not in tried.variants[key].scores
         ]
     for data in {config.data.name: config.data for _, _, config in trials}.values():
         prepare_as_planned(data, Path("reports", "data", f"{data.name}.html"))
@@ -78,8 +78,9 @@ def calibrate(name: str, *, anew: bool) -> None:
     for number, score in validation_scores([config for _, _, config in trials]):
         key, choice, _ = trials[number]
         scores = {**tried.variants[key].scores, choice: score.value}
-        chosen = best(scores, higher_is_better=score.higher_is_better) if len(scores) == len(scale.grid) else None
-        tried.variants[key] = Tried(config=tried.variants[key].config, scores=scores, chosen=chosen)
+        in_order = {choice: scores[choice] for choice in choices if choice in scores}
+        chosen = best(scores, higher_is_better=score.higher_is_better) if len(scores) == len(choices) else None
+        tried.variants[key] = Tried(config=tried.variants[key].config, scores=in_order, chosen=chosen)
         write_yaml(calibration_file(name), tried.plain(), HEADER)
         print(f"{name}/{key}  {choice}  {'diverged' if score.value is None else f'{score.value:.4f}'}", flush=True)
     if lost := [key for key, each in tried.variants.items() if each.chosen is None]:
@@ -113,9 +114,13 @@ def identity(config: RunConfig) -> str:
     return digest([plain["model"], plain["data"], plain["recipe"]])[:16]
 
 
-def is_current(tried: Tried | None, run: PlannedRun) -> bool:
-    """Say whether what was tried was tried with this configuration."""
-    return tried is not None and tried.config == identity(run.config)
+def still_valid(tried: Tried | None, run: PlannedRun, choices: Sequence[str]) -> Tried:
+    """Return what was tried with this configuration and these choices; nothing is chosen while some are missing."""
+    config = identity(run.config)
+    if tried is None or tried.config != config:
+        return Tried(config=config)
+    scores = {choice: tried.scores[choice] for choice in choices if choice in tried.scores}
+    return Tried(config=config, scores=scores, chosen=tried.chosen if list(scores) == list(choices) else None)
 
 
 def best(scores: Mapping[str, float | None], *, higher_is_better: bool) -> str | None:

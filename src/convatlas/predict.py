@@ -59,7 +59,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
         UserError: a path does not exist, or there is no image.
     """
     from convatlas.data import medical
-    from convatlas.data.image_files import SUFFIXES, is_clutter
+    from convatlas.data.image_files import SUFFIXES, pictures_below
 
     known = (*sorted(SUFFIXES), *medical.SUFFIXES)
     files: list[Path] = []
@@ -68,13 +68,13 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
         if not path.exists():
             raise UserError(f"{path} does not exist; name image files or folders.")
         if not path.is_dir():
-            if not (path.is_file() or path.is_fifo()):
+            if not path.is_file():
                 raise UserError(f"{path} is no file of an image; name image files or folders.")
             files.append(path)
             continue
-        inside = [p for p in sorted(path.rglob("*")) if p.is_file() and not is_clutter(p.name)]
-        files += [p for p in inside if p.name.lower().endswith(known)]
-        others += [p for p in inside if not p.name.lower().endswith(known)]
+        pictures, rest = pictures_below(path, known)
+        files += pictures
+        others += rest
     if not files:
         raise UserError(f"There are no images in {', '.join(map(str, paths))}; known are {', '.join(known)}.")
     if others:

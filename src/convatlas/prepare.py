@@ -57,13 +57,14 @@ def write_manifest(name: str) -> None:
     """Write down what raw files there are of a data set of the plan."""
     from convatlas.data.manifest import manifest
 
-    write_json(manifest_file(name), manifest(Path(_planned(name)["config"]["root"])))
+    write_json(manifest_file(name), manifest(_checked(_planned(name)["config"], str(data_plan(name))).root))
 
 
 def _planned(name: str) -> dict[str, Any]:
     file = data_plan(name)
     planned = read_yaml(file, "run `dvc repro resolve`.")
-    if not isinstance(planned, dict) or not {"config", "page"} <= set(planned):
+    sections = [planned.get(key) for key in ("config", "page")] if isinstance(planned, dict) else [None]
+    if not all(isinstance(section, dict) for section in sections) or "file" not in planned["page"]:
         raise UserError(f"{file} plans no preparation; run `dvc repro -f resolve`.")
     return planned
 

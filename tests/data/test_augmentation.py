@@ -13,6 +13,7 @@ from convatlas.core.errors import UserError
 from convatlas.data.augmentation import (
     Augmenter,
     Changes,
+    check_used,
     cut_out,
     flip,
     flip_boxes,
@@ -225,6 +226,25 @@ def test_detection_takes_what_keeps_its_boxes_right() -> None:
 def test_operations_on_colours_refuse_other_channels(part: str, value: float, channels: int) -> None:
     with pytest.raises(UserError, match=rf"^recipe\.augmentation\.{part}={value} .*these have {channels}; set it to 0"):
         Augmenter(augmentation(**{part: value}), "classification", 8, channels)
+
+
+UNUSED = [
+    ("crop_padding_mode", "mean", "classification", {"crop_padding": 2}),
+    ("rand_augment_magnitude", 5, "classification", {"rand_augment": 1}),
+    ("least_box_area", 0.5, "detection", {"random_area": (0.5, 1.0)}),
+]
+
+
+@pytest.mark.parametrize(("part", "value", "task", "switched_on"), UNUSED)
+def test_how_a_part_works_is_refused_where_it_is_switched_off(part, value, task, switched_on) -> None:
+    check_used(augmentation(**{part: value}, **switched_on), task)
+    with pytest.raises(UserError, match=rf"{part}={value} does nothing for {task} while .* is switched off; set it to"):
+        check_used(augmentation(**{part: value}), task)
+
+
+def test_without_boxes_their_least_area_is_refused() -> None:
+    with pytest.raises(UserError, match=r"least_box_area=0.5 does nothing for segmentation; set it to 0.3"):
+        check_used(augmentation(least_box_area=0.5, random_area=(0.5, 1.0)), "segmentation")
 
 
 @pytest.mark.parametrize("areas", [(0.5, 0.2), (0.0, 1.0), (0.5, 1.5)])

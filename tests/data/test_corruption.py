@@ -597,6 +597,13 @@ DAMAGES: dict[str, tuple[str, Do | Machine, Refused | Rejected | Converted | Har
         put("cifar-10-batches-py/batches.meta", python2_pickle({b"label_names": [b"cat"] * 10})),
         Refused("must be two or more different names"),
     ),
+    "pickle: a name is empty": (
+        "cifar",
+        put(
+            "cifar-10-batches-py/batches.meta", python2_pickle({b"label_names": [b"%d" % n for n in range(9)] + [b""]})
+        ),
+        Refused("must be two or more different names"),
+    ),
     # CIFAR's binary files
     "binary: records cut": (
         "cifar_binary",

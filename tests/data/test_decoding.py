@@ -58,6 +58,8 @@ def test_sixteen_bits_become_eight_by_the_same_factor_for_all() -> None:
     assert found.pixels.tolist() == [[[0, 1, 255], [0, 1, 128]]]
     assert found.changed == ("16 bits a channel",)
     assert not found.plain
+    pgm = b"P5 3 2 65535\n" + deep.astype(">u2").tobytes()
+    assert (decode(pgm, 1).pixels == found.pixels).all()
 
 
 def test_sixteen_bits_of_colour_are_noticed() -> None:

@@ -130,6 +130,8 @@ def test_sixteen_bit_pictures_are_stretched_and_named(root: Path) -> None:
     ({"channels": 2}, r"data\.source\.channels=2 must be 1"),
     ({"mask_values": [0]}, r"data\.source\.mask_values=\[0\] must have another grey level for each of 2"),
     ({"mask_values": [0, 0]}, r"data\.source\.mask_values=\[0, 0\] must have"),
+    ({"patient_pattern": "("}, r"data\.source\.patient_pattern=\( is no regular expression"),
+    ({"patient_pattern": "p"}, r"data\.source\.patient_pattern=p needs a group in brackets"),
 ])  # fmt: skip
 def test_options_that_contradict(root: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):

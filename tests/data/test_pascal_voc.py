@@ -265,6 +265,7 @@ def test_a_size_of_zero_means_that_it_is_not_known(root: Path, size: tuple[int, 
     ({"fit": "crop"}, r"data\.source\.fit=crop is not known; use letterbox or stretch"),
     ({"image_size": 8}, r"data\.source\.image_size=8 leaves nothing to see; use 16 or more"),
     ({"image_size": 10**6}, r"data\.source\.image_size=1000000 is too large; use 8192 or less"),
+    ({"classes": []}, r"data\.source\.classes=\[\] names no class"),
     ({"classes": ["cat", "cat"]}, "cat is the name of two classes"),
     ({"classes": ["cow"]}, "no image is usable; a, object 1 .cat.: its class is none of cow"),
 ])  # fmt: skip

@@ -20,6 +20,7 @@ from convatlas.core.errors import UserError
 from convatlas.data import examination, prepare_dataset
 from convatlas.data.batches import EvaluationBatches
 from convatlas.data.image_files import ImageFiles
+from convatlas.data.manifest import manifest
 from convatlas.data.prepare_dataset import prepare, prepare_raw
 from convatlas.data.prepared import PreparedData
 
@@ -63,6 +64,7 @@ USED = {
     "black and white": (encoded(COLOURS.convert("1")), {"mode 1": 1}),
     "grey": (encoded(photograph(93, channels=1)), {}),
     "16 bits": (encoded(Image.fromarray(DEEP)), {"16 bits a channel": 1}),
+    "10 bits": (b"P5 2 1 1023\n\0\0\3\xff", {"16 bits a channel": 1}),
     "turned": (encoded(COLOURS, "JPEG", exif=exif(8)), {"turned as its EXIF data say": 1}),
     "turned and cmyk": (
         encoded(COLOURS.convert("CMYK"), "JPEG", exif=exif(3)),
@@ -101,16 +103,28 @@ def test_an_unusual_file_is_used_and_counted(
     assert tree(tmp_path / "raw") == before
 
 
-def test_a_missing_file_and_a_folder_in_its_place_are_left_out(tmp_path: Path) -> None:
+def test_what_is_no_file_is_left_out_and_never_waited_for(tmp_path: Path) -> None:
     raw = raw_files(tmp_path / "raw")
-    (tmp_path / "raw" / "003.png").unlink()
-    (tmp_path / "raw" / "004.jpg").unlink()
-    (tmp_path / "raw" / "004.jpg").mkdir()
+    names = ("003.png", "004.jpg", "005.png", "007.png")
+    missing, folder, pipe, device = places = [tmp_path / "raw" / name for name in names]
+    for path in places:
+        path.unlink()
+    folder.mkdir()
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/zero")
     card = prepare_raw(files_config(tmp_path), raw)
     assert [(bad.item, bad.reason) for bad in card.rejected] == [
-        ("003.png", "the file cannot be read: No such file or directory"),
-        ("004.jpg", "the file cannot be read: Is a directory"),
+        (missing.name, "the file cannot be read: No such file or directory"),
+        *((path.name, "the file cannot be read: it is no regular file") for path in (folder, pipe, device)),
     ]
+    assert manifest(tmp_path / "raw")["files"] == len(good_files()) - 4
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path: Path) -> None:
+    raw = raw_files(tmp_path / "raw")
+    os.truncate(tmp_path / "raw" / "003.png", 2**40)
+    card = prepare_raw(files_config(tmp_path), raw)
+    assert [(bad.item, "more than 1,073,741,824 bytes" in bad.reason) for bad in card.rejected] == [("003.png", True)]
 
 
 def test_a_protected_file_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from small_sets import raw_classification, raw_detection, raw_images, raw_segmentation
 
 from convatlas.core.errors import UserError
-from convatlas.data.verification import count_classes, empty_classes, verify
+from convatlas.data.verification import alike_names, count_classes, empty_classes, verify
 
 
 def test_nothing_is_rejected_from_good_data() -> None:
@@ -119,3 +119,17 @@ def test_empty_classes_are_named_and_refused_in_training() -> None:
     assert empty_classes(raw, parts, "pixels") == {"validation": ["class 1", "class 2"], "test": ["class 0"]}
     with pytest.raises(UserError, match="pixels: no training image has the class class 2"):
         empty_classes(raw, {"train": np.arange(2)}, "pixels")
+
+
+@pytest.mark.parametrize(
+    ("classes", "alike"),
+    [
+        (["Cat", "cat", "dog"], "'Cat'/'cat'"),
+        (["a b", "a  b ", "A b"], "'a b'/'a  b '/'A b'"),
+        (["\u00e9", "e\u0301", "x", "X"], "'\u00e9'/'e\u0301', 'x'/'X'"),
+        (["1", "10", "cat", "cats"], ""),
+    ],
+)
+def test_classes_that_are_hardly_told_apart_are_named(classes: list[str], alike: str) -> None:
+    said = f"These classes are told apart, and may be meant as one: {alike}."
+    assert alike_names(classes) == (said if alike else "")

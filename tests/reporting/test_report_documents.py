@@ -40,8 +40,12 @@ def test_latex_is_escaped(study):
 
 def test_the_records_of_claims_hold_verdict_and_figures(study):
     first, second = claim_records(study)
-    assert (first["claim"], first["verdict"]) == ("a is better", "confirmed")
-    [comparison] = first["comparisons"]
-    assert comparison["comparison"] == "error[a] < error[b]"
-    assert comparison["interval"].startswith("difference -0.09667")
-    assert (second["verdict"], second["comparisons"]) == ("not tested", [])
+    assert (first["claim"], first["comparison"], first["verdict"]) == (
+        "a is better",
+        "error[a] < error[b]",
+        "confirmed",
+    )
+    assert first["effect"] == -0.0966667
+    assert first["low"] < first["effect"] < first["high"] < 0
+    assert (first["seeds"], first["images"], first["kind"], first["margin"]) == (3, "made", "measured", 0.01)
+    assert (second["comparison"], second["verdict"], second["effect"]) == ("", "not tested", None)

@@ -10,7 +10,7 @@ from made_runs import MadeVariant, accuracies, make_study
 
 from convatlas.core.errors import UserError
 from convatlas.core.metrics import metric
-from convatlas.reporting.paired import compare, interval_text, reference_of, signed
+from convatlas.reporting.paired import compare, interval_text, reference_of, signed, told_apart
 from convatlas.reporting.reading import read_study
 from convatlas.reporting.report import write_report
 from convatlas.reporting.score_plots import interval_plots
@@ -185,3 +185,16 @@ def test_the_page_and_the_csv_say_it(tmp_path):
 def test_a_single_variant_is_compared_with_nothing(tmp_path):
     write_report(*make_study(tmp_path, {"a": made(RIGHT)}), tmp_path / "report")
     assert "Each variant against" not in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_of_all_pairs_those_that_differ_are_counted(tmp_path):
+    scores = {"a": (0.5, 0.51, 0.49), "b": (0.505, 0.5, 0.51), "c": (0.9, 0.89, 0.91), "none": ()}
+    made_ones = {key: MadeVariant(test=accuracies(*found)) for key, found in scores.items()}
+    assert told_apart(group(tmp_path, made_ones)) == (
+        "Of 3 pairs of variants 2 (67 %) are told apart by the 95 % interval of their difference; from the lowest mean "
+        "to the highest it is 40.0 points."
+    )
+
+
+def test_without_two_seeds_no_pair_can_be_told_apart(tmp_path):
+    assert told_apart(group(tmp_path, {"a": MadeVariant(test=accuracies(0.5)), "b": MadeVariant(test={})})) == ""

@@ -1,5 +1,6 @@
 """The students' pages: what was measured comes into them from the reports, and nothing in them leads nowhere."""
 
+import json
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -41,7 +42,8 @@ def folders(tmp_path):
 
 def test_a_page_gets_the_tables_and_verdicts_of_its_study_and_the_index_counts_them(folders):
     pages = folders[0]
-    assert update_pages(*folders) == [pages / "overview.md", pages / "README.md"]
+    changed = [pages / name for name in ("overview.md", "README.md", "verdicts.json", "verdicts.md")]
+    assert update_pages(*folders) == changed
     assert (pages / "README.md").read_text().splitlines()[2:] == [
         "| [Overview](overview.md) | Which? | 1 confirmed |",
         "| [Densenet](densenet.md) | Why? | old |",
@@ -72,6 +74,44 @@ def test_what_was_measured_before_is_replaced(folders):
     assert page.read_text() == first
 
 
+def test_findings_of_other_studies_and_images_stay_and_stand_side_by_side(folders):
+    pages = folders[0]
+    update_pages(*folders)
+    (old,) = json.loads((pages / "verdicts.json").read_text())
+    assert (old["study"], old["images"], old["verdict"], old["seeds"]) == ("overview", "made", "confirmed", 2)
+    kept = [
+        old | {"verdict": "refuted"},
+        old | {"images": "cifar10", "verdict": "refuted"},
+        old | {"study": "densenet"},
+    ]
+    (pages / "verdicts.json").write_text(json.dumps(kept))
+    update_pages(*folders)
+    found = {
+        (each["study"], each["images"]): each["verdict"] for each in json.loads((pages / "verdicts.json").read_text())
+    }
+    assert found == {
+        ("densenet", "made"): "confirmed",
+        ("overview", "made"): "confirmed",
+        ("overview", "cifar10"): "refuted",
+    }
+    text = (pages / "verdicts.md").read_text()
+    assert "| claim | made | cifar10 |" in text
+    row = next(
+        line for line in text.splitlines() if line.startswith("| a is better: `error[a] < error[b]`") and "ref" in line
+    )
+    assert re.search(r"\| \*\*confirmed\*\* \+9\.\d points \(.*\), 2 seeds, .* \| \*\*refuted\*\*", row)
+
+
+def test_a_study_on_other_images_stands_below_its_own(folders):
+    pages, plan, _ = folders
+    made = {key: MadeVariant(test=accuracies(*scores)) for key, scores in (("a", (0.7, 0.71)), ("b", (0.75, 0.765)))}
+    claims = [{"says": "a is better", "holds": ["error[a] < error[b]"], "note": None}]
+    make_study(plan.parent, made, name="overview-cifar10", claims=claims, images="cifar10")
+    update_pages(*folders)
+    assert "| 1 confirmed; 1 undecided on cifar10 |" in (pages / "README.md").read_text()
+    assert "3 seeds, scale laptop on cifar10, 4 of 6 runs" in (pages / "overview.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("text", "counts"),
     [
@@ -99,7 +139,7 @@ def test_a_folder_without_pages_is_named(tmp_path):
 
 def pages() -> list[Path]:
     """Return the pages of the studies, without their index."""
-    return sorted(path for path in PAGES.glob("*.md") if path.name != "README.md")
+    return sorted(path for path in PAGES.glob("*.md") if path.name not in ("README.md", "verdicts.md"))
 
 
 def page_id(page: Path) -> str:

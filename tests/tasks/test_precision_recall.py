@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torchmetrics.detection import MeanAveragePrecision
 
-from convatlas.tasks.detection import average_precision, gather_hits
+from convatlas.tasks.detection import average_precision, gather_hits, left_out
 from convatlas.tasks.figures import precision_recall
 
 CLASSES = ["background", "cat", "dog", "cow"]
@@ -67,6 +67,18 @@ def test_the_average_precision_of_each_class_is_coco_s(seed: int) -> None:
     assert set(ours) == {"cat", "dog"}  # there is no true cow, so that precision is not defined
     assert all(0.2 < value < 0.9 for value in ours.values())
     assert ours == pytest.approx(by_torchmetrics(rows), abs=1e-6)
+
+
+def test_the_part_of_an_image_is_what_it_moves_the_precision_by() -> None:
+    rows = random_rows(seed=5)[:12]
+
+    def mean_precision(chosen: list[dict[str, Any]]) -> float:
+        return float(np.mean([average_precision(each) for each in gather_hits(chosen).by_class(CLASSES).values()]))
+
+    without = [mean_precision(rows[:number] + rows[number + 1 :]) for number in range(len(rows))]
+    expected = (len(rows) - 1) * (mean_precision(rows) - np.array(without))
+    assert np.abs(expected).max() > 0.1
+    assert left_out(rows) == pytest.approx(expected, abs=1e-12)
 
 
 def test_average_precision_of_a_case_computed_by_hand() -> None:

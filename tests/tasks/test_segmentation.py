@@ -50,7 +50,7 @@ def batch_of(masks: Tensor, first: int = 0) -> dict[str, Tensor]:
 def evaluate(task: SegmentationTask, *batches: dict[str, Tensor]) -> tuple[dict[str, float], list[dict]]:
     metrics = dict(task.validation_metrics.items())
     rows = [row for batch in batches for row in task.evaluate(batch, metrics)]
-    return task.summarise(metrics), rows
+    return task.summarise(metrics), task.complete_rows(rows)
 
 
 # Two images of 2 x 3 pixels. Class 1: shared 2 and 1, predicted 3 and 1, true 2 and 4.
@@ -72,8 +72,14 @@ def test_a_row_has_the_dice_of_its_own_image() -> None:
     assert rows[0]["dice_disc"] == pytest.approx(2 * 2 / (3 + 2))
     assert rows[0]["dice_ring"] == pytest.approx(2 * 1 / (1 + 2))
     assert rows[0]["dice"] == pytest.approx((4 / 5 + 2 / 3) / 2)
-    dice = {key: value for key, value in rows[1].items() if not key.startswith("hausdorff")}
+    dice = {key: value for key, value in rows[1].items() if not key.startswith(("hausdorff", "part"))}
     assert dice == {"index": 1, "dice": pytest.approx(2 / 5), "dice_disc": pytest.approx(2 / 5), "dice_ring": None}
+
+
+def test_the_part_of_an_image_is_the_derivative_of_the_dice_by_its_weight() -> None:
+    """Of the disc `2 (2 s - 0.6 a) / 10` with (s, a) = (2, 5) and (1, 5); of the ring the second image has nothing."""
+    _, rows = evaluate(task_for(Fixed(PREDICTED)), batch_of(TRUE))
+    assert [row["part_dice"] for row in rows] == pytest.approx([0.1, -0.1])
 
 
 def test_distances_are_means_over_images_that_have_the_class() -> None:

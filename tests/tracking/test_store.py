@@ -186,6 +186,11 @@ def of_an_older_version(file: Path) -> None:
     tables(file, "UPDATE alembic_version SET version_num = '451aebb31d03'")
 
 
+def test_a_driver_that_is_not_installed_is_named():
+    with pytest.raises(UserError, match=r"No module named .*Install .*postgresql\+psycopg2.*tracking=none"):
+        connect("postgresql+pg8000://me:s3cret@127.0.0.1:9/db")
+
+
 UNUSABLE = {
     "no database": (lambda file: file.write_text("words\n" * 1000), "is no SQLite database"),
     "another program": (another_program, "is the database of another program"),
@@ -268,6 +273,21 @@ def test_an_address_is_shown_without_its_password(address, masked, shown):
     assert without_password(f"cannot reach {address} now, mail a@b.org") == f"cannot reach {masked} now, mail a@b.org"
     assert split_address(address).shown == (shown or "postgresql+psycopg2://user@host/db")
     assert without_password("mysql://host/db?user=u&password=s3cret&x=1") == "mysql://host/db?user=u&password=***&x=1"
+
+
+@pytest.mark.parametrize(
+    ("address", "shown", "whole"),
+    [
+        ("postgresql://host/db?password=s3%40t&a=b", "postgresql://host/db?a=b", "postgresql://:s3%40t@host/db?a=b"),
+        ("mysql://me@host/db?a=b&Password=s3t", "mysql://me@host/db?a=b", "mysql://me:s3t@host/db?a=b"),
+        ("http://host/?api_key=s3t&a=b", "http://host/?api_key=***&a=b", "http://host/?api_key=s3t&a=b"),
+        ("http://host/?auth=s3t", "http://host/?auth=***", "http://host/?auth=s3t"),
+    ],
+)
+def test_a_password_after_the_question_mark_is_one(address, shown, whole):
+    assert split_address(address).shown == shown
+    assert split_address(address).whole == whole
+    assert "s3" not in without_password(address)
 
 
 @pytest.mark.parametrize("text", ["https://host:8080/path", "sqlite:///a b.db", "a@b.org", "see https://x.org/@name"])

@@ -2,13 +2,15 @@
 
 import math
 import shutil
+from contextlib import nullcontext
 
 import pytest
 
 from convatlas.core.errors import UserError
 from convatlas.core.record import RunRecord
+from convatlas.tasks.base import DivergedError
 from convatlas.tasks.figures import confusion_matrix
-from convatlas.training.results import best_row, plain_text
+from convatlas.training.results import best_row, check_converged, plain_text
 from convatlas.training.run import train
 
 NAN = math.nan
@@ -28,6 +30,23 @@ NAN = math.nan
 def test_the_best_epoch_is_the_first_with_the_best_value_and_never_nan_beside_one(values, mode, best):
     rows = [{"epoch": float(n), "val/x": value} for n, value in enumerate(values, start=1)]
     assert best_row(rows, "val/x", mode)["epoch"] == best
+
+
+@pytest.mark.parametrize(
+    ("losses", "scores", "words"),
+    [
+        ((1.0, NAN, 0.5), (0.5, 0.1, 0.9), None),  # it was recovered from
+        ((1.0, NAN), (0.5, 0.1), "validation loss became nan in epoch 2"),
+        ((math.inf, 0.5), (0.9, 0.5), "validation loss became inf in epoch 1"),
+        ((1.0, 0.5), (NAN, 0.1), None),
+        ((1.0, 0.5), (NAN, NAN), "val/x was finite in no epoch"),
+        ((1.0, 0.5), (0.5, -math.inf), None),
+    ],
+)
+def test_a_run_whose_validation_ends_in_no_number_has_diverged(losses, scores, words):
+    rows = [{"epoch": n, "val/loss": a, "val/x": b} for n, (a, b) in enumerate(zip(losses, scores, strict=True), 1)]
+    with nullcontext() if words is None else pytest.raises(DivergedError, match=words):
+        check_converged(rows, "val/x", "max")
 
 
 def test_a_run_with_a_broken_or_missing_file_is_not_finished(compose, tmp_path, capsys):

@@ -11,8 +11,7 @@ import signal
 import sys
 import threading
 import traceback
-import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -27,7 +26,7 @@ from convatlas.core.composing import (
     flags_and_overrides,
     user_dir,
 )
-from convatlas.core.config import Section, describe
+from convatlas.core.config import Section, describe, types_in
 from convatlas.core.errors import UserError, near_matches
 from convatlas.core.files import full_disk
 from convatlas.core.passwords import hide_passwords, without_password
@@ -117,11 +116,13 @@ def run(main: Callable[[], None], config_name: str = "train", *, interrupted: st
 
 def _end_at_once(code: int | str | None) -> NoReturn:
     """End as an interpreter does, but for freeing a million objects one by one, which takes more than a second."""
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
     try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
+    except KeyboardInterrupt:
+        code = 130
     finally:
         os._exit(code if isinstance(code, int) else code is not None)
 
@@ -196,7 +197,7 @@ def read_options(shape: type[OptionsT], arguments: Sequence[str], positional: st
 
 def _plain_value(text: str, annotation: Any) -> Any:
     """Read a value as its option's type wants it: texts and paths as they are, lists split at their own commas."""
-    types = list(_types_in(annotation))
+    types = list(types_in(annotation))
     if list in types:
         return split_list(text)
     if not any(kind in types for kind in (int, float, bool)):
@@ -205,12 +206,6 @@ def _plain_value(text: str, annotation: Any) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError):
         return text
-
-
-def _types_in(annotation: Any) -> Iterator[Any]:
-    yield typing.get_origin(annotation) or annotation
-    for argument in typing.get_args(annotation):
-        yield from _types_in(argument)
 
 
 def split_list(text: str) -> list[str]:

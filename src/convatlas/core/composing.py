@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -174,7 +175,8 @@ def run_config(config: DictConfig, model_name: str, named: Mapping[str, Any] | N
     plain: Any = OmegaConf.to_container(config, resolve=True)
     ignored = {"seed", "experiment", "hydra"}
     plain = with_task({key: value for key, value in plain.items() if key not in ignored} | dict(named or {}))
-    if config.get("seed", 0) not in (0, *plain["seeds"]):
+    seeds = plain["seeds"] if isinstance(plain["seeds"], list) else [0]  # anything else is refused below
+    if config.get("seed", 0) not in (0, *seeds):
         raise UserError(f"seed={config.seed} and seeds={plain['seeds']} name different seeds; give one of them.")
     if plain["variant"] is None:
         trial = read_config(plain | {"variant": "unnamed", "output_dir": "unnamed"})
@@ -232,9 +234,15 @@ def explain_hydra(error: Exception, config_name: str) -> str | None:
         return f"{mark.name}, line {mark.line + 1}, is not readable as YAML ({error.problem}); correct the file."
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read. {_quoted(error.override)}"
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
+    if isinstance(error, (HydraException, OmegaConfBaseException)) or _raised_by_hydra(error):
         return _explain_message(str(error), config_name)
     return None
+
+
+def _raised_by_hydra(error: Exception) -> bool:
+    """Say whether Hydra raised an error of Python's own, as of a group to which a number is given."""
+    file = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return isinstance(error, (TypeError, ValueError)) and file.parts[-3:-1] == ("hydra", "_internal")
 
 
 def _explain_choice(group: str, wrong: str, known: Sequence[str]) -> str:
@@ -253,7 +261,8 @@ def _explain_message(message: str, config_name: str) -> str:
     if (unknown_group := re.search(r"Could not override '([\w/@.]+)'\.\s*No match in the defaults list", message)) or (
         unknown_group := re.search(r"Could not (?:find|override) '(\w*/[\w/]*)'", message)
     ):
-        return f"{unknown_group[1]}: there is no such group of choices. {near_matches(unknown_group[1], groups)}"
+        near = near_matches(unknown_group[1], {*groups} - {unknown_group[1]})
+        return f"{unknown_group[1]}: there is no such group of choices. {near}"
     if unknown := re.search(r"Could not override '([\w.@]+)'", message):
         known = _known_keys(config_name)
         used = [group for group in groups if group in {key.partition(".")[0] for key in known}]

@@ -7,6 +7,8 @@ What is checked here is what the rest of the code relies on; the values themselv
 from __future__ import annotations
 
 import math
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +19,8 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -52,10 +56,33 @@ Targets = dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Target]
 """Such objects by name."""
 
 
-class Section(BaseModel):
-    """A part of the configuration: no unknown keys, nothing changed after it is read."""
+def types_in(annotation: Any) -> Iterator[Any]:
+    """Return the types that an annotation is made of."""
+    yield typing.get_origin(annotation) or annotation
+    for argument in typing.get_args(annotation):
+        yield from types_in(argument)
+
+
+class Kind(BaseModel):
+    """One of the sections among which a key `kind` chooses: no unknown keys, nothing changed after it is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Section(Kind):
+    """A part of the configuration, whose values are what they look like."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _means_what_it_says(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what pydantic would read as something else: true as 1, and an empty path as the folder one is in."""
+        wanted = list(types_in(cls.model_fields[str(info.field_name)].annotation))
+        is_number = (int in wanted or float in wanted) and bool not in wanted
+        if is_number and any(isinstance(each, bool) for each in (value if isinstance(value, list) else [value])):
+            raise ValueError("a number is wanted, not true or false")
+        if value == "" and Path in wanted:
+            raise ValueError("it is empty; name a path")
+        return value
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------
@@ -96,6 +123,12 @@ class DataConfig(Section):
             return values
         nothing = {"validation": 0.0, "test": 0.0, "seed": 0}
         return {"source": {}, "root": Path(), "prepared": Path(), "split": nothing, **values}
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> DataConfig:
+        if self.module is None:
+            _with_target(self.source)
+        return self
 
 
 class SplitConfig(Section):
@@ -306,7 +339,7 @@ class RunConfig(Section):
     """Lightning loggers beside MLflow."""
     data: DataConfig
     about: About
-    model: dict[str, Any]
+    model: Target
     """`_target_` and keyword arguments of the net."""
     weights: str | None = None
     """What the net starts from: a finished run, a `.safetensors` file or a tag of timm; null draws new weights."""
@@ -327,7 +360,8 @@ class RunConfig(Section):
             raise ValueError(f"seeds={list(self.seeds)} names a seed twice")
         processes = self.trainer.devices * self.trainer.num_nodes
         if processes > 1 and self.trainer.strategy == "single":
-            raise ValueError(f"trainer.devices={self.trainer.devices} needs trainer.strategy=ddp")
+            key = "devices" if self.trainer.devices > 1 else "num_nodes"
+            raise ValueError(f"trainer.{key}={getattr(self.trainer, key)} needs trainer.strategy=ddp")
         if self.recipe.batch_size % processes:
             raise ValueError(
                 f"recipe.batch_size={self.recipe.batch_size} is the batch over all devices "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from typing import IO, Any
 import yaml
 
 from convatlas.core.errors import UserError
+from convatlas.core.processes import is_alive
 
 MAX_DEPTH = 100
 # libyaml reads eight times as fast; a build of PyYAML without it has the other.
@@ -29,6 +31,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         OSError: it cannot be written; it names `path`, also where a library hides that the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with _RememberingFile(temporary, "wb") as raw:
@@ -45,6 +48,14 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_leftovers(path: Path) -> None:
+    """Remove the temporary files that killed processes left of a file."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        process = leftover.name.split(".")[-2]
+        if process.isdecimal() and not is_alive(int(process)):
+            leftover.unlink(missing_ok=True)
 
 
 class _RememberingFile(io.FileIO):

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from convatlas.core.errors import UserError
-from convatlas.core.files import full_disk, write_json
+from convatlas.core.files import clear_leftovers, full_disk, write_json
 from convatlas.core.processes import is_alive
 
-__all__ = ["MARK", "check_replaceable", "claim_files", "put_in_place", "written_folder"]
+__all__ = ["MARK", "check_replaceable", "claim_files", "put_in_place", "tidy_up", "written_folder"]
 
 MARK = ".convatlas.json"
 """What a command leaves in a folder that it wrote: its own name, and the files that it put there."""
@@ -38,6 +38,7 @@ def check_replaceable(folder: Path, command: str, option: str) -> None:
         return
     if folder.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise UserError(f"{option}={folder} holds the folder that you are in; name another.")
+    tidy_up(folder, command)
     ours = _written_by(folder, command)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -46,6 +47,12 @@ def check_replaceable(folder: Path, command: str, option: str) -> None:
                 f"{option}={folder} holds {name}, which {command} did not write and would be deleted; "
                 "name another folder, or move it."
             )
+
+
+def tidy_up(folder: Path, command: str) -> None:
+    """Remove what killed processes left of the files that `command` wrote into a folder."""
+    for name in (MARK, *_written_by(folder, command)):
+        clear_leftovers(folder / name)
 
 
 def claim_files(folder: Path, command: str, names: Sequence[str], option: str) -> None:

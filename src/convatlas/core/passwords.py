@@ -17,7 +17,8 @@ HIDDEN = "***"
 # A password may hold a slash or an at sign that its writer did not escape, so it reaches to the last at sign.
 _USER_AND_PASSWORD = re.compile(r"(?<=://)(?P<user>[^\s:/?#@]*):(?P<password>\S*)@")
 _TOKEN = re.compile(r"(?P<scheme>https?://)(?P<token>[^\s:/?#@]+)@")
-_OPTION = re.compile(r"([?&][^=&\s]*(?:passw|pwd|secret|token)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE)
+_OPTION = re.compile(r"([?&][^=&\s]*(?:passw|pwd|secret|token|key|auth|cred|sig)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE)
+_PASSWORD_OPTION = re.compile(r"([?&])(?:password|passwd|pwd)=([^&\s]*)(&?)", re.IGNORECASE)  # as SQLAlchemy takes it
 
 
 class Address(NamedTuple):
@@ -37,17 +38,24 @@ class Address(NamedTuple):
     @property
     def shown(self) -> str:
         """The address without its password; that of a server without its user, too, which may be a token."""
-        return self.rest if self.rest.startswith("http") else self._replace(password="").whole
+        return _masked(self.rest if self.rest.startswith("http") else self._replace(password="").whole)
 
 
 def without_password(text: str) -> str:
     """Return a text as it may be shown: `***` in place of the passwords of the addresses in it."""
     text = _USER_AND_PASSWORD.sub(rf"\g<user>:{HIDDEN}@", text)
-    return _OPTION.sub(rf"\1{HIDDEN}", _TOKEN.sub(rf"\g<scheme>{HIDDEN}@", text))
+    return _masked(_TOKEN.sub(rf"\g<scheme>{HIDDEN}@", text))
+
+
+def _masked(text: str) -> str:
+    return _OPTION.sub(rf"\1{HIDDEN}", text)
 
 
 def split_address(address: str) -> Address:
     """Take user and password out of an address."""
+    if found := _PASSWORD_OPTION.search(address):
+        inner = split_address(address[: found.start()] + (found[1] if found[3] else "") + address[found.end() :])
+        return inner._replace(password=inner.password or ("" if found[2] == HIDDEN else unquote(found[2])))
     if found := _USER_AND_PASSWORD.search(address):
         rest = address[: found.start()] + address[found.end() :]
         password = "" if found["password"] == HIDDEN else unquote(found["password"])

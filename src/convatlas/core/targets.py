@@ -37,29 +37,24 @@ __all__ = [
 
 KNOWN = ("convatlas", "lightning", "pytorch_lightning", "timm", "torch", "torchmetrics", "torchvision")
 """The packages whose classes a run's files may name."""
-KNOWN_FUNCTIONS = (
-    "convatlas.data.sources.",
-    "convatlas.models.",
-    "convatlas.tasks.",
-    "convatlas.training.",
-    "timm.models.",
-    "torchvision.models.",
-)
-"""Where functions among them may come from: others, such as `torch.hub.load`, could run any program."""
+OURS = ("convatlas.data.sources.", "convatlas.models.", "convatlas.tasks.")
+"""Where those of this project may come from."""
+BUILDERS = {"timm.create_model", "torchvision.models.get_model"}
+"""Functions that may be named beside the nets of timm and torchvision: others could run any program."""
 EXTRAS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
 """The extra of pyproject.toml that brings what a class needs."""
 TRUST = "CONVATLAS_TRUST"
 """Environment variable: further packages, separated by commas, that a user allows."""
 
 
-def locate(target: str, key: str = "_target_") -> Callable[..., Any]:
+def locate(target: Any, key: str = "_target_") -> Callable[..., Any]:
     """Return the class or function that a dotted name stands for.
 
     Raises:
         UserError: no module or no member of that name, or the module needs a package that is not installed; the
             message names `key`.
     """
-    parts = target.split(".")
+    parts = str(target).split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise UserError(f"{key}={target} is no dotted name of a class or function; correct the config file.")
     module: Any = None
@@ -223,9 +218,11 @@ def check_trusted(values: Any, source: str, allowed: tuple[str, ...] = ()) -> No
         allowed: packages that the user allows beside the known ones and those of CONVATLAS_TRUST.
 
     Raises:
-        UserError: a `_target_` is of another package, or a function that is not for building nets or data. Nothing of
-            another package is imported before.
+        UserError: a `_target_` is of another package, or a function that is not for building nets or data; or a text
+            is an interpolation, which could stand for one. Nothing of another package is imported before.
     """
+    if (text := next((each for each in _texts(values) if "${" in each), None)) is not None:
+        raise UserError(f"{source} holds {text}, an interpolation; write the value that it stands for.")
     further = {*allowed, *filter(None, os.environ.get(TRUST, "").split(","))}
     for key, section in _nested({"": values}, ""):
         target = section["_target_"]
@@ -239,10 +236,21 @@ def check_trusted(values: Any, source: str, allowed: tuple[str, ...] = ()) -> No
             )
 
 
+def _texts(values: Any) -> Iterator[str]:
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, (Mapping, list, tuple)):
+        for each in (values, values.values()) if isinstance(values, Mapping) else (values,):
+            for value in each:
+                yield from _texts(value)
+
+
 def _is_building_block(target: str) -> bool:
     """Say whether a name of a known library is a class for trainings, or a function that builds nets or data."""
     import pytorch_lightning as pl
+    import timm
     import torch
+    import torchvision
     from pytorch_lightning.loggers import Logger
     from torch.optim.lr_scheduler import LRScheduler
 
@@ -250,10 +258,14 @@ def _is_building_block(target: str) -> bool:
     module = str(getattr(found, "__module__", ""))
     if module.partition(".")[0] not in KNOWN:  # something that a known module merely imports, such as torch.os.system
         return False
+    if module.startswith("convatlas."):
+        return f"{module}.".startswith(OURS)
     if inspect.isclass(found):
         bases = (torch.nn.Module, torch.optim.Optimizer, LRScheduler, pl.Callback, pl.LightningDataModule, Logger)
-        return issubclass(found, bases) or module.startswith(("timm.scheduler.", "convatlas."))
-    return f"{module}.".startswith(KNOWN_FUNCTIONS)
+        return issubclass(found, bases) or module.startswith("timm.scheduler.")
+    package, name = module.partition(".")[0], found.__name__
+    is_net = timm.is_model(name) if package == "timm" else name in torchvision.models.list_models()
+    return target in BUILDERS or (is_net and module.startswith(f"{package}.models."))
 
 
 # ---- arguments of nets ----------------------------------------------------------------------------------------------

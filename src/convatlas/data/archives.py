@@ -5,8 +5,10 @@ Every reader ends in a `UserError` that names the file, whatever is wrong with i
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
+import stat
 import tarfile
 import zlib
 from collections.abc import Collection, Iterator
@@ -16,11 +18,13 @@ from typing import IO, cast
 
 from convatlas.core.errors import UserError
 
-__all__ = ["GET_AGAIN", "printable", "read_file", "read_members", "read_text", "reading"]
+__all__ = ["GET_AGAIN", "file_bytes", "printable", "read_file", "read_members", "read_text", "reading"]
 
 GZIP_MAGIC = b"\x1f\x8b"
 LARGEST = 4 << 30
 """Bytes that one file may have when it is unpacked: several times the largest official one."""
+NO_FILE = "it is no regular file"
+LARGEST_IMAGE = 1 << 30
 MAX_RATIO, FREE = 32, 64 << 20
 """A gzipped file may unpack to so many times its size, and to so many bytes in any case. Images shrink to a fifth."""
 GET_AGAIN = "Delete it and get the official file again."
@@ -30,6 +34,8 @@ GET_AGAIN = "Delete it and get the official file again."
 def reading(path: Path) -> Iterator[None]:
     """Turn what damaged, missing and protected files raise into a `UserError` that names the file."""
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe or a device, which may have no end
+            raise OSError(errno.EINVAL, NO_FILE, str(path))
         yield
     except (EOFError, zlib.error, tarfile.TarError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # without a number it is a format's reader's own
@@ -49,6 +55,20 @@ def _escape(letter: str) -> str:
     if "\udc80" <= letter <= "\udcff":  # how Python keeps a byte that is no UTF-8
         return f"\\x{ord(letter) - 0xDC00:02x}"
     return letter.encode("unicode_escape").decode("ascii")
+
+
+def file_bytes(path: Path) -> bytes:
+    """Return the bytes of an image's file.
+
+    Raises:
+        OSError: it cannot be read, is a device or a pipe, which may have no end, or is larger than any image.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, NO_FILE, str(path))
+    if status.st_size > LARGEST_IMAGE:
+        raise OSError(errno.EFBIG, f"it has more than {LARGEST_IMAGE:,} bytes", str(path))
+    return path.read_bytes()
 
 
 def read_file(path: Path) -> bytes:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from convatlas.data.archives import file_bytes
+
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
@@ -129,7 +131,9 @@ def decode(
     from PIL import Image
 
     with _opened(data) as picture:
-        if picture.mode in _DEEP and not percentiles:
+        # Pillow scales a PGM of more than 8 bits to 0..65535, in its mode of 32.
+        bits = 32 if picture.mode in _DEEP and not (picture.mode == "I" and picture.format == "PPM") else 16
+        if bits == 32 and not percentiles:
             raise BadImageError("it has 32 bits a pixel; only 8 and 16 are understood")
         changed = []
         # Of the 16 bits of a PNG in colours Pillow keeps 8 without a word.
@@ -139,7 +143,7 @@ def decode(
         plain = plain and "transparency" not in picture.info
         lossy = picture.format in {"JPEG", "MPO"}
         if depth > 8 or picture.mode.startswith(_DEEP):
-            changed.append(f"{32 if picture.mode in _DEEP else 16} bits a channel")
+            changed.append(f"{bits} bits a channel")
         turned = _upright(picture, declared)
         if turned is not picture:
             changed.append("turned as its EXIF data say")
@@ -177,7 +181,7 @@ def decode_image(path: Path, card: Card) -> Decoded:
         BadImageError: it cannot be used; the text is the end of a sentence about the file.
     """
     try:
-        data = path.read_bytes()
+        data = file_bytes(path)
     except OSError as error:
         raise BadImageError(f"the file cannot be read: {error.strerror or error}") from error
     return decode(data, card.image_shape[0], percentiles=card.percentiles)

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from convatlas.data.archives import reading
+from convatlas.core.errors import UserError
+from convatlas.data.archives import file_bytes, reading
 
-__all__ = ["SUFFIXES", "ImageFiles", "folders_in", "is_clutter", "pictures_below", "split_of_folder"]
+__all__ = ["SUFFIXES", "ImageFiles", "folders_in", "is_clutter", "named_pattern", "pictures_below", "split_of_folder"]
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 CLUTTER = {"thumbs.db", "desktop.ini", "__macosx"}
@@ -50,7 +51,7 @@ class ImageFiles:
         Raises:
             OSError: it cannot be read.
         """
-        return self.paths[item].read_bytes()
+        return file_bytes(self.paths[item])
 
 
 def is_clutter(name: str) -> bool:
@@ -74,7 +75,7 @@ def folders_in(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if not is_clutter(path.name) and path.is_dir())
 
 
-def pictures_below(folder: Path) -> tuple[list[Path], list[Path]]:
+def pictures_below(folder: Path, suffixes: tuple[str, ...] = tuple(SUFFIXES)) -> tuple[list[Path], list[Path]]:
     """Return the images, by their suffixes, and the other files of a folder and the folders in it, sorted.
 
     Links to folders are followed, but for those that lead back to a folder that was passed already.
@@ -85,9 +86,8 @@ def pictures_below(folder: Path) -> tuple[list[Path], list[Path]]:
     real = folder.resolve()
     with reading(folder):
         files = sorted(_files_below(folder, {real, *real.parents}))
-    return [path for path in files if path.suffix.lower() in SUFFIXES], [
-        path for path in files if path.suffix.lower() not in SUFFIXES
-    ]
+    pictures = [path for path in files if path.name.lower().endswith(suffixes)]
+    return pictures, [path for path in files if not path.name.lower().endswith(suffixes)]
 
 
 def _files_below(folder: Path, passed: set[Path]) -> Iterator[Path]:
@@ -102,3 +102,20 @@ def _files_below(folder: Path, passed: set[Path]) -> Iterator[Path]:
         if real not in passed:
             passed.add(real)
             yield from _files_below(path, passed)
+
+
+def named_pattern(key: str, expression: str | None) -> re.Pattern[str] | None:
+    """Return an option of a source, a regular expression whose first group is found in names; None where it is null.
+
+    Raises:
+        UserError: it is no regular expression, or has no group.
+    """
+    if expression is None:
+        return None
+    try:
+        pattern = re.compile(expression)
+    except re.error as error:
+        raise UserError(f"data.source.{key}={expression} is no regular expression: {error}.") from error
+    if not pattern.groups:
+        raise UserError(rf"data.source.{key}={expression} needs a group in brackets, for example ^(.+)_\d+.")
+    return pattern

@@ -25,7 +25,9 @@ def manifest(root: Path) -> dict[str, Any]:
     total = hashlib.sha256()
     for file, state in states:
         content = hashlib.sha256(file.read_bytes()).hexdigest() if whole else str(state.st_mtime_ns)
-        total.update(f"{file.relative_to(root).as_posix()}\0{state.st_size}\0{content}\n".encode())
+        total.update(
+            f"{file.relative_to(root).as_posix()}\0{state.st_size}\0{content}\n".encode(errors="surrogateescape")
+        )
     return {
         "files": len(files),
         "bytes": size,
@@ -40,7 +42,7 @@ def _files(root: Path) -> list[Path]:
     for folder, folders, names in os.walk(root, followlinks=True):
         folders[:] = [name for name in folders if _new(os.path.realpath(Path(folder, name)), seen)]
         found += [
-            path for name in names if not name.endswith((".part", ".lock")) and (path := Path(folder, name)).exists()
+            path for name in names if not name.endswith((".part", ".lock")) and (path := Path(folder, name)).is_file()
         ]
     return found
 

@@ -34,6 +34,8 @@ def decode_images(path: Path, card: Card) -> list[Decoded]:
     Raises:
         BadImageError: it cannot be used; the text is the end of a sentence about the file.
     """
+    if path.exists() and not path.is_file():
+        raise BadImageError("it is no regular file")
     if is_volume(path):
         return [_decoded(planes, spacing, card) for planes, spacing in slices_of(*read_volume(path))]
     if path.suffix.lower() == ".dcm" or _is_dicom(path):

@@ -15,7 +15,7 @@ import torch
 from convatlas.core.config import DataConfig, Recipe
 from convatlas.data.augmentation import Augmenter
 from convatlas.data.batches import Batch, EpochSampler, EvaluationBatches, StatelessLoader, TrainingBatches
-from convatlas.data.prepared import PreparedData
+from convatlas.data.prepared import PreparedData, Split
 from convatlas.data.resident import MappedArrays, PixelArrays, Resident, ResidentArrays, arrays_for
 
 __all__ = ["DataModule", "batches_done"]
@@ -74,6 +74,11 @@ class DataModule(pl.LightningDataModule):
         """Training steps of an epoch; it does not depend on the number of processes unless the split is tiny."""
         return self._limited(len(self._training_batches()))
 
+    @property
+    def training_split(self) -> Split:
+        """The images that are trained on: those of validation, too, where the recipe tests the last epoch."""
+        return self.prepared.split("train" if self.recipe.protocol == "best_epoch" else "train+validation")
+
     def train_dataloader(self) -> StatelessLoader:
         """Return the loader of shuffled, augmented training batches; it begins at `start_batch`."""
         batches = self._training_batches()
@@ -101,7 +106,7 @@ class DataModule(pl.LightningDataModule):
     def _training_batches(self) -> TrainingBatches:
         rank, world_size = self._place()
         return TrainingBatches(
-            self.prepared.split("train" if self.recipe.protocol == "best_epoch" else "train+validation"),
+            self.training_split,
             image_size=self.image_size,
             batch_size=self.recipe.batch_size,
             augmenter=self.augmenter,

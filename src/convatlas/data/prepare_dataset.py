@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,7 +28,7 @@ from convatlas.data.image_files import ImageFiles
 from convatlas.data.raw import RawDataset
 from convatlas.data.splits import SPLITS, split_items
 from convatlas.data.spool import Items, Rows, Spool, chunks, spooled_beside
-from convatlas.data.verification import Findings, count_classes, empty_classes, verify
+from convatlas.data.verification import Findings, alike_names, count_classes, empty_classes, verify
 from convatlas.data.writing import Encoder, beside, decode_again, write
 
 __all__ = ["prepare", "prepare_raw"]
@@ -86,6 +87,9 @@ def prepare_raw(config: DataConfig, raw: RawDataset) -> Card:
         unused = len(used) - sum(len(items) for items in parts.values())
         few = f"{config.split.train_per_class} training images of each class were drawn; {unused} are not used."
         used = replace(used, notes=[*used.notes, few])
+    if alike := alike_names(used.classes):
+        print(f"{config.name}: {alike}", file=sys.stderr)
+        used = replace(used, notes=[*used.notes, alike])
     missing = empty_classes(used, parts, config.name)
     stored, encoder = _as_stored(used, config, findings)
     card = describe(config, stored, parts, findings, missing)
@@ -100,7 +104,7 @@ def read_source(config: DataConfig) -> RawDataset:
     Raises:
         UserError: there is no such source, or an option does not exist or has a wrong type.
     """
-    load = locate(config.source["_target_"])
+    load = locate(config.source["_target_"], "data.source._target_")
     options = {key: value for key, value in config.source.items() if key != "_target_"}
     root = next(iter(inspect.signature(load).parameters))  # whatever a source of the user's calls it
     options = checked_arguments(load, {**options, root: config.root}, "data.source")

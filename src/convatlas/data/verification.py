@@ -6,7 +6,8 @@ of range, a box outside its image, an image of one colour) is left out and liste
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from convatlas.data.image_files import ImageFiles
 from convatlas.data.raw import RawDataset
 from convatlas.data.spool import Items, chunks
 
-__all__ = ["Findings", "count_classes", "empty_classes", "verify"]
+__all__ = ["Findings", "alike_names", "count_classes", "empty_classes", "verify"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,15 @@ def verify(raw: RawDataset, name: str, channels: int = 3, saved: Path | None = N
     )
 
 
+def alike_names(classes: Sequence[str]) -> str:
+    """Return a sentence on classes whose names differ in capitals, blanks or the spelling of accents alone, or ""."""
+    found: dict[str, list[str]] = {}
+    for name in classes:
+        found.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    alike = ["/".join(map(repr, names)) for names in found.values() if len(names) > 1]
+    return f"These classes are told apart, and may be meant as one: {', '.join(alike)}." if alike else ""
+
+
 def empty_classes(raw: RawDataset, parts: Mapping[str, Items], name: str) -> dict[str, list[str]]:
     """List the classes that do not occur in each split.
 
@@ -140,7 +150,7 @@ def _structural_complaints(raw: RawDataset) -> Iterator[str]:
     except ValueError as error:
         yield f"the task is not clear: {error}"
         return
-    if len(raw.classes) < 2 or len(set(raw.classes)) < len(raw.classes):
+    if len(raw.classes) < 2 or len({*raw.classes, ""}) <= len(raw.classes):
         yield f"classes={raw.classes} must be two or more different names."
     if raw.masks is not None:
         yield from _wrong_array("masks", raw.masks, np.uint8, (count, *raw.pixels.shape[2:]))

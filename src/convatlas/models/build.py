@@ -21,7 +21,7 @@ def build_model(model: Mapping[str, Any]) -> nn.Module:
     Raises:
         UserError: an argument is unknown, missing, of a wrong type, or outside the range that the net takes.
     """
-    target = locate(model["_target_"])
+    target = locate(model.get("_target_"), "model._target_")
     norm = {key: model[key] for key in NORM if key in model and key not in inspect.signature(target).parameters}
     given = {key: value for key, value in model.items() if key not in {"_target_", "_convert_", *norm}}
     arguments = checked_arguments(target, given, "model")

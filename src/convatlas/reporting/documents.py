@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
+from convatlas.reporting.findings import findings, record
 from convatlas.reporting.study import Group, Study
 from convatlas.reporting.tables import Table, main_table
 from convatlas.reporting.verdicts import judge
@@ -56,17 +56,8 @@ def as_latex(study: Study) -> str:
 
 
 def claim_records(study: Study) -> list[dict[str, Any]]:
-    """Return each claim with its verdict and the values behind it, in the study's order."""
-    names = {"text": "comparison", "reason": "why_not_tested"}
-    return [
-        {
-            "claim": each.claim.says,
-            "note": each.claim.note,
-            "verdict": each.verdict,
-            "comparisons": [{names.get(k, k): v for k, v in asdict(part).items()} for part in each.checked],
-        }
-        for each in judge(study)
-    ]
+    """Return every comparison of every claim with its verdict and the values behind it, in the study's order."""
+    return [record(found) for found in findings(study)]
 
 
 def _lines(group: Group) -> tuple[list[str], list[list[str]]]:

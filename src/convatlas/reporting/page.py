@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,14 +11,15 @@ from typing import Any
 from convatlas.reporting.charts import HUES, REST, colours
 from convatlas.reporting.curves import gradient_chart, inner_curves, learning_curves
 from convatlas.reporting.disagreements import disagreements
+from convatlas.reporting.findings import findings, plot, rows, summary, words
 from convatlas.reporting.lecture_figures import lecture_figures
 from convatlas.reporting.origin import cautions, origin, sampling_note
-from convatlas.reporting.paired import compare, interval_text, reference_of, signed
+from convatlas.reporting.paired import compare, interval_text, reference_of, signed, told_apart
 from convatlas.reporting.printed_numbers import printed_numbers
 from convatlas.reporting.rendering import render, template_source
 from convatlas.reporting.run_pictures import RunPictures, run_pictures
 from convatlas.reporting.score_plots import interval_plots, score_plots
-from convatlas.reporting.study import Group, Study, Variant
+from convatlas.reporting.study import Group, Step, Study, Variant
 from convatlas.reporting.tables import further_table, leaders, main_table
 from convatlas.reporting.trade_offs import trade_offs
 from convatlas.reporting.verdicts import judge, tally
@@ -52,7 +53,10 @@ def render_report(study: Study, runs: Path) -> str:
         figures=figures,
         cautions=cautions(study),
         printed=printed_numbers(study),
-        claims=judge(study),
+        steps=_steps(study),
+        claims=judge(study)[: len(study.plan.claims)],
+        calibration=study.plan.calibration,
+        tried=list(dict.fromkeys(c for each in study.plan.calibration.variants.values() for c in each.scores)),
         origin=origin(study),
         net_deviations=_net_deviations(study),
         shared=_shared_overrides(study),
@@ -70,7 +74,16 @@ def render_index(studies: Sequence[Study]) -> str:
     for study in studies:
         headlines = [(group.title, best) for group in study.groups if (best := headline(group))]
         shown.append((study, headlines, tally(judge(study))))
-    return render("index.html.j2", studies=shown)
+    found = [each for study in studies for each in findings(study)]
+    return render(
+        "index.html.j2",
+        studies=shown,
+        rows=sorted(rows(found), key=lambda row: row.study),
+        images=list(dict.fromkeys(each.images for each in found)),
+        summary=summary(found),
+        plot=plot,
+        words=words,
+    )
 
 
 def headline(group: Group) -> Headline | None:
@@ -80,6 +93,31 @@ def headline(group: Group) -> Headline | None:
         return None
     meaning = f"{group.metric.title}, {count(found.n, 'seed')}"
     return Headline(group.best.title, spread_text(group.metric, found), meaning)
+
+
+def _steps(study: Study) -> list[dict[str, Any]]:
+    """Return what the page shows of each step of a path of development: its finding, and what it costs."""
+    variants = {variant.key: variant for variant in study.variants}
+    steps = study.plan.steps
+    found = findings(study)[-len(steps) :] if steps else []
+
+    def ratio(step: Step, cost: Callable[[Variant], float | None]) -> str:
+        before, after = cost(variants[step.before]), cost(variants[step.after])
+        return f"{after / before:.2g}" if before and after else DASH
+
+    return [
+        {
+            "idea": step.idea,
+            "before": variants[step.before].title,
+            "after": variants[step.after].title,
+            "plot": plot(each),
+            "words": words(each),
+            "verdict": each.verdict,
+            "parameters": ratio(step, lambda variant: variant.cost("parameters")),
+            "macs": ratio(step, lambda variant: variant.macs),
+        }
+        for step, each in zip(steps, found, strict=True)
+    ]
 
 
 def _section(group: Group, pictures: Sequence[RunPictures], number: int) -> dict[str, Any]:
@@ -97,6 +135,7 @@ def _section(group: Group, pictures: Sequence[RunPictures], number: int) -> dict
         "group": group,
         "headline": headline(group),
         "equals": _equals(group),
+        "apart": told_apart(group),
         "table": main_table(group),
         "further": further_table(group),
         "paired": _paired(group),

@@ -8,16 +8,17 @@ right, -1 where the reference alone is, 0 else. Their mean is the difference of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
 from convatlas.core.metrics import Metric
 from convatlas.reporting.statistics import Interval, estimate, has_width
 from convatlas.reporting.study import Group, Variant
-from convatlas.reporting.wording import DASH
+from convatlas.reporting.wording import DASH, count
 from convatlas.studies.claims import Quantity
 
-__all__ = ["Pair", "compare", "interval_text", "reference_of", "signed"]
+__all__ = ["Pair", "compare", "interval_text", "reference_of", "signed", "told_apart"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,22 @@ def compare(group: Group) -> list[Pair]:
     if reference is None:
         return []
     return [_pair(group, variant, reference) for variant in group.variants if variant is not reference]
+
+
+def told_apart(group: Group) -> str:
+    """Say how many of all pairs of variants have different scores, and how far the lowest mean is from the highest."""
+    finished = [variant for variant in group.variants if variant.runs]
+    pairs = [_pair(group, *both) for both in combinations(finished, 2)]
+    known = [pair for pair in pairs if pair.interval is not None]
+    if not known:
+        return ""
+    apart = sum(pair.verdict in ("higher", "lower") for pair in known)
+    means = [found.mean for variant in finished if (found := variant.test(group.score)) and found.is_finite]
+    reach = f"{(max(means) - min(means)) * group.metric.factor:.1f} {'points' if group.metric.is_share else ''}".strip()
+    return (
+        f"Of {count(len(known), 'pair')} of variants {apart} ({100 * apart / len(known):.0f} %) are told apart by the "
+        f"95 % interval of their difference; from the lowest mean to the highest it is {reach}."
+    )
 
 
 def _pair(group: Group, variant: Variant, reference: Variant) -> Pair:

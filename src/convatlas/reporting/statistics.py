@@ -75,11 +75,25 @@ class Estimate:
         """The squared standard error of the value."""
         return self.seed_variance / self.seeds + self.image_variance
 
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of `variance`, after Satterthwaite."""
+        by_seed = self.seed_variance / self.seeds
+        return self.seed_freedom * (self.variance / by_seed) ** 2 if by_seed > 0 else math.inf
+
+    @property
+    def chance(self) -> float:
+        """The probability of a value so far from 0, either way, if the true one were 0."""
+        from scipy.special import ndtr, stdtr
+
+        if self.seed_freedom == 0 or self.variance == 0:
+            return 1.0
+        distance = -abs(self.value) / math.sqrt(self.variance)
+        return 2 * float(ndtr(distance) if math.isinf(self.freedom) else stdtr(self.freedom, distance))
+
     def reach(self, error_rate: float) -> float:
         """Return how far the interval of this rate of error reaches to each side."""
-        by_seed = self.seed_variance / self.seeds
-        freedom = self.seed_freedom * (self.variance / by_seed) ** 2 if by_seed > 0 else math.inf
-        return quantile(freedom, error_rate) * math.sqrt(self.variance)
+        return quantile(self.freedom, error_rate) * math.sqrt(self.variance)
 
     def interval(self, error_rate: float = 1 - CONFIDENCE) -> Interval:
         """Return the interval of this rate of error; everything where the variance of the seeds is not known."""
@@ -199,3 +213,21 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
 def sampling_error(share: float, images: int) -> float:
     """Return the standard error of a share of right answers on so many independent test images (binomial)."""
     return math.sqrt(share * (1 - share) / images)
+
+
+def survivors(chances: Sequence[float], error_rate: float = 1 - CONFIDENCE) -> list[bool]:
+    """Say which of several findings remain if the probability of any error among them all is bounded.
+
+    Holm 1979, Scandinavian Journal of Statistics 6.
+
+    Args:
+        chances: of each, the probability of what was found if there were nothing to find.
+        error_rate: the bound.
+    """
+    order = sorted(range(len(chances)), key=lambda n: chances[n])
+    remain = [False] * len(chances)
+    for rank, number in enumerate(order):
+        if chances[number] > error_rate / (len(chances) - rank):
+            break
+        remain[number] = True
+    return remain

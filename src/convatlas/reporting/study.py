@@ -20,6 +20,7 @@ from convatlas.core.record import RunRecord
 from convatlas.core.statistics import Spread, spread
 from convatlas.reporting.predictions import Predictions, read_answers, together
 from convatlas.reporting.statistics import Prior, fit_prior
+from convatlas.studies.calibration import Calibration
 from convatlas.studies.claims import Quantity
 
 COSTS = (
@@ -69,6 +70,19 @@ class Claim(PlanPart):
     holds: tuple[str, ...] = ()
     note: str = ""
     margin: float | None = None
+
+
+class Step(PlanPart):
+    """A step on a path of development: an idea, and the variants before and after it."""
+
+    idea: str
+    before: str
+    after: str
+
+    @property
+    def claim(self) -> Claim:
+        """What is judged of it."""
+        return Claim(says=f"{self.idea} lowers the error", holds=(f"error[{self.after}] < error[{self.before}]",))
 
 
 class CountedNet(PlanPart):
@@ -144,6 +158,7 @@ class Plan(PlanPart):
     source: str = ""
     scale: str = ""
     command: str = ""
+    images: str = "made"
     seeds: tuple[int, ...] = ()
     variants: Annotated[
         dict[FolderName, Annotated[PlannedVariant, BeforeValidator(lambda v: v or {})]], Field(min_length=1)
@@ -151,9 +166,11 @@ class Plan(PlanPart):
     printed: dict[str, Any] = {}
     counted: dict[str, CountedNet] = {}
     claims: tuple[Annotated[Claim, BeforeValidator(_claim)], ...] = ()
+    steps: tuple[Step, ...] = ()
     deviations: tuple[str, ...] = ()
     figures: tuple[LectureFigure, ...] = ()
     grading: Grading | None = None
+    calibration: Calibration = Calibration()
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
@@ -218,6 +235,8 @@ class SeedRun:
     def parts(self, quantity: Quantity) -> Parts | None:
         """Return what each test image adds to a figure; None where the run did not keep it."""
         answers = self.answers
+        if answers is not None and quantity.part is None and f"part_{quantity.figure}" in answers:
+            return Parts(answers["index"], answers[f"part_{quantity.figure}"])
         prediction = "prediction" if quantity.part is None else f"prediction_{quantity.part}"
         if answers is None or quantity.figure not in ("accuracy", "error") or prediction not in answers:
             return None

@@ -46,6 +46,8 @@ class Checked:
         reason: why it was not tested; empty otherwise.
         effect: left side less right side, mean over the seeds; None where it was not tested.
         low, high: the ends of its interval; None where it was not tested.
+        margin: what counts for nothing; None where no difference is too small to count.
+        chance: the probability of so large an effect, either way, if there were none; None for what is counted.
         seeds: that all its variants have.
         needed: how many would probably decide it; None where it is decided or no number would.
     """
@@ -59,6 +61,8 @@ class Checked:
     effect: float | None = None
     low: float | None = None
     high: float | None = None
+    margin: float | None = None
+    chance: float | None = None
     seeds: int = 0
     needed: int | None = None
 
@@ -74,13 +78,13 @@ class Judged:
 
 
 def judge(study: Study) -> list[Judged]:
-    """Judge every claim of a study, in its order.
+    """Judge every claim of a study, in its order, then its steps.
 
     Raises:
         UserError: a claim is not of the form of `convatlas.studies.claims`.
     """
     judged = []
-    for claim in study.plan.claims:
+    for claim in (*study.plan.claims, *(step.claim for step in study.plan.steps)):
         comparisons = [read_claim(text, f"the plan of the study {study.name}") for text in claim.holds]
         checked = tuple(_check(comparison, study, claim.margin) for comparison in comparisons)
         kind: Kind = "counted" if checked and all(part.kind == "counted" for part in checked) else "measured"
@@ -125,19 +129,32 @@ def _check(comparison: Comparison, study: Study, margin: float | None) -> Checke
         return not_tested("a value is not finite")
     if kind == "counted":
         low = high = effect = differences[0]
-        verdict, needed = _side(comparison.relation, low, high) or "undecided", None
+        verdict, needed, chance = _side(comparison.relation, low, high) or "undecided", None, None
     else:
         slopes = comparison.slopes({q: math.fsum(v[s] for s in common) / len(common) for q, v in values.items()})
         parts = _parts(runs, slopes, common)
         found = estimate(differences, parts, _prior(study, slopes, variants))
         margin = _default_margin(comparison) if margin is None else margin
         effect, (low, high) = found.value, found.interval(error_rate(found.seeds))
-        verdict = decided(found, comparison.relation, margin)
+        verdict, chance = decided(found, comparison.relation, margin), found.chance
         needed = seeds_needed(found, comparison.relation, margin) if verdict == "undecided" else None
     text = _interval_text(comparison, sides, (low, high), kind)
     if verdict == "undecided":
         text += _why_undecided(needed, has_width(low, high))
-    return Checked(comparison.text, kind, verdict, figures, text, "", effect, low, high, len(common), needed)
+    return Checked(
+        comparison.text,
+        kind,
+        verdict,
+        figures,
+        text,
+        effect=effect,
+        low=low,
+        high=high,
+        margin=margin,
+        chance=chance,
+        seeds=len(common),
+        needed=needed,
+    )
 
 
 def _count(comparison: Comparison, nets: Mapping[str, CountedNet]) -> Checked:

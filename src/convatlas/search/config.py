@@ -7,7 +7,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from convatlas.core.config import DataConfig, Positive, Rate, Recipe, Section, TrackingConfig, TrainerConfig, describe
+from convatlas.core.config import (
+    DataConfig,
+    Kind,
+    Positive,
+    Rate,
+    Recipe,
+    Section,
+    TrackingConfig,
+    TrainerConfig,
+    describe,
+)
 from convatlas.core.errors import UserError
 
 Above0 = Annotated[float, Field(gt=0)]
@@ -23,7 +33,7 @@ class Stage(Section):
     stride: Stride
 
 
-class FBNetSpaceConfig(Section):
+class FBNetSpaceConfig(Kind):
     """FBNet's macro-architecture: each layer of each stage is one of the candidates."""
 
     kind: Literal["fbnet"]
@@ -38,7 +48,7 @@ class FBNetSpaceConfig(Section):
     """Keep the first 1x1 convolution of blocks with expansion 1."""
 
 
-class NasnetSpaceConfig(Section):
+class NasnetSpaceConfig(Kind):
     """NASNet's cells: every block chooses two states, two operations, and how they are combined."""
 
     kind: Literal["nasnet"]
@@ -51,7 +61,7 @@ class NasnetSpaceConfig(Section):
     stem_filters: Positive
 
 
-class DartsSpaceConfig(Section):
+class DartsSpaceConfig(Kind):
     """DARTS's cells: every node takes two edges, each an operation on an earlier state."""
 
     kind: Literal["darts"]
@@ -113,7 +123,7 @@ class Temperature(Section):
     decay: Annotated[float, Field(gt=0, le=1)]
 
 
-class FBNetDnas(Section):
+class FBNetDnas(Kind):
     """Differentiable search over a super-net (FBNet, section 3)."""
 
     kind: Literal["fbnet_dnas"]
@@ -136,7 +146,7 @@ class FBNetDnas(Section):
         return self
 
 
-class Darts(Section):
+class Darts(Kind):
     """DARTS, first order: both kinds of parameters follow the gradients of their own half of the data."""
 
     kind: Literal["darts"]
@@ -168,7 +178,7 @@ class Controller(Section):
     """ENAS: divide the bound of decisions for an operation or a combination by this; null leaves it."""
 
 
-class NasnetRl(Section):
+class NasnetRl(Kind):
     """A controller rewarded with the accuracy of nets that are each trained for a while."""
 
     kind: Literal["nasnet_rl"]
@@ -177,7 +187,7 @@ class NasnetRl(Section):
     """Minibatches of architectures."""
 
 
-class Enas(Section):
+class Enas(Kind):
     """A controller rewarded with the accuracy of nets that share their weights (ENAS)."""
 
     kind: Literal["enas"]
@@ -193,14 +203,14 @@ class Enas(Section):
     """The best of them, compared by proxy trainings."""
 
 
-class Random(Section):
+class Random(Kind):
     """Nets drawn uniformly from the space, each trained for a while; the best is kept."""
 
     kind: Literal["random"]
     trials: Positive
 
 
-class CompoundScaling(Section):
+class CompoundScaling(Kind):
     """A grid over alpha, beta and gamma with alpha * beta^2 * gamma^2 near 2 (EfficientNet, section 3.3)."""
 
     kind: Literal["compound_scaling"]

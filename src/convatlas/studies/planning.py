@@ -73,6 +73,14 @@ class Claim(Section):
         return self
 
 
+class Step(Section):
+    """A step on a path of development: an idea, and the variants before and after it."""
+
+    idea: str
+    before: str
+    after: str
+
+
 class Grading(Section):
     """Points that a test metric earns, as the lecture gives them, for runs on the lecture's own data."""
 
@@ -97,6 +105,8 @@ class Study(Section):
     printed: dict[str, Any]
     """The figures the lecture prints."""
     claims: list[Claim]
+    steps: list[Step] = Field(default=[])
+    """The report says what each bought, as it judges a claim: the error after it is lower than before."""
     figures: list[StudyFigure] = Field(default=[])
     """The figures that the lecture draws, see `convatlas.studies.figures`."""
     grading: Grading | None = None
@@ -220,6 +230,11 @@ def _load_own(name: str, scale_name: str) -> tuple[Study, Scale]:
         raise UserError(f"study={name} has no scale {scale.name}; choose {' or '.join(study.overrides)}.")
     check_claims(study)
     where = f"conf/study/{study.name}.yaml"
+    for step in study.steps:
+        for key in (step.before, step.after):
+            if key not in study.variants:
+                near = near_matches(key, study.variants)
+                raise UserError(f"{where}: the step {step.idea!r} names no variant of the study: {key}. {near}")
     check_figures(study.figures, list(study.variants), study.printed, where)
     grading_points(study)
     return study, scale

@@ -35,8 +35,12 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 
 
+DIVERGED = "Lower recipe.optimizer.lr, or set recipe.gradient_clip_norm"
+"""What may help a training that diverges."""
+
+
 class DivergedError(UserError):
-    """The loss is no longer a finite number."""
+    """The loss, the score or a weight is no longer a finite number."""
 
 
 class Task(pl.LightningModule, ABC):
@@ -299,10 +303,7 @@ class Task(pl.LightningModule, ABC):
         """
         loss = self.trainer.strategy.reduce(self._loss_sums["loss"].clone(), reduce_op="sum")
         if not torch.isfinite(loss):
-            raise DivergedError(
-                f"The loss became {float(loss)} in epoch {self.current_epoch + 1}. "
-                "Lower recipe.optimizer.lr, or set recipe.gradient_clip_norm."
-            )
+            raise DivergedError(f"The loss became {float(loss)} in epoch {self.current_epoch + 1}. {DIVERGED}.")
         for name, total in self._loss_sums.items():
             self.log(f"train/{name}", total / self._batches, sync_dist=True)
         self._loss_sums, self._batches = {}, 0
@@ -342,7 +343,15 @@ class Task(pl.LightningModule, ABC):
         for name, value in self._close(self.test_metrics).items():
             self.log(f"test/{name}", value)
         rows = [row for part in of_all_processes(self.test_rows) for row in part]
-        self.test_rows = sorted(rows, key=lambda row: row["index"])
+        self.test_rows = self.complete_rows(sorted(rows, key=lambda row: row["index"]))
+
+    def complete_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the rows of all test images with what only all together tell, such as `part_<metric>`.
+
+        A metric of the whole split that is no mean over its images has as an image's part the amount by which that
+        image moves it: the parts' differences between two nets say how far other images would move the difference.
+        """
+        return rows
 
     @staticmethod
     def _metrics(modules: nn.ModuleDict) -> Mapping[str, Any]:

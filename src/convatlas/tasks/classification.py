@@ -91,7 +91,7 @@ class ClassificationTask(Task):
 
     def own_metrics(self) -> dict[str, Metric]:
         """Make the mean of the loss."""
-        return {"loss": MeanMetric()}
+        return {"loss": MeanMetric(nan_strategy="disable")}
 
     def evaluate(self, batch: Batch, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Update the metrics; a row holds the image's index, label, prediction and the probability of each class."""

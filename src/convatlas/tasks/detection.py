@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -89,6 +90,11 @@ class DetectionTask(Task):
             }
             for index, each, target in zip(batch["indices"].tolist(), found, batch["targets"], strict=True)
         ]
+
+    def complete_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Add `part_map_50` to each row: by how much mAP50 would fall without the image (jackknife, see `left_out`)."""
+        parts = left_out(rows)
+        return [{**row, "part_map_50": float(part)} for row, part in zip(rows, parts, strict=True)]
 
     def summarise(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Compute `FIGURES`, and the metrics beside average precision."""
@@ -243,6 +249,35 @@ def average_precision(curve: Curve) -> float:
     precision, recall = curve
     best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
     return float(best[np.searchsorted(recall, np.linspace(0, 1, 101), side="left")].mean())
+
+
+def left_out(rows: Sequence[Mapping[Any, Any]]) -> NDArray[np.float64]:
+    """Return for each image by how much mAP50 falls without it, times their number less one; `(N,)`.
+
+    A class without objects in any image does not enter the mean, as COCO has it.
+    """
+    hits = gather_hits(rows)
+    of_found = np.repeat(np.arange(len(rows)), [len(row["labels"]) for row in rows])
+    of_true = np.repeat(np.arange(len(rows)), [len(row["true_labels"]) for row in rows])
+    order = np.argsort(-hits.scores, kind="stable")
+    classes = np.unique(hits.true_labels)
+
+    def precision_of(label: int, without: int) -> float:
+        chosen = order[(hits.labels[order] == label) & (of_found[order] != without)]
+        objects = int(((hits.true_labels == label) & (of_true != without)).sum())
+        if not objects:
+            return math.nan
+        found = np.cumsum(hits.hits[chosen], dtype=np.int64)
+        return average_precision((found / np.arange(1, len(found) + 1), found / objects))
+
+    nobody = -1
+    parts = np.zeros((len(rows), len(classes)))
+    for column, label in enumerate(classes.tolist()):
+        whole = precision_of(label, nobody)
+        concerned = np.union1d(of_found[hits.labels == label], of_true[hits.true_labels == label])
+        for image in concerned.tolist():
+            parts[image, column] = (len(rows) - 1) * (whole - precision_of(label, image))
+    return np.nan_to_num(parts).mean(axis=1) if len(classes) else np.zeros(len(rows))
 
 
 def find_hits(row: Mapping[Any, Any], least_overlap: float) -> list[bool]:

@@ -111,7 +111,7 @@ class SegmentationTask(Task):
         """Make what Dice, IoU and distances are computed from."""
         classes = len(self.classes)
         return {
-            "loss": MeanMetric(),
+            "loss": MeanMetric(nan_strategy="disable"),
             "pixels": PixelCounts(classes),
             "edges": PixelCounts(2),
             "distances": DistanceMeans(classes),
@@ -136,11 +136,26 @@ class SegmentationTask(Task):
         for metric in self._others(metrics).values():
             metric.update(predictions, masks)
         rows = []
-        for index, dice, distance in zip(
-            batch["indices"].tolist(), counts.dice()[:, 1:].tolist(), distances.tolist(), strict=True
+        for number, (index, dice, distance) in enumerate(
+            zip(batch["indices"].tolist(), counts.dice()[:, 1:].tolist(), distances.tolist(), strict=True)
         ):
-            rows.append({"index": index, **self._row("dice", dice), **self._row(f"hausdorff_{unit}", distance)})
+            row = {"index": index, **self._row("dice", dice), **self._row(f"hausdorff_{unit}", distance)}
+            rows.append(row | {"counts": [each[number, 1:].tolist() for each in counts]})
         return rows
+
+    def complete_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Put `part_dice` in the place of the counts: the derivative of the mean Dice by the weight of the image.
+
+        Of `2 S / A`, summed over images, that is `N (2 s - dice * a) / A`, with `s` and `a` of the image alone.
+        """
+        shared, predicted, true = np.moveaxis(np.array([row.pop("counts") for row in rows], dtype=np.float64), 1, 0)
+        area = predicted + true
+        used = area.sum(axis=0) > 0
+        shared, area = shared[:, used], area[:, used]
+        dice = 2 * shared.sum(axis=0) / area.sum(axis=0)
+        parts = len(rows) * (2 * shared - dice * area) / area.sum(axis=0)
+        of_images = parts.mean(axis=1) if used.any() else np.zeros(len(rows))
+        return [{**row, "part_dice": float(part)} for row, part in zip(rows, of_images, strict=True)]
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return logits and, of nets that predict them, the logits of edges."""

@@ -138,6 +138,9 @@ def explained(uri: str, problem: str = "does not answer") -> Iterator[None]:
             remedy = f"Set {USERNAME} and {PASSWORD}, or {ANOTHER_STORE}."
         elif full_disk(error) is not None:
             remedy = f"Free some space, {ANOTHER_STORE}."
+        elif isinstance(error, ModuleNotFoundError):
+            driver = "`pip install 'convatlas[server]'` has that of postgresql+psycopg2://"
+            remedy = f"Install {error.name}, or another driver that its address names ({driver}), or {ANOTHER_STORE}."
         elif database_file(uri) is not None:
             remedy = f"Mend the file or its folder, {ANOTHER_STORE}."
         else:

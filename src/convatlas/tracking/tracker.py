@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from convatlas.core.config import RunConfig
+from convatlas.core.config import RunConfig, TrackingConfig
 from convatlas.core.digests import digest
 from convatlas.core.environment import git_state
 from convatlas.core.errors import UserError
@@ -57,6 +58,21 @@ def open_tracker(config: RunConfig, card: Card, *, strict: bool = True) -> Varia
             raise
         warn(error, send_again(config.output_dir))
         return VariantTracker()
+
+
+def check_registration(tracking: TrackingConfig) -> None:
+    """Check the names under which a model is to be registered, by MLflow's rules, before anything is trained.
+
+    Raises:
+        UserError: MLflow would refuse one, or it names nothing.
+    """
+    name, alias = tracking.register_as, tracking.alias
+    if name is not None and not re.fullmatch(r"[^/:]*[^/:\s][^/:]*", name):
+        raise UserError(f"tracking.register_as={name!r} is no name of a model; leave out / and :, or set it to null.")
+    if alias is not None and not re.fullmatch(r"(?!(?i:latest|v\d+)$)[\w-]+", alias):
+        raise UserError(f"tracking.alias={alias!r} is no alias; take letters, digits, _ and -, but not latest or v1.")
+    if alias is not None and name is None:
+        raise UserError(f"tracking.alias={alias} does nothing without a registered model; set tracking.register_as.")
 
 
 def send_again(folder: Path) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import nn
 
 from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
+from convatlas.core.processes import rank
+from convatlas.data.augmentation import check_used
 from convatlas.data.module import DataModule
 from convatlas.data.prepared import PreparedData
 from convatlas.tasks import new_task
@@ -14,6 +18,7 @@ from convatlas.tasks.activation_maps import class_activation_maps
 from convatlas.tasks.base import Task
 from convatlas.tasks.optimisation import build_optimizer, build_schedule
 from convatlas.tasks.views import with_views
+from convatlas.tracking.tracker import check_registration
 from convatlas.training.foreign import check_data_module
 from convatlas.training.machine import check_supported, with_scaled_rate
 from convatlas.training.trainer import user_callbacks, user_loggers
@@ -33,8 +38,8 @@ def dry_run(net: nn.Module, config: RunConfig, prepared: PreparedData) -> None:
     Raises:
         UserError: something does not exist, does not fit, or is an option that this run would not use.
     """
-    if config.data.module is None:  # checks the augmentation
-        DataModule(prepared, config.data, config.recipe, workers=0, limit_batches=None, seed=0)
+    if config.data.module is None:
+        _check_data(config, prepared)
     else:
         check_data_module(config, prepared)
     check_supported(config, net)
@@ -50,9 +55,21 @@ def dry_run(net: nn.Module, config: RunConfig, prepared: PreparedData) -> None:
         class_activation_maps(net, torch.zeros(1, config.data.in_channels, size, size))
     optimizer = build_optimizer(net, with_scaled_rate(config).recipe)
     build_schedule(config.recipe.schedule, optimizer, config.recipe.epochs, 1, task.monitor)
+    if config.tracking.enabled:
+        check_registration(config.tracking)
     user_callbacks(config)
     user_loggers(config, config.seeds[0])
     check_weights(config)
+
+
+def _check_data(config: RunConfig, prepared: PreparedData) -> None:
+    """Check the augmentation, and say where the training images are fewer than a batch."""
+    check_used(config.recipe.augmentation, config.data.task)
+    data = DataModule(prepared, config.data, config.recipe, workers=0, limit_batches=None, seed=0)
+    images, batch_size = len(data.training_split), config.recipe.batch_size
+    if images < batch_size and rank() == 0:
+        sentence = f"recipe.batch_size={batch_size} is more than the {images:,} images of training"
+        print(f"{sentence}; each step takes all of them.", file=sys.stderr)
 
 
 def _check_training_size(task: Task, config: RunConfig, size: int) -> None:

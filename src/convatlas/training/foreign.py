@@ -27,7 +27,7 @@ from convatlas.tracking.tracker import SeedTracker
 from convatlas.training.accumulation import InPieces
 from convatlas.training.machine import check_supported
 from convatlas.training.recorder import Recorder
-from convatlas.training.results import Results, build_record, write_results
+from convatlas.training.results import Results, build_record, check_converged, check_loss, write_results
 from convatlas.training.trainer import fit_to_end, shows_bar, trainer_of, user_callbacks, user_loggers
 from convatlas.training.work_folder import WorkFolder
 
@@ -135,7 +135,7 @@ def fit_and_test(
     """Train one seed, test the best epoch's weights, and write its folder.
 
     Raises:
-        UserError: the module, its data, a callback or a logger raises.
+        UserError: the module, its data, a callback or a logger raises, or the training diverged.
     """
     module, data = new_module(config, seed), new_data(config, prepared, seed)
     monitor, mode = monitored(config)
@@ -144,11 +144,13 @@ def fit_and_test(
     recorder = Recorder(label, config.recipe.epochs, tracker.log_epoch, show=show, logged=("",), printed=printed)
     trainer = trainer_of(config, module, seed, work, recorder, monitor=monitor, mode=mode, own=[SeededSteps(seed)])
     fit_to_end(trainer, module, data, work, recorder)
+    check_converged(recorder.rows, monitor, mode)
     module.load_state_dict(read_checkpoint(work.best)["state_dict"])
     started = time.perf_counter()
     with user_errors(), recorder.measured("test"):
         trainer.test(module, datamodule=data, verbose=False)
     test = {k.removeprefix("test/").removeprefix("test_"): float(v) for k, v in trainer.callback_metrics.items()}
+    check_loss(test.get("loss"), "test loss became {}")
     record = build_record(
         config,
         seed,

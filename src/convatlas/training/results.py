@@ -26,7 +26,7 @@ from convatlas.data.lightning_module import ModuleData
 from convatlas.data.module import DataModule
 from convatlas.models.build import build_model
 from convatlas.models.costs import costs_of, measure_latency
-from convatlas.tasks.base import Task
+from convatlas.tasks.base import DIVERGED, DivergedError, Task
 from convatlas.training.recorder import Recorder
 from convatlas.training.work_folder import WorkFolder
 
@@ -161,6 +161,31 @@ def best_row(rows: Sequence[dict[str, float]], monitor: str, mode: Direction) ->
         return -math.inf if math.isnan(row[monitor]) else sign * row[monitor]
 
     return max(rows, key=score)
+
+
+def check_converged(rows: Sequence[Mapping[str, float]], monitor: str, mode: Direction) -> None:
+    """Check that the validation of the best epoch and of the last gave numbers; one between them was recovered from.
+
+    Raises:
+        DivergedError: the loss of one of the two, or the best score, is not finite.
+    """
+    best = best_row(rows, monitor, mode)
+    for row in (best, rows[-1]):
+        check_loss(
+            row.get("val/loss", row.get("val_loss")), f"validation loss became {{}} in epoch {int(row['epoch'])}"
+        )
+    if not math.isfinite(best[monitor]):
+        raise DivergedError(f"{monitor} was finite in no epoch. {DIVERGED}, or choose another recipe.monitor.")
+
+
+def check_loss(loss: float | None, words: str) -> None:
+    """Check a loss, where there is one.
+
+    Raises:
+        DivergedError: it is not finite.
+    """
+    if loss is not None and not math.isfinite(loss):
+        raise DivergedError(f"The {words.format(loss)}. {DIVERGED}.")
 
 
 def write_results(results: Results, config: RunConfig, card: Card, work: WorkFolder, folder: Path) -> None:

@@ -17,7 +17,7 @@ from convatlas.core.config import RunConfig
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_json
-from convatlas.core.folders import check_replaceable
+from convatlas.core.folders import check_replaceable, tidy_up
 from convatlas.core.processes import rank, rank_zero_first, stop
 from convatlas.core.record import RunRecord
 from convatlas.core.source_code import run_code
@@ -28,7 +28,7 @@ from convatlas.models.build import build_model
 from convatlas.models.interfaces import HasParts
 from convatlas.models.weights import load_net, read_checkpoint
 from convatlas.tasks import new_task
-from convatlas.tasks.base import DivergedError, Task
+from convatlas.tasks.base import DIVERGED, DivergedError, Task
 from convatlas.tasks.views import with_views
 from convatlas.tracking.runs import end_status
 from convatlas.tracking.tracker import SeedTracker, VariantTracker, open_tracker
@@ -40,6 +40,8 @@ from convatlas.training.recorder import Recorder, idle_since
 from convatlas.training.results import (
     add_tracking_seconds,
     best_row,
+    check_converged,
+    check_loss,
     collect_results,
     read_whole,
     write_failure,
@@ -146,7 +148,8 @@ def check_apart(work: Path, folder: Path) -> None:
 
 
 def _complete(folder: Path, work: WorkFolder, tracker: VariantTracker) -> None:
-    """Do what a kill after the results were written left undone: the end of the log, and the work folder's removal."""
+    """Do what a kill after the results were written left undone: the end of the log, the removal of what is left."""
+    tidy_up(folder, "train")
     recorded = work.path / "identity.json"
     is_left = recorded.exists() and read_json(recorded, "delete the folder.") == work.identity
     if is_left:
@@ -173,6 +176,7 @@ def _fit_and_test(
     started = time.perf_counter()
     with fitted.recorder.measured("test"):
         test = _tested(task, data, trainer)
+        check_loss(test.get("loss"), "test loss became {}")
         test_seconds = time.perf_counter() - started
         parts = test_parts(task, data, trainer)
     task.float()  # what `trainer.precision=64-true` made wide
@@ -192,16 +196,20 @@ def _fit_and_test(
 
 
 def check_best(checkpoint: Path, recorder: Recorder, task: Task) -> None:
-    """Check that the weights to be tested are those of the best epoch.
+    """Check that the weights to be tested are those of the best epoch, and finite.
 
     Raises:
         UserError: they are of another.
+        DivergedError: they are not finite, which a detector's validation does not tell.
     """
     saved, best = read_checkpoint(checkpoint)["epoch"] + 1, best_row(recorder.rows, task.monitor, task.monitor_mode)
     if saved != best["epoch"]:
         raise UserError(
             f"{checkpoint} is of epoch {saved}, and the best is {int(best['epoch'])}; train again with overwrite=true."
         )
+    for name, weights in task.net.named_parameters():
+        if not weights.isfinite().all():
+            raise DivergedError(f"The weights {name} became infinite or nan in epoch {saved}. {DIVERGED}.")
 
 
 class Fitted(NamedTuple):
@@ -220,13 +228,18 @@ def fit(
     work: WorkFolder,
     on_epoch: Callable[[dict[str, float]], None],
 ) -> Fitted:
-    """Train one seed in its work folder, from the last checkpoint there if there is one; `on_epoch` gets each row."""
+    """Train one seed in its work folder, from the last checkpoint there if there is one; `on_epoch` gets each row.
+
+    Raises:
+        DivergedError: the loss or the score is no finite number.
+    """
     task = build_task(config, list(prepared.card.classes), seed)
     data = _build_data(config, prepared, seed)
     label = f"{config.variant} seed {seed}"
     recorder = Recorder(label, config.recipe.epochs, on_epoch, show=not shows_bar(config))
     trainer = build_trainer(config, task, seed, work, recorder)
     fit_to_end(trainer, task, data, work, recorder)
+    check_converged(recorder.rows, task.monitor, task.monitor_mode)
     return Fitted(task, data, trainer, recorder)
 
 
@@ -263,15 +276,19 @@ def build_task(config: RunConfig, classes: list[str], seed: int) -> Task:
 def test_parts(task: Task, data: DataModule | ModuleData, trainer: pl.Trainer) -> dict[str, dict[str, float]]:
     """Test each part of a net that works alone, such as one column of a FractalNet, and the net on `recipe.test_views`.
 
-    All share the net's weights.
+    All share the net's weights. What a part predicts for each image joins the rows of the whole net's test.
     """
     parts = task.net.parts() if isinstance(task.net, HasParts) else {}
     for view in task.config.recipe.test_views:
         parts[view] = with_views(task.net, view, task.config, f"recipe.test_views={view}")
-    return {
-        name: _tested(new_task(part, task.config, task.classes, task.seed), data, trainer)
-        for name, part in parts.items()
-    }
+    found = {}
+    for name, part in parts.items():
+        alone = new_task(part, task.config, task.classes, task.seed)
+        found[name] = _tested(alone, data, trainer)
+        for row, of_part in zip(task.test_rows, alone.test_rows, strict=True):
+            if "prediction" in of_part:
+                row[f"prediction_{name}"] = of_part["prediction"]
+    return found
 
 
 def _tested(task: Task, data: DataModule | ModuleData, trainer: pl.Trainer) -> dict[str, float]:

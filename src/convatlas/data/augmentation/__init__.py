@@ -10,8 +10,8 @@ contrast, saturation, colour noise, RandAugment, then (after normalisation) cuto
 comes into an image from outside is black, and class 0 in a mask.
 """
 
-from convatlas.data.augmentation.changes import Augmenter, Changes
+from convatlas.data.augmentation.changes import Augmenter, Changes, check_used
 from convatlas.data.augmentation.geometry import flip, flip_boxes, pad_and_crop, rotate_and_zoom
 from convatlas.data.augmentation.pixels import cut_out
 
-__all__ = ["Augmenter", "Changes", "cut_out", "flip", "flip_boxes", "pad_and_crop", "rotate_and_zoom"]
+__all__ = ["Augmenter", "Changes", "check_used", "cut_out", "flip", "flip_boxes", "pad_and_crop", "rotate_and_zoom"]

@@ -30,7 +30,7 @@ from convatlas.data.augmentation.mixing import beta, mix, own_shares
 from convatlas.data.augmentation.pixels import change_contrast, change_saturation, cut_out, principal_colours
 from convatlas.data.augmentation.rand_augment import MOST_OPERATIONS, OPERATIONS, rand_augment
 
-__all__ = ["Augmenter", "Changes"]
+__all__ = ["Augmenter", "Changes", "check_used"]
 
 NOT_FOR = {
     "detection": {
@@ -49,6 +49,26 @@ NOT_FOR = {
     },
 }
 """What a task does not allow, and why."""
+PART_OF = {
+    "crop_padding_mode": "crop_padding",
+    "rand_augment_magnitude": "rand_augment",
+    "least_box_area": "random_area",
+}
+"""What says how a part works, and the part."""
+
+
+def check_used(config: Augmentation, task: str) -> None:
+    """Check that nothing is set which would change no image of a training.
+
+    Raises:
+        UserError: a part is switched off, or cuts no boxes, and it is set how it works.
+    """
+    for key, part in PART_OF.items():
+        value = getattr(config, key)
+        used = getattr(config, part) and (key != "least_box_area" or task == "detection")
+        if not used and value != (usual := Augmentation.model_fields[key].default):
+            where = "" if getattr(config, part) else f" while {part} is switched off"
+            raise UserError(f"recipe.augmentation.{key}={value} does nothing for {task}{where}; set it to {usual}.")
 
 
 class Augmenter:

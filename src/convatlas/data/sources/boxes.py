@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
+from convatlas.data.archives import file_bytes
 from convatlas.data.decoding import BadImageError, Fit, Geometry, decode, fit, fit_geometry, one_colour
 from convatlas.data.raw import RawDataset
 from convatlas.data.spool import Spool
@@ -79,6 +80,8 @@ class BoxCollector:
             raise UserError(f"data.source.image_size={image_size} is too large; use {LARGEST_SIDE} or less.")
         if fit not in {"letterbox", "stretch"}:
             raise UserError(f"data.source.fit={fit} is not known; use letterbox or stretch.")
+        if not classes:
+            raise UserError(f"{title}: data.source.classes=[] names no class; name one or more.")
         twice = [name for name, count in Counter(["background", *classes]).items() if count > 1]
         if twice:
             raise UserError(f"{title}: {twice[0]} is the name of two classes; correct data.source.classes or the file.")
@@ -234,7 +237,7 @@ def read_image(path: Path) -> bytes:
         BadImageError: it is missing or cannot be read.
     """
     try:
-        return path.read_bytes()
+        return file_bytes(path)
     except FileNotFoundError as error:
         raise BadImageError("there is an annotation, but no image") from error
     except OSError as error:

@@ -20,7 +20,15 @@ import numpy as np
 from convatlas.core.errors import UserError, near_matches
 from convatlas.data.archives import printable, reading
 from convatlas.data.fetching import require_root
-from convatlas.data.image_files import SUFFIXES, ImageFiles, folders_in, is_clutter, pictures_below, split_of_folder
+from convatlas.data.image_files import (
+    SUFFIXES,
+    ImageFiles,
+    folders_in,
+    is_clutter,
+    named_pattern,
+    pictures_below,
+    split_of_folder,
+)
 from convatlas.data.raw import RawDataset
 
 __all__ = ["ClassFolders", "class_folders", "load"]
@@ -84,8 +92,8 @@ def load(
             no regular expression with a group.
     """
     require_root(root)
-    label_pattern = _pattern("test_pattern", test_pattern)
-    grouping = _pattern("group_pattern", group_pattern)
+    label_pattern = named_pattern("test_pattern", test_pattern)
+    grouping = named_pattern("group_pattern", group_pattern)
     folders = _split_folders(root, train, test, title, instructions)
     found = class_folders(folders.train, root, certain=train is not None, skip=folders.test)
     training = len(found.paths)
@@ -300,18 +308,6 @@ def _name(path: Path, root: Path) -> str:
 
 
 # ---- patterns -------------------------------------------------------------------------------------------------------
-
-
-def _pattern(key: str, expression: str | None) -> re.Pattern[str] | None:
-    if expression is None:
-        return None
-    try:
-        pattern = re.compile(expression)
-    except re.error as error:
-        raise UserError(f"data.source.{key}={expression} is no regular expression: {error}.") from error
-    if not pattern.groups:
-        raise UserError(rf"data.source.{key}={expression} needs a group in brackets, for example ^(.+)_\d+.")
-    return pattern
 
 
 def _grouped(raw: RawDataset, names: list[str], pattern: re.Pattern[str]) -> RawDataset:

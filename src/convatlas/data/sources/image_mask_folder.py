@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
-from convatlas.data.archives import printable
+from convatlas.data.archives import file_bytes, printable
 from convatlas.data.decoding import BadImageError, decode, decode_labels
-from convatlas.data.image_files import pictures_below
+from convatlas.data.image_files import named_pattern, pictures_below
 from convatlas.data.raw import RawDataset
 from convatlas.data.sources.slices import SliceCollector, require_folder
 
@@ -59,6 +59,7 @@ def load(
             f"data.source.mask_values={list(mask_values)} must have another grey level for each of "
             f"{len(classes)} classes."
         )
+    patients = named_pattern("patient_pattern", patient_pattern)
     for folder in ("images", "masks"):
         require_folder(root / folder, TITLE, "Put images/ and masks/ side by side, or set data.root.")
     collector = SliceCollector(classes, image_size, None, with_spacing=False)
@@ -68,7 +69,7 @@ def load(
     deep = []
     for name, paths in sorted(images.items(), key=lambda item: item[1][0]):
         shown = printable(paths[0].relative_to(root / "images"))
-        patient = _patient(paths[0].stem, patient_pattern)
+        patient = _patient(paths[0].stem, patients)
         if name not in masks:
             collector.leave_out(shown, "it has no mask")
         elif patient is None:
@@ -79,7 +80,7 @@ def load(
             collector.leave_out(shown, f"there are {len(several)} {which} of its name, {names}")
         else:
             try:
-                found = decode(paths[0].read_bytes(), channels, percentiles=True)
+                found = decode(file_bytes(paths[0]), channels, percentiles=True)
                 mask = _read_mask(masks[name][0], mask_values)
             except (BadImageError, OSError) as error:
                 collector.leave_out(shown, str(error))
@@ -111,10 +112,10 @@ def _by_name(folder: Path, collector: SliceCollector) -> dict[str, list[Path]]:
     return found
 
 
-def _patient(stem: str, pattern: str | None) -> str | None:
+def _patient(stem: str, pattern: re.Pattern[str] | None) -> str | None:
     if pattern is None:
         return stem
-    found = re.search(pattern, stem)
+    found = pattern.search(stem)
     return found.group(1) if found else None
 
 
@@ -125,7 +126,7 @@ def _read_mask(path: Path, mask_values: Sequence[int] | None) -> NDArray[Any]:
         BadImageError: the mask cannot be used; the text is about its image.
     """
     try:
-        mask = decode_labels(path.read_bytes())
+        mask = decode_labels(file_bytes(path))
     except BadImageError as error:
         text = str(error)
         raise BadImageError(f"its mask {text[3:]}" if text.startswith("it ") else f"of its mask {text}") from error
