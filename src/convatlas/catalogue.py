@@ -1,4 +1,4 @@
-"""The nets of `conf/model`: built and listed from Python, and printed by `python -m convatlas.models`.
+"""The nets of `conf/model`: built and listed from Python, and printed by `convatlas models 'fractal*'`.
 
 net = convatlas.create_model("revnet_cifar", num_classes=100, depth=110)
 names = convatlas.list_models("*fractal*")
@@ -7,6 +7,7 @@ names = convatlas.list_models("*fractal*")
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,6 +85,8 @@ def read_model(name: str) -> dict[str, Any]:
 class Options(Section):
     """What the command line may say."""
 
+    pattern: list[str] | None = None
+    """Names to list, as file names have them, for example `fractal*`; null lists all."""
     task: Literal["all", "classification", "detection", "segmentation"] = "all"
     costs: bool = True
     """Build each net on the meta device and count; false lists faster."""
@@ -92,12 +95,19 @@ class Options(Section):
 
 def main() -> None:
     """Print the list."""
-    options = read_options(Options, sys.argv[1:])
+    options = read_options(Options, sys.argv[1:], positional="pattern")
+    task = None if options.task == "all" else options.task
+    names = sorted({name for pattern in options.pattern or ["*"] for name in list_models(pattern, task=task)})
+    if options.pattern and not names:
+        raise UserError(
+            f"{', '.join(options.pattern)}: no net has such a name. {near_matches(options.pattern[0], list_models())}"
+        )
     rows = []
-    for name in list_models(task=None if options.task == "all" else options.task):
+    width = shutil.get_terminal_size((132, 24)).columns
+    for name in names:
         rows.append(describe_model(name, costs=options.costs))
         if options.format == "text":
-            print(as_line(rows[-1]), flush=True)
+            print(as_line(rows[-1], max(map(len, names)), width), flush=True)
     if options.format == "json":
         print(json.dumps(rows, ensure_ascii=False))
 
@@ -113,13 +123,14 @@ def describe_model(name: str, *, costs: bool) -> dict[str, Any]:
     return row
 
 
-def as_line(row: dict[str, Any]) -> str:
-    """Lay a model out as one line: name, task, parameters and MACs in millions, origin, paper."""
+def as_line(row: dict[str, Any], name_width: int, width: int) -> str:
+    """Lay a model out as one line: name, parameters and MACs in millions, task, year, paper; cut at `width`."""
     counts = ""
     if "parameters" in row:
-        macs = f"{row['macs'] / 1e6:>10,.1f}M" if row["macs"] is not None else " " * 11
-        counts = f"{row['parameters'] / 1e6:>9.3f}M {macs} "
-    return f"{row['name']:<28}{row['task']:<15}{counts} {row['origin']:<12}{row['paper']} ({row['year']})"
+        macs = f"{row['macs'] / 1e6:>9,.1f}M" if row["macs"] is not None else " " * 10
+        counts = f"{row['parameters'] / 1e6:>8.3f}M {macs}  "
+    line = f"{row['name']:<{name_width}} {counts}{row['task']:<15}{row['year']} {row['paper']}"
+    return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
 def command() -> None:
