@@ -1,8 +1,8 @@
-"""`convatlas show model=fractalnet [depth=3] [part=column_3]`: a net's layers with shapes, parameters and multiply-adds.
+"""`convatlas show model=fractalnet [depth=3] [part=column_3]`: a net's layers with shapes and counts.
 
-The table is torchinfo's. It counts multiply-adds of every layer, batch normalisation as well; `convatlas profile` counts
-as papers do, convolutions and linear layers alone. Of blocks whose parts take turns (the columns of a FractalNet) a row at
-`depth` has only a part of them; the total is right, and a higher `depth` shows all.
+The table is torchinfo's. It counts multiply-adds of every layer, batch normalisation as well; `convatlas profile`
+counts as papers do, convolutions and linear layers alone. Of blocks whose parts take turns (the columns of a
+FractalNet) a row at `depth` has only a part of them; the total is right, and a higher `depth` shows all.
 """
 
 from __future__ import annotations
