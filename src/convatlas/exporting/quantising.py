@@ -47,7 +47,7 @@ def quantise(source: Path, target: Path, images: Iterator[NDArray[np.float32]]) 
 def _reader(quantization: Any, images: Iterator[NDArray[np.float32]]) -> Any:
     """Return the images as onnxruntime's calibration asks for them, one batch after the other."""
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+    class Reader(quantization.CalibrationDataReader):
         """Gives batches by the name of the model's input."""
 
         def get_next(self) -> dict[str, NDArray[np.float32]] | None:

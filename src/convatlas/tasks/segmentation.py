@@ -124,7 +124,7 @@ class SegmentationTask(Task):
         """
         logits, edges = self._run(batch["images"])
         masks = centre_crop(batch["masks"], logits.shape[-2:])
-        predictions = logits.argmax(dim=1)
+        predictions = logits.argmax(dim=1).where(masks >= 0, masks)  # what nobody marked is neither right nor wrong
         counts = count_pixels(predictions, masks, len(self.classes))
         unit = "mm" if "spacing" in batch else "px"
         distances = hausdorff_distances(predictions, masks, len(self.classes), batch.get("spacing"))
@@ -134,7 +134,8 @@ class SegmentationTask(Task):
         if edges is not None:
             metrics["edges"].update(count_pixels(edges[:, 0] > 0, batch["edges"][:, 0] > 0, 2))
         for metric in self._others(metrics).values():
-            metric.update(predictions, masks)
+            known = masks >= 0
+            metric.update(*((predictions, masks) if known.all() else (predictions[known], masks[known])))
         rows = []
         for index, dice, distance in zip(
             batch["indices"].tolist(), counts.dice()[:, 1:].tolist(), distances.tolist(), strict=True
@@ -234,7 +235,9 @@ class SegmentationTask(Task):
         self.net.train(training)
         size, predicted = logits.shape[-2:], logits.argmax(dim=1)
         pictures = picture_channels(centre_crop(batch["images"], size))
-        figures = {"samples": masked_images(pictures, centre_crop(batch["masks"], size), predicted, self.classes)}
+        figures = {
+            "samples": masked_images(pictures, centre_crop(batch["masks"], size).clamp_min(0), predicted, self.classes)
+        }
         if inspected is not None and (inspected.edges is not None or inspected.attention):
             edges = None if inspected.edges is None else (batch["edges"], inspected.edges.sigmoid())
             figures["shapes"] = inspected_images(pictures, edges, inspected.attention)
