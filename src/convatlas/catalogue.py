@@ -1,7 +1,8 @@
-"""The nets of `conf/model`: built and listed from Python, and printed by `convatlas models 'fractal*'`.
+"""The nets of `conf/model`: built and listed from Python, and printed by `convatlas models 'fractal*'`; trained runs.
 
 net = convatlas.create_model("revnet_cifar", num_classes=100, depth=110)
 names = convatlas.list_models("*fractal*")
+run = convatlas.load("runs/overview/lenet5/seed=0")
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import shutil
 import sys
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from convatlas.core.cli import read_options, run
@@ -22,7 +24,9 @@ from convatlas.core.older import upgraded
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["build_net", "create_model", "list_models", "read_about", "read_model"]
+    from convatlas.training.trained import TrainedRun
+
+__all__ = ["build_net", "create_model", "list_models", "load", "read_about", "read_model"]
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:
@@ -65,6 +69,24 @@ def list_models(pattern: str = "*", *, task: str | None = None) -> list[str]:
     """
     names = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
     return [name for name in names if fnmatchcase(name, pattern) and task in (None, read_about(name)["task"])]
+
+
+def load(run: str | Path, checkpoint: str | Path | None = None) -> TrainedRun:
+    """Load a trained run: its `net`, in evaluation mode on the CPU, its `classes`, and its `transform` of pictures.
+
+    Args:
+        run: folder of a seed, such as `runs/overview/lenet5/seed=0`.
+        checkpoint: weights other than its `best.ckpt`.
+
+    Raises:
+        ValueError: there is no finished run, or it is of another version.
+    """
+    from convatlas.training.trained import load_run
+
+    try:
+        return load_run(Path(run), None if checkpoint is None else Path(checkpoint))
+    except UserError as error:
+        raise ValueError(str(error)) from error
 
 
 def read_about(name: str) -> dict[str, Any]:

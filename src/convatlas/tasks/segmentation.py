@@ -19,7 +19,7 @@ from convatlas.tasks.base import Batch, Task
 from convatlas.tasks.classification import check_class_weights, check_logits
 from convatlas.tasks.hausdorff import DistanceMeans, hausdorff_distances
 from convatlas.tasks.losses import check_terms, edge_loss, soft_dice_loss, weighted_sum
-from convatlas.tasks.predicting import PALETTE, canvas_of, fitted_image, normalised, picture_of
+from convatlas.tasks.predicting import PALETTE, canvas_of, normalised, picture_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from convatlas.data.card import Card
-    from convatlas.data.decoding import Spacing
+    from convatlas.data.decoding import Geometry
 
 
 OWN_METRICS = ("loss", "pixels", "edges", "distances")
@@ -194,15 +194,14 @@ class SegmentationTask(Task):
         check_logits(logits, 4, self.classes)
         check_terms(self.term_weights, ["cross_entropy", "dice", *([] if edges is None else ["edge"])])
 
-    def predict(
-        self, pixels: NDArray[np.uint8], card: Card, spacing: Spacing | None = None
-    ) -> tuple[dict[str, Any], Any]:
+    def answers(self, images: Tensor, card: Card) -> list[Any]:
+        """Return the probabilities of each image, `(classes, S, S)` or less."""
+        return [*self.net(normalised(images, self.config.data, card)).softmax(dim=1).cpu()]
+
+    def read(self, answer: Any, geometry: Geometry, size: tuple[int, int]) -> tuple[dict[str, Any], Any]:
         """Return the pixels of each class in one image, and the classes `(H, W)`; what the net does not see is 0."""
-        fitted, geometry = fitted_image(pixels, self.config, card, spacing)
-        probabilities = self.net(normalised(fitted, self.config.data, card)).softmax(dim=1)[0]
-        margin = (self.config.data.image_size - probabilities.shape[-1]) // 2  # an unpadded U-Net leaves the border out
-        size = (pixels.shape[1], pixels.shape[2])
-        numbers = geometry.maps_back(F.pad(probabilities, (margin,) * 4), size).argmax(dim=0)
+        margin = (self.config.data.image_size - answer.shape[-1]) // 2  # an unpadded U-Net leaves the border out
+        numbers = geometry.maps_back(F.pad(answer, (margin,) * 4), size).argmax(dim=0)
         counts = torch.bincount(numbers.flatten(), minlength=len(self.classes)).tolist()
         return {"pixels": dict(zip(self.classes, counts, strict=True))}, numbers
 
