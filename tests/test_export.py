@@ -20,7 +20,7 @@ from convatlas.exporting.checking import images_of
 from convatlas.models.build import build_model
 from convatlas.training.run import train
 from convatlas.training.trained import TrainedRun, load_run
-from helpers import ROOT, assert_one_sentence
+from helpers import ROOT, TASKS_DATA, assert_one_sentence, source_options
 
 EVERY = "onnx,torch_export,safetensors,timm"
 
@@ -168,3 +168,34 @@ def test_a_package_that_is_not_there_is_named_with_its_extra(run, enter, monkeyp
     monkeypatch.setitem(sys.modules, "onnx", None)
     entered = enter("export", f"run={run}", "format=onnx", f"output_dir={tmp_path / 'out'}")
     assert_one_sentence(entered, "format=onnx needs the package onnx", "pip install 'convatlas[export]'")
+
+
+FAMILIES = sorted(
+    {path.stem for path in (ROOT / "conf" / "model").glob("*_small.yaml")}
+    | {"lenet5", "hyper_convnet", "rnn", "unet_padded", "stochastic_depth_timm", "searched"}
+)
+"""A net of every family; those of the recurrent ones that are unrolled for minutes have `rnn` to stand for them."""
+REFUSED = {("thundernet_small", "onnx"): "ps_roi_align", ("retinanet_small", "torch_export"): ""}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_leaves_as_it_is_or_is_refused_with_the_reason(name, enter, prepared, tmp_path):
+    about = yaml.safe_load((ROOT / "conf" / "model" / f"{name}.yaml").read_text())["about"]
+    data = prepared[TASKS_DATA[about["task"]]]
+    made = ["trainer=debug", "trainer.limit_batches=4", "recipe.epochs=1", "recipe.batch_size=8", "tracking=none"]
+    recipe = {"classification": "laptop"}.get(about["task"], about["task"])
+    channels = 2 if name.startswith("saunet") else 1  # the image and its Canny edges
+    options = [f"data={data.name}", f"data.prepared={data}", f"data.image_size={max(about['input_size'][1:])}"]
+    options += [f"data.in_channels={channels}", f"model={name}", f"recipe={recipe}", f"output_dir={tmp_path / 'run'}"]
+    entered = enter("train", *made, *options, *source_options(data))
+    assert entered.status == 0, entered.err
+    timm_too = about["task"] == "classification" and about["origin"] == "own"
+    for each in ("onnx", "torch_export", "safetensors", *(["timm"] if timm_too else [])):
+        out = tmp_path / "out"
+        entered = enter("export", f"run={tmp_path / 'run'}", f"format={each}", "test_images=16", f"output_dir={out}")
+        if (name, each) in REFUSED:
+            assert_one_sentence(entered, REFUSED[name, each])
+        else:
+            assert entered.status == 0, entered.err
+            assert (out / each).is_dir()
