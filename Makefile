@@ -3,6 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 UV := uv==0.9.30
+TORCH ?= cuda
 PORT ?= 5000
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -13,13 +14,20 @@ MINUTES ?=
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.ready  ## make .venv with exactly the packages of requirements.lock
+setup: $(VENV)/.ready  ## make .venv with exactly the packages of requirements.lock (TORCH=cpu without CUDA)
 
 $(VENV)/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "convatlas needs Python 3.11 or newer; set PYTHON=python3.11, for example.")'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check "$(UV)"
+ifeq ($(TORCH),cpu)
+	awk '/^[a-z]/ {gpu = /^(torch|torchvision|triton|nvidia-[^=]*|cuda-[^=]*)(\[.*\])?==/} !gpu' requirements.lock > $(VENV)/cpu.lock
+	VIRTUAL_ENV="$$PWD/$(VENV)" $(VENV)/bin/uv pip sync --quiet --require-hashes --compile-bytecode $(VENV)/cpu.lock
+	VIRTUAL_ENV="$$PWD/$(VENV)" $(VENV)/bin/uv pip install --quiet --compile-bytecode --torch-backend=cpu \
+	  $$(sed -nE 's/^((torch|torchvision)==[^ ]+).*/\1/p' requirements.lock)
+else
 	VIRTUAL_ENV="$$PWD/$(VENV)" $(VENV)/bin/uv pip sync --quiet --require-hashes --compile-bytecode requirements.lock
+endif
 	$(VENV)/bin/python -m pip --version > /dev/null
 	VIRTUAL_ENV="$$PWD/$(VENV)" $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@

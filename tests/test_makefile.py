@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -51,6 +52,24 @@ def test_setup_installs_into_the_environment_of_a_folder_of_any_name(sources):
     assert done.returncode == 0, done.stderr
     assert f"uv for {sources / '.venv'}\n" in (sources / "called.txt").read_text()
     assert (sources / ".venv" / ".ready").exists()
+
+
+def test_setup_for_the_processor_alone_takes_the_same_versions_without_what_is_for_gpus(sources):
+    (sources / ".venv" / ".ready").unlink()
+    uv = sources / ".venv" / "bin" / "uv"
+    uv.write_text(f'#!/bin/sh\necho "uv $*" >> "{sources}/called.txt"\n')
+    uv.chmod(0o755)
+    done = make(sources, "setup", "TORCH=cpu")
+    assert done.returncode == 0, done.stderr
+    lock, kept = ((sources / name).read_text() for name in ("requirements.lock", ".venv/cpu.lock"))
+    names, kept_names = (set(re.findall(r"^([a-z][^=\[ ]*)", text, flags=re.MULTILINE)) for text in (lock, kept))
+    left_out = names - kept_names
+    assert {"torch", "torchvision", "triton", "nvidia-cublas"} <= left_out
+    assert all(re.match(r"torch$|torchvision$|triton$|nvidia-|cuda-", name) for name in left_out)
+    assert lock.count("--hash") > kept.count("--hash") > 500
+    (version,) = re.findall(r"^torch==(\S+)", lock, flags=re.MULTILINE)
+    (call,) = [line for line in (sources / "called.txt").read_text().splitlines() if "--torch-backend=cpu" in line]
+    assert f" torch=={version} " in f"{call} "
 
 
 def test_make_without_git_says_what_the_pipeline_needs(sources):

@@ -16,7 +16,7 @@ from torch import nn
 from convatlas.data.decoding import decode_labels, stretched
 from convatlas.tasks.views import Flip, MultiScale, TenCrop
 from convatlas.training.run import train
-from helpers import TASKS_DATA, assert_one_sentence, source_options
+from helpers import ROOT, TASKS_DATA, assert_one_sentence, source_options
 
 MODELS = {"classification": "lenet5_modern", "detection": "retinanet_small", "segmentation": "unet_small"}
 RECIPES = {"classification": "laptop", "detection": "detection", "segmentation": "segmentation"}
@@ -219,3 +219,66 @@ def test_images_of_any_name(trained, enter, tmp_path):
     rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert len(rows) == len(list((tmp_path / "out").glob("*.png"))) == 5
     assert f"{folder}/\\xff\\xfe.png" in [row["file"] for row in rows]
+
+
+def test_pictures_go_through_the_net_in_batches_and_answers_stay_in_order(trained, enter, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(1)
+    for number in range(7):
+        Image.fromarray(rng.integers(0, 255, (20 + number, 30), dtype=np.uint8)).save(pictures / f"{number}.png")
+    (pictures / "3.png").write_bytes(b"no picture")
+    rows = []
+    for size in (1, 3):
+        out = tmp_path / f"by_{size}"
+        options = [f"batch_size={size}", "pictures=false", "skip_broken=true", f"output_dir={out}"]
+        entered = enter("predict", f"run={trained('classification')}", str(pictures), *options)
+        assert entered.status == 0, entered.err
+        assert "3.png is left out" in entered.err
+        assert entered.out.startswith("6 predictions")
+        assert sorted(path.name for path in out.iterdir()) == [".convatlas.json", "predictions.csv", "predictions.json"]
+        rows.append(json.loads((out / "predictions.json").read_text()))
+        assert len((out / "predictions.csv").read_text().splitlines()) == 7
+    assert [Path(row["file"]).stem for row in rows[0]] == list("012456")
+    for one, other in zip(*rows, strict=True):
+        assert one["prediction"] == other["prediction"]
+        assert one["confidence"] == pytest.approx(other["confidence"], rel=1e-4)
+
+
+def test_a_gpu_that_is_not_there_and_a_broken_picture_leave_nothing(trained, enter, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    arguments = [f"run={trained('classification')}", str(tmp_path / "a.png"), f"output_dir={tmp_path / 'out'}"]
+    assert_one_sentence(enter("predict", *arguments), "a.png", "skip_broken=true")
+    if not torch.cuda.is_available():
+        assert_one_sentence(enter("predict", *arguments, "accelerator=gpu"), "accelerator=gpu: torch sees no GPU")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_run_is_a_handle_and_the_notebook_shows_it(trained, monkeypatch, tmp_path, capsys):
+    folder = tmp_path / "runs" / "overview" / "lenet5"
+    folder.mkdir(parents=True)
+    (folder / "seed=0").symlink_to(trained("classification"))
+    (tmp_path / "my_pictures").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (50, 40), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "my_pictures" / "noise.png")
+    notebook = json.loads((ROOT / "docs" / "from_run_to_pictures.ipynb").read_text())
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    run = names["run"]
+    assert run.classes == tuple(map(str, range(10)))
+    assert names["images"].shape == (1, 1, 32, 32)
+    assert "noise.png: " in capsys.readouterr().out
+    for same in (pixels, Image.fromarray(pixels)):
+        torch.testing.assert_close(run.transform(same), names["images"][0])
+    answer, _ = run.task().predict(pixels[None], run.card)
+    assert answer["confidence"] == pytest.approx(float(names["probabilities"].max()))
+
+
+def test_a_handle_of_nothing_is_a_value_error():
+    import convatlas
+
+    with pytest.raises(ValueError, match=r"run=runs/nowhere: there is no config\.yaml"):
+        convatlas.load("runs/nowhere")

@@ -1,14 +1,17 @@
-"""The nets of `conf/model`: built and listed from Python, and printed by `python -m convatlas.models`.
+"""The nets of `conf/model`: built and listed from Python, and printed by `convatlas models 'fractal*'`; trained runs.
 
 net = convatlas.create_model("revnet_cifar", num_classes=100, depth=110)
 names = convatlas.list_models("*fractal*")
+run = convatlas.load("runs/overview/lenet5/seed=0")
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from convatlas.core.cli import read_options, run
@@ -21,7 +24,9 @@ from convatlas.core.older import upgraded
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["build_net", "create_model", "list_models", "read_about", "read_model"]
+    from convatlas.training.trained import TrainedRun
+
+__all__ = ["build_net", "create_model", "list_models", "load", "read_about", "read_model"]
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:
@@ -66,6 +71,24 @@ def list_models(pattern: str = "*", *, task: str | None = None) -> list[str]:
     return [name for name in names if fnmatchcase(name, pattern) and task in (None, read_about(name)["task"])]
 
 
+def load(run: str | Path, checkpoint: str | Path | None = None) -> TrainedRun:
+    """Load a trained run: its `net`, in evaluation mode on the CPU, its `classes`, and its `transform` of pictures.
+
+    Args:
+        run: folder of a seed, such as `runs/overview/lenet5/seed=0`.
+        checkpoint: weights other than its `best.ckpt`.
+
+    Raises:
+        ValueError: there is no finished run, or it is of another version.
+    """
+    from convatlas.training.trained import load_run
+
+    try:
+        return load_run(Path(run), None if checkpoint is None else Path(checkpoint))
+    except UserError as error:
+        raise ValueError(str(error)) from error
+
+
 def read_about(name: str) -> dict[str, Any]:
     """Return what a net's file says of the net; see `convatlas.core.config.About`."""
     values = read_yaml(conf_dir() / "model" / f"{name}.yaml", "correct the name.")
@@ -84,6 +107,8 @@ def read_model(name: str) -> dict[str, Any]:
 class Options(Section):
     """What the command line may say."""
 
+    pattern: list[str] | None = None
+    """Names to list, as file names have them, for example `fractal*`; null lists all."""
     task: Literal["all", "classification", "detection", "segmentation"] = "all"
     costs: bool = True
     """Build each net on the meta device and count; false lists faster."""
@@ -92,12 +117,19 @@ class Options(Section):
 
 def main() -> None:
     """Print the list."""
-    options = read_options(Options, sys.argv[1:])
+    options = read_options(Options, sys.argv[1:], positional="pattern")
+    task = None if options.task == "all" else options.task
+    names = sorted({name for pattern in options.pattern or ["*"] for name in list_models(pattern, task=task)})
+    if options.pattern and not names:
+        raise UserError(
+            f"{', '.join(options.pattern)}: no net has such a name. {near_matches(options.pattern[0], list_models())}"
+        )
     rows = []
-    for name in list_models(task=None if options.task == "all" else options.task):
+    width = shutil.get_terminal_size((132, 24)).columns
+    for name in names:
         rows.append(describe_model(name, costs=options.costs))
         if options.format == "text":
-            print(as_line(rows[-1]), flush=True)
+            print(as_line(rows[-1], max(map(len, names)), width), flush=True)
     if options.format == "json":
         print(json.dumps(rows, ensure_ascii=False))
 
@@ -113,13 +145,14 @@ def describe_model(name: str, *, costs: bool) -> dict[str, Any]:
     return row
 
 
-def as_line(row: dict[str, Any]) -> str:
-    """Lay a model out as one line: name, task, parameters and MACs in millions, origin, paper."""
+def as_line(row: dict[str, Any], name_width: int, width: int) -> str:
+    """Lay a model out as one line: name, parameters and MACs in millions, task, year, paper; cut at `width`."""
     counts = ""
     if "parameters" in row:
-        macs = f"{row['macs'] / 1e6:>10,.1f}M" if row["macs"] is not None else " " * 11
-        counts = f"{row['parameters'] / 1e6:>9.3f}M {macs} "
-    return f"{row['name']:<28}{row['task']:<15}{counts} {row['origin']:<12}{row['paper']} ({row['year']})"
+        macs = f"{row['macs'] / 1e6:>9,.1f}M" if row["macs"] is not None else " " * 10
+        counts = f"{row['parameters'] / 1e6:>8.3f}M {macs}  "
+    line = f"{row['name']:<{name_width}} {counts}{row['task']:<15}{row['year']} {row['paper']}"
+    return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
 def command() -> None:

@@ -19,10 +19,7 @@ from convatlas.core.folders import check_replaceable, written_folder
 from convatlas.core.imports import quick_imports
 
 if TYPE_CHECKING:
-    import pandas as pd
     from torch import nn
-
-    from convatlas.training.trained import TrainedRun
 
 
 class Options(Section):
@@ -67,6 +64,7 @@ def evaluate(options: Options) -> dict[str, Any]:
         from convatlas.models.build import part_of
         from convatlas.tasks.views import with_views
         from convatlas.training.run import quieten_libraries
+        from convatlas.training.testing import tested
         from convatlas.training.trained import load_run
 
     quieten_libraries()
@@ -91,33 +89,6 @@ def evaluate(options: Options) -> dict[str, Any]:
             write_json(partial / "evaluation.json", how | found)
             rows.to_parquet(partial / "predictions.parquet", index=False)
     return found
-
-
-def tested(trained: TrainedRun, net: nn.Module, split: str) -> tuple[dict[str, float], pd.DataFrame]:
-    """Test a net on a split of its run's data; returns its metrics, and a row for each image."""
-    import pandas as pd
-
-    from convatlas.data.lightning_module import ModuleData
-    from convatlas.data.module import DataModule
-    from convatlas.tasks import new_task
-    from convatlas.training.strategies import prepare_net
-    from convatlas.training.trainer import build_tester
-
-    config, prepared = trained.config, trained.prepared()
-    machine = config.trainer
-    task = new_task(prepare_net(net, machine), config, list(prepared.card.classes), seed=0)
-    data: ModuleData | DataModule
-    if config.data.module is not None:
-        data = ModuleData(prepared, config.data, 0, None)
-    else:
-        data = DataModule(prepared, config.data, config.recipe, workers=machine.workers, limit_batches=None, seed=0)
-    trainer = build_tester(machine)
-    data.trainer = trainer
-    data.setup("test" if split == "test" else "validate")
-    loader = data.test_dataloader() if split == "test" else data.val_dataloader()
-    trainer.test(task, loader, verbose=False)
-    metrics = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
-    return metrics, prepared.with_files(pd.DataFrame(task.test_rows), split)
 
 
 def costs_of_views(net: nn.Module, augmented: nn.Module, shape: tuple[int, int, int]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -21,32 +21,50 @@ if TYPE_CHECKING:
 SIZE = "give channels, height and width, for example input_size=[3,224,224]"
 
 
-class Options(Section):
-    """What the command line may say beside the net."""
+class NetOptions(Section):
+    """What the command line may say beside the net, here and in `convatlas show`."""
 
     input_size: tuple[Positive, Positive, Positive] | None
+    part: str | None
+
+
+class Options(NetOptions):
+    """What the command line may say beside the net."""
+
     batch_size: Positive
     latency: bool
-    part: str | None
     format: Literal["text", "json"]
+
+
+OptionsT = TypeVar("OptionsT", bound=NetOptions)
 
 
 def main(config: DictConfig) -> None:
     """Profile the net that the configuration names, and print the figures as text or JSON."""
+    options, size, plain = read(config, Options)
+    figures = profile(plain["model"], size, options.batch_size, latency=options.latency, part=options.part)
+    figures = {"model": plain["about"]["title"], **figures}
+    print(json.dumps(figures) if options.format == "json" else as_text(figures))
+
+
+def read(config: DictConfig, shape: type[OptionsT]) -> tuple[OptionsT, list[int], dict[str, Any]]:
+    """Return the options of a composed net, the channels, height and width of its images, and all values.
+
+    Raises:
+        UserError: an option is wrong, or the size of the images is nowhere said.
+    """
     from omegaconf import OmegaConf
 
     composed: Any = OmegaConf.to_container(config, resolve=True)
     plain = upgraded(composed)
     try:
-        options = Options.model_validate({key: plain[key] for key in Options.model_fields})
+        options = shape.model_validate({key: plain[key] for key in shape.model_fields})
     except ValidationError as error:
         raise UserError(describe(error, "the command line")) from error
     size = options.input_size or plain["about"].get("input_size")
     if size is None:
         raise UserError(f"input_size is missing; {SIZE}.")
-    figures = profile(plain["model"], list(size), options.batch_size, latency=options.latency, part=options.part)
-    figures = {"model": plain["about"]["title"], **figures}
-    print(json.dumps(figures) if options.format == "json" else as_text(figures))
+    return options, list(size), plain
 
 
 def profile(

@@ -20,6 +20,9 @@ PLAN, RUNS, REPORTS = Path("plan"), Path("runs"), Path("reports")
 
 def main() -> None:
     """Write the pages of the studies that the command line names, or of all, with what leads to them."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
     known = sorted(path.stem for path in PLAN.glob("*.yaml"))
     if not known:
         raise UserError("There is no plan/; run `dvc repro resolve` first.")

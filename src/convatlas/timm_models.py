@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import FeatureHookNet, register_model
+from timm.models import FeatureHookNet, PretrainedCfg, register_model
 from torch import Tensor, nn
 
 from convatlas.catalogue import build_net, list_models, read_about, read_model
@@ -39,7 +41,7 @@ __all__: list[str] = []
 
 THEIR_NAMES = {"in_chans": "in_channels", "drop_rate": "dropout", "img_size": "image_size"}
 """timm's arguments by their names here."""
-NOT_FOR_NETS = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+NOT_FOR_NETS = ("pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "cache_dir")
 NO_STAGES = ("alexnet", "lenet", "hyper_convnet", "hyper_recurrent", "revnet", "irevnet")
 """Modules of nets for which there is no `features_only`."""
 
@@ -49,14 +51,15 @@ def build(name: str, pretrained: bool = False, features_only: bool = False, **ar
 
     Args:
         name: a name of `convatlas.list_models()`.
-        pretrained: there are no weights, so that True is an error.
+        pretrained: take the weights that `convatlas export format=timm` wrote; timm's name is then `local-dir:...`.
         features_only: return a net that gives a list of maps, one for each of `out_indices`.
         arguments: of the net, timm's or its own, and `out_indices` with `features_only`.
 
     Raises:
         ValueError: the net has no such argument, no weights, or no stages.
     """
-    if pretrained:
+    exported = _as_dict(arguments.get("pretrained_cfg")) if pretrained else {}
+    if pretrained and exported.get("file") is None:
         raise ValueError(f"{name} has no trained weights; leave pretrained out, or take checkpoint_path.")
     indices = arguments.pop("out_indices", None)
     read = read_model(name)
@@ -69,6 +72,8 @@ def build(name: str, pretrained: bool = False, features_only: bool = False, **ar
     size = (channels, *sides)
     create = functools.partial(build_net, read["model"], **own)
     net = create()
+    if exported:
+        net.load_state_dict(load_file(Path(exported["file"]) / "model.safetensors"))
     if isinstance(net, FollowsTraining):
         net.register_forward_pre_hook(_Steps())
     if features_only:
@@ -76,9 +81,15 @@ def build(name: str, pretrained: bool = False, features_only: bool = False, **ar
         net.feature_info = found  # type: ignore[assignment]
         return FeatureHookNet(net, out_indices=indices or tuple(range(len(found))), no_rewrite=True)
     _give_timms_attributes(net, create, name, size, own.get("num_classes", read["model"]["num_classes"]))
+    net.pretrained_cfg.update({key: value for key, value in exported.items() if key in ("mean", "std", "label_names")})  # type: ignore[union-attr, operator]
     if without_head:
         reset_classifier(net, create, 0)
     return net
+
+
+def _as_dict(cfg: Any) -> dict[str, Any]:
+    """Return timm's `pretrained_cfg`, which it hands over in several forms, as a dictionary."""
+    return dict(cfg) if isinstance(cfg, dict) else cfg.to_dict() if isinstance(cfg, PretrainedCfg) else {}
 
 
 def _own_arguments(arguments: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
@@ -255,6 +266,15 @@ def _register(name: str) -> None:
     entry.__doc__ = f"`conf/model/{name}.yaml`; see `build`."
     globals()[registered] = entry
     register_model(entry)
+
+
+def name_of(target: str) -> str | None:
+    """Return the name in timm of a net whose section `model` has this `_target_`; None where it has none."""
+    for name in list_models(task="classification"):
+        registered = f"convatlas_{name}" if f"convatlas_{name}" in globals() else name
+        if registered in globals() and read_model(name)["model"]["_target_"] == target:
+            return registered
+    return None
 
 
 for _name in list_models(task="classification"):

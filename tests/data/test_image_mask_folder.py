@@ -7,11 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from convatlas.core.errors import UserError
+from convatlas.data.prepared import PreparedData
+from convatlas.data.raw import IGNORED
+from convatlas.data.reader import Reader
 from convatlas.data.sources.image_mask_folder import load
+from convatlas.tasks.losses import CrossEntropy, soft_dice_loss
+from helpers import prepare_data
 
 NAMES = ["p1_a", "p1_b", "p2_a"]
 
@@ -141,3 +147,67 @@ def test_options_that_contradict(root: Path, options: dict[str, Any], words: str
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no folder .*images\. Put images/ and masks/"):
         load(tmp_path)
+
+
+COLOURS = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
+
+
+def write_coloured(root: Path, *masks: NDArray[Any]) -> None:
+    for number, mask in enumerate(masks):
+        save(root / "images" / f"{number}.png", picture(number, (16, 16, 3)))
+        save(root / "masks" / f"{number}.png", mask)
+
+
+def test_colours_are_classes_and_one_of_them_is_ignored(tmp_path):
+    numbers = np.repeat([0, 1, 2, 3], 4)[None].repeat(16, 0)
+    painted = np.array([*COLOURS, [255, 255, 255]], dtype=np.uint8)[numbers]
+    write_coloured(tmp_path, painted)
+    options = {"classes": ["background", "red", "blue"], "mask_colours": COLOURS, "channels": 3, "image_size": 16}
+    raw = load(tmp_path, **options, ignore=[255, 255, 255])
+    assert np.array_equal(raw.masks[0], np.where(numbers == 3, IGNORED, numbers))
+    with pytest.raises(UserError, match=r"its mask has the colour \[255, 255, 255\], which is no class"):
+        load(tmp_path, **options)
+
+
+def test_a_grey_level_is_ignored_where_masks_hold_class_numbers(tmp_path):
+    write_coloured(tmp_path, np.array([[0, 1], [255, 1]], dtype=np.uint8).repeat(8, 0).repeat(8, 1))
+    raw = load(tmp_path, ignore=255, channels=3, image_size=16)
+    assert raw.masks[0, ::8, ::8].tolist() == [[0, 1], [IGNORED, 1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"mask_colours": COLOURS[:1]}, r"mask_colours=.* must have another colour for each of 2 classes"),
+        ({"mask_colours": [[0, 0, 0], [0, 0, 256]]}, r"is not red, green and blue from 0 to 255"),
+        ({"mask_colours": COLOURS[:2], "mask_values": [0, 1]}, r"are both set"),
+        ({"mask_colours": COLOURS[:2], "ignore": 255}, r"data\.source\.ignore: 255 is not red, green and blue"),
+        ({"ignore": 1}, r"data\.source\.ignore=1 is the value of a class"),
+        ({}, r"channels, not 1; data\.source\.mask_colours, for example"),
+    ],
+)
+def test_a_legend_that_cannot_be_is_one_sentence(tmp_path, options, sentence):
+    write_coloured(tmp_path, picture(0, (16, 16, 3)))
+    with pytest.raises(UserError, match=sentence):
+        load(tmp_path, **options)
+
+
+def test_what_is_ignored_is_neither_trained_on_nor_tested(tmp_path):
+    masks = np.zeros((40, 16, 16), dtype=np.uint8)
+    masks[:, :, 8:] = 1
+    masks[:, :4] = 255
+    write_coloured(tmp_path / "raw", *masks)
+    options = [f"data.root={tmp_path / 'raw'}", "data.source.ignore=255", "data.image_size=16"]
+    prepared = PreparedData.open(prepare_data("image_mask_folder", tmp_path, options))
+    counts = prepared.card.counts["train"].classes
+    assert counts["background"] == counts["foreground"] == prepared.card.counts["train"].images * 16 * 12 // 2
+    assert not prepared.split("train").edges[:, :4].any()
+    batch = Reader(prepared.split("train"), 16, canny=False).read(np.arange(4))
+    assert (batch["masks"][:, :4] == -100).all()
+    logits = torch.zeros(4, 2, 16, 16)
+    logits[:, 0, :, :8] = logits[:, 1, :, 8:] = 20.0
+    wrong = logits.clone()
+    wrong[:, :, :4] = -logits[:, :, :4]
+    assert torch.equal(CrossEntropy()(logits, batch["masks"]), CrossEntropy()(wrong, batch["masks"]))
+    dice = [soft_dice_loss(each.softmax(1), batch["masks"]) for each in (logits, wrong)]
+    assert dice[0] == dice[1] < 1e-3

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import atexit
 import errno
+import inspect
 import io
+import json
 import os
 import re
 import signal
@@ -12,6 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -109,7 +113,8 @@ def run(main: Callable[[], None], config_name: str = "train", *, interrupted: st
     try:
         _run(main, config_name, interrupted)
     except SystemExit as end:
-        if sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith("convatlas."):  # no debugger, profiler or test
+        program = sys.orig_argv[2] if sys.orig_argv[1:2] == ["-m"] else Path(*sys.orig_argv[1:2]).name
+        if re.match(r"convatlas(\.|-|$)", program):  # no debugger, profiler or test
             _end_at_once(end.code)
         raise
 
@@ -172,9 +177,14 @@ OptionsT = TypeVar("OptionsT", bound=Section)
 def read_options(shape: type[OptionsT], arguments: Sequence[str], positional: str | None = None) -> OptionsT:
     """Read `key=value` arguments into a typed section; words without `=` go to the list named `positional`.
 
+    Asked for `--help`, it prints what the command does and its options, and exits.
+
     Raises:
         UserError: an option is unknown, missing, given twice or of a wrong type.
     """
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(shape))
+        sys.exit(0)
     values: dict[str, Any] = {}
     known = shape.model_fields
     for argument in arguments:
@@ -193,6 +203,35 @@ def read_options(shape: type[OptionsT], arguments: Sequence[str], positional: st
         return shape.model_validate(values)
     except ValidationError as error:
         raise UserError(describe(error, "the command line")) from error
+
+
+def help_text(shape: type[Section]) -> str:
+    """Return the words at the head of an entry point's file, and its options with what the class says of them."""
+    fields = ast.parse(inspect.getsource(shape)).body[0].body  # type: ignore[attr-defined]
+    said = {
+        field.target.id: inspect.cleandoc(str(text.value.value))
+        for field, text in pairwise(fields)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+    lines = [inspect.cleandoc(sys.modules[shape.__module__].__doc__ or ""), "", "options:"]
+    for name, field in shape.model_fields.items():
+        kinds = [getattr(kind, "__name__", "") for kind in types_in(field.annotation)]
+        kind = "|".join(choices_of(field.annotation)) or next((k.lower() for k in kinds if k in _SHOWN), "value")
+        needed = "needed" if field.is_required() else f"default {json.dumps(field.default, default=str)}"
+        lines.append(f"  {name}={kind:<{max(1, 24 - len(name))}} {needed}")
+        lines += [f"      {line}" for line in said.get(name, "").splitlines()]
+    return "\n".join(lines)
+
+
+_SHOWN = {"list", "Path", "int", "float", "str"}
+
+
+def choices_of(annotation: Any) -> list[str]:
+    """Return the values that an option may have, where they can be listed."""
+    kinds = [*types_in(annotation)]
+    listed = [kind for kind in kinds if isinstance(kind, str)]
+    return ["true", "false"] if bool in kinds and not listed else listed
 
 
 def _plain_value(text: str, annotation: Any) -> Any:

@@ -14,9 +14,10 @@ A batch is a dictionary. B is the share of one process, S the image size (in mul
   in the split
 - classification: `labels` int64 `(B,)`; where images are mixed, in training, `partner_labels` int64 `(B,)` of what
   each is mixed with, and `label_shares` float32 `(B,)`, how much of an image is its own
-- segmentation: `masks` int64 `(B, S, S)`; `edges` float32 `(B, 1, S, S)`, 1 along the edges of the classes; where the
-  size of pixels is known, in evaluation, `spacing` float32 `(B, 2)`, millimetres from row to row and from column to
-  column. If nets get the Canny edges, they are the last channel of the images, from 0 to 1, and not normalised.
+- segmentation: `masks` int64 `(B, S, S)`, -100 where nobody marked what is there, as torch's losses have it; `edges`
+  float32 `(B, 1, S, S)`, 1 along the edges of the classes; where the size of pixels is known, in evaluation, `spacing`
+  float32 `(B, 2)`, millimetres from row to row and from column to column. If nets get the Canny edges, they are the
+  last channel of the images, from 0 to 1, and not normalised.
 - detection: `targets`, B dictionaries of `boxes` float32 `(n, 4)`, `x1, y1, x2, y2` in pixels of S, and `labels` int64
   `(n,)`
 """

@@ -36,6 +36,7 @@ __all__ = [
     "Geometry",
     "centre_square",
     "decode",
+    "decode_colours",
     "decode_image",
     "decode_labels",
     "encode",
@@ -53,6 +54,7 @@ __all__ = [
     "size_in_shards",
     "steps",
     "stretched",
+    "upright_size",
     "vanishes",
     "window_in",
 ]
@@ -174,6 +176,12 @@ def decode_labels(data: bytes) -> NDArray[Any]:
     return labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
 
 
+def decode_colours(data: bytes) -> NDArray[np.uint8]:
+    """Decode a file whose colours mean something, `(H, W, 3)`; raises BadImageError as `decode`."""
+    with _opened(data) as picture:
+        return np.asarray(_upright(picture, None).convert("RGB"))
+
+
 def decode_image(path: Path, card: Card) -> Decoded:
     """Decode a new image as the preparation decoded those of a data set.
 
@@ -185,6 +193,17 @@ def decode_image(path: Path, card: Card) -> Decoded:
     except OSError as error:
         raise BadImageError(f"the file cannot be read: {error.strerror or error}") from error
     return decode(data, card.image_shape[0], percentiles=card.percentiles)
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Return width and height of an image as it is seen, after its EXIF rotation; its pixels are not decoded.
+
+    Raises:
+        BadImageError: it is no image.
+    """
+    with _opened(data) as picture:
+        width, height = picture.size
+        return (height, width) if picture.getexif().get(_ORIENTATION, 1) in range(5, 9) else (width, height)
 
 
 def one_colour(pixels: NDArray[np.uint8]) -> str:

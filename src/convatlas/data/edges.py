@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from convatlas.data.raw import IGNORED
+
 __all__ = ["CANNY_THRESHOLDS", "EDGE_RADIUS", "canny_edges", "edge_targets"]
 
 CANNY_THRESHOLDS = (10, 100)
@@ -46,7 +48,7 @@ def edge_targets(masks: NDArray[np.uint8], radius: float = EDGE_RADIUS) -> NDArr
     pixels. The border of the image is no edge.
 
     Args:
-        masks: `(N, H, W)` class numbers; 0 is the background.
+        masks: `(N, H, W)` class numbers; 0 is the background, and `IGNORED` has no edges.
         radius: in pixels.
 
     Returns:
@@ -56,10 +58,10 @@ def edge_targets(masks: NDArray[np.uint8], radius: float = EDGE_RADIUS) -> NDArr
 
     targets = np.zeros(masks.shape, dtype=np.uint8)
     for item, mask in enumerate(masks):
-        for number in np.unique(mask[mask > 0]):
+        for number in np.unique(mask[(mask > 0) & (mask != IGNORED)]):
             inside = mask == number
             if inside.all():
                 continue
             distance = np.where(inside, distance_transform_edt(inside), distance_transform_edt(~inside))
-            targets[item] |= distance <= radius
+            targets[item] |= (distance <= radius) & (mask != IGNORED)
     return targets

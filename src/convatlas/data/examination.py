@@ -196,13 +196,8 @@ def _joined(looks: list[dict[str, Any]]) -> _Stretch:
 
 def _identity(images: ImageFiles, first: int, channels: int) -> str:
     """Return a name that files of other names, sizes or times would not have."""
-    lines = [f"2 {channels}"]
-    for path in images.paths[first : first + FILES_AT_ONCE]:
-        try:
-            status = path.stat()
-            lines.append(f"{path} {status.st_size} {status.st_mtime_ns}")
-        except OSError:
-            lines.append(f"{path} missing")
+    last = min(first + FILES_AT_ONCE, len(images))
+    lines = [f"2 {channels}", *(images.state(item) for item in range(first, last))]
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:32]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 from convatlas.core.errors import UserError
 from convatlas.data.archives import file_bytes, reading
 
-__all__ = ["SUFFIXES", "ImageFiles", "folders_in", "is_clutter", "named_pattern", "pictures_below", "split_of_folder"]
+__all__ = [
+    "SUFFIXES",
+    "ImageFiles",
+    "LibraryImages",
+    "folders_in",
+    "is_clutter",
+    "named_pattern",
+    "pictures_below",
+    "split_of_folder",
+]
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 CLUTTER = {"thumbs.db", "desktop.ini", "__macosx"}
@@ -52,6 +61,52 @@ class ImageFiles:
             OSError: it cannot be read.
         """
         return file_bytes(self.paths[item])
+
+    def state(self, item: int) -> str:
+        """Return a text that another content of the file would not have: its name, size and time."""
+        try:
+            status = self.paths[item].stat()
+        except OSError:
+            return f"{self.paths[item]} missing"
+        return f"{self.paths[item]} {status.st_size} {status.st_mtime_ns}"
+
+
+class LibraryImages(ImageFiles):
+    """Images that another library reads from its own files, one by one.
+
+    Args:
+        names: one an image, for messages.
+        read_one: gives the bytes of a JPEG, PNG or the like by the position among `names`; raises OSError or ValueError
+            where it cannot.
+        version: a text that another content would not have.
+        items: `(n,)` positions of the images that are taken; None takes all.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        read_one: Callable[[int], bytes],
+        version: str,
+        items: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.items = np.arange(len(names)) if items is None else items
+        super().__init__([Path(names[item]) for item in self.items.tolist()])
+        self._names, self._read_one, self._version = names, read_one, version
+
+    def take(self, items: NDArray[np.int64]) -> LibraryImages:
+        """Return the images at these positions alone, in this order."""
+        return LibraryImages(self._names, self._read_one, self._version, self.items[items])
+
+    def read(self, item: int) -> bytes:
+        """Return an image as the bytes of a file; raises OSError where the library cannot read it."""
+        try:
+            return self._read_one(int(self.items[item]))
+        except (ValueError, SyntaxError) as error:  # Pillow's of a damaged file
+            raise OSError(str(error)) from error
+
+    def state(self, item: int) -> str:
+        """Return a text that another content would not have."""
+        return f"{self._version} {self.items[item]}"
 
 
 def is_clutter(name: str) -> bool:

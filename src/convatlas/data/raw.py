@@ -13,7 +13,10 @@ from convatlas.data.decoding import Fit
 from convatlas.data.image_files import ImageFiles
 from convatlas.data.spool import Rows
 
-__all__ = ["RawDataset"]
+__all__ = ["IGNORED", "RawDataset"]
+
+IGNORED = 255
+"""In masks: pixels that nobody marked, which are neither trained on nor tested."""
 
 Task: TypeAlias = Literal["classification", "detection", "segmentation"]
 TASKS: dict[str, Task] = {"labels": "classification", "boxes": "detection", "masks": "segmentation"}
@@ -31,7 +34,7 @@ class RawDataset:
         labels: classification: `(N,)` int64 class numbers.
         boxes: detection: for each image `(objects, 4)` float32, `x1, y1, x2, y2` in pixels.
         box_labels: detection: for each image `(objects,)` int64 class numbers from 1.
-        masks: segmentation: `(N, H, W)` uint8 class numbers.
+        masks: segmentation: `(N, H, W)` uint8 class numbers, `IGNORED` where nobody says what is there.
         groups: `(N,)` int64; items of one group (a patient, a writer) must not be split.
         spacing: `(N, 2)` float32, millimetres from one row, and from one column, to the next, where they are known.
         names: of the items in their files, where they have any; the data card names what it rejects by them.

@@ -16,10 +16,14 @@ from convatlas.data.augmentation import Changes
 from convatlas.data.card import normalisation, remedy
 from convatlas.data.decoding import centre_square, read_crop, resize, resize_centre, window_in
 from convatlas.data.prepared import Split
+from convatlas.data.raw import IGNORED
 from convatlas.data.resident import MappedArrays, PixelArrays
 from convatlas.data.shards import ShardedImages
 
 __all__ = ["Batch", "Indices", "Reader", "resize_masks"]
+
+IGNORE_INDEX = -100
+"""Of pixels in batches that nobody marked; torch's losses pass over it."""
 
 Batch: TypeAlias = dict[str, Any]
 Indices: TypeAlias = NDArray[np.int64]
@@ -134,7 +138,10 @@ class Reader:
         assert split.masks is not None
         maps = [resize_masks(self.arrays.rows(split, array, indices), side) for array in ("masks", "edges")]
         masks, edges = maps if changes is None else [changes.masks(each) for each in maps]
-        areas: Batch = {"masks": masks.long(), "edges": edges[:, None].float()}
+        areas: Batch = {
+            "masks": masks.long().masked_fill_(masks == IGNORED, IGNORE_INDEX),
+            "edges": edges[:, None].float(),
+        }
         if split.spacing is not None and changes is None:  # augmented images may be zoomed
             ratio = torch.tensor(split.masks.shape[1:]) / side
             areas["spacing"] = torch.from_numpy(split.spacing[indices]) * ratio

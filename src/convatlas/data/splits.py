@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from convatlas.core.config import SplitConfig
 from convatlas.core.errors import UserError
 from convatlas.data.duplicates import first_copies
-from convatlas.data.raw import RawDataset
+from convatlas.data.raw import IGNORED, RawDataset
 from convatlas.data.spool import Items, chunks
 
 __all__ = ["SPLITS", "split_items", "units_of"]
@@ -67,7 +67,8 @@ def has_objects(raw: RawDataset) -> NDArray[np.bool_]:
     """Say of each image with boxes or masks whether anything but background is marked in it: `(N,)`."""
     if raw.masks is None:
         return np.array([len(boxes) > 0 for boxes in raw.boxes or ()], dtype=np.bool_)
-    return np.concatenate([some.reshape(len(some), -1).any(axis=1) for some in chunks(raw.masks)])
+    marked = ((some != IGNORED) & (some > 0) for some in chunks(raw.masks))
+    return np.concatenate([some.reshape(len(some), -1).any(axis=1) for some in marked])
 
 
 def _divided(raw: RawDataset, config: SplitConfig, name: str, units: Items, labels: Items) -> dict[str, Items]:

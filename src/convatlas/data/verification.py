@@ -18,7 +18,7 @@ from convatlas.core.errors import UserError
 from convatlas.data.duplicates import first_of
 from convatlas.data.examination import Examination, examine
 from convatlas.data.image_files import ImageFiles
-from convatlas.data.raw import RawDataset
+from convatlas.data.raw import IGNORED, RawDataset
 from convatlas.data.spool import Items, chunks
 
 __all__ = ["Findings", "alike_names", "count_classes", "empty_classes", "verify"]
@@ -128,7 +128,7 @@ def count_classes(raw: RawDataset) -> dict[str, int]:
     if raw.masks is not None:
         counts = np.zeros(classes, dtype=np.int64)
         for some in chunks(raw.masks):
-            counts += np.bincount(some.reshape(-1), minlength=classes)
+            counts += np.bincount(some.reshape(-1), minlength=classes)[:classes]  # what is ignored counts nowhere
     elif raw.labels is not None:
         counts = np.bincount(raw.labels, minlength=classes)
     else:
@@ -206,7 +206,8 @@ def _bad_annotations(raw: RawDataset, examination: Examination) -> Iterator[tupl
         for item in np.flatnonzero((raw.labels < 0) | (raw.labels > last)):
             yield int(item), f"label {raw.labels[item]} is outside 0..{last}"
     elif raw.masks is not None:
-        highest = np.concatenate([some.reshape(len(some), -1).max(axis=1) for some in chunks(raw.masks)])
+        flat = ((some * (some != IGNORED)).reshape(len(some), -1) for some in chunks(raw.masks))
+        highest = np.concatenate([some.max(axis=1) for some in flat])
         for item in np.flatnonzero(highest > last):
             yield int(item), f"mask value {highest[item]} is outside 0..{last}"
     else:

@@ -23,6 +23,7 @@ from convatlas.core.targets import build
 from convatlas.models.freezing import keep_frozen_in_eval
 from convatlas.models.interfaces import AddsLossTerms
 from convatlas.tasks.optimisation import build_optimizer, build_schedule, step_schedule
+from convatlas.tasks.predicting import fitted_image
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from convatlas.data.card import Card
-    from convatlas.data.decoding import Spacing
+    from convatlas.data.decoding import Geometry, Spacing
 
 Batch = dict[str, Any]
 
@@ -128,7 +129,6 @@ class Task(pl.LightningModule, ABC):
     def example_targets(self, size: int) -> Batch:
         """Return what a batch of one image of `size` pixels has beside `images` and `indices`."""
 
-    @abstractmethod
     def predict(
         self, pixels: NDArray[np.uint8], card: Card, spacing: Spacing | None = None
     ) -> tuple[dict[str, Any], Any]:
@@ -144,6 +144,22 @@ class Task(pl.LightningModule, ABC):
 
         Raises:
             BadImageError: the image cannot be fitted.
+        """
+        fitted, geometry = fitted_image(pixels, self.config, card, spacing)
+        return self.read(self.answers(fitted, card)[0], geometry, (pixels.shape[1], pixels.shape[2]))
+
+    @abstractmethod
+    def answers(self, images: Tensor, card: Card) -> list[Any]:
+        """Run the net on fitted images `(B, C, S, S)` in [0, 1]; returns what it says of each, on the CPU."""
+
+    @abstractmethod
+    def read(self, answer: Any, geometry: Geometry, size: tuple[int, int]) -> tuple[dict[str, Any], Any]:
+        """Turn one of `answers` into what `predict` returns.
+
+        Args:
+            answer: of the image.
+            geometry: where its pixels went when it was fitted.
+            size: its height and width.
         """
 
     @abstractmethod

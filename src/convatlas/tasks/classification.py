@@ -17,7 +17,7 @@ from convatlas.core.errors import UserError
 from convatlas.models.interfaces import Invertible, auxiliary_loss_weights
 from convatlas.tasks.base import Batch, Task
 from convatlas.tasks.losses import CrossEntropy, check_terms
-from convatlas.tasks.predicting import canvas_of, fitted_image, normalised, picture_of
+from convatlas.tasks.predicting import canvas_of, normalised, picture_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from convatlas.data.card import Card
-    from convatlas.data.decoding import Spacing
+    from convatlas.data.decoding import Geometry
 
 LISTED_CLASSES = 5
 """Classes that a prediction lists with their probabilities."""
@@ -148,13 +148,13 @@ class ClassificationTask(Task):
         """Raise UserError unless there is one logit for each class."""
         check_logits(self.net(images), 2, self.classes)
 
-    def predict(
-        self, pixels: NDArray[np.uint8], card: Card, spacing: Spacing | None = None
-    ) -> tuple[dict[str, Any], Any]:
+    def answers(self, images: Tensor, card: Card) -> list[Any]:
+        """Return the probabilities of each image, `(classes,)`."""
+        return [*self.net(normalised(images, self.config.data, card)).softmax(dim=1).cpu()]
+
+    def read(self, answer: Any, geometry: Geometry, size: tuple[int, int]) -> tuple[dict[str, Any], Any]:
         """Return the most probable classes of one image."""
-        fitted, _ = fitted_image(pixels, self.config, card, spacing)
-        probabilities = self.net(normalised(fitted, self.config.data, card)).softmax(dim=1)[0]
-        confidence, numbers = probabilities.topk(min(LISTED_CLASSES, len(self.classes)))
+        confidence, numbers = answer.topk(min(LISTED_CLASSES, len(self.classes)))
         names = [self.classes[number] for number in numbers.tolist()]
         ranked = [{"class": name, "probability": p} for name, p in zip(names, confidence.tolist(), strict=True)]
         return {"prediction": names[0], "confidence": float(confidence[0]), "top": ranked}, None

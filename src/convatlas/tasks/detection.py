@@ -19,7 +19,7 @@ from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
 from convatlas.tasks.base import Batch, Task
 from convatlas.tasks.losses import CrossEntropy, weighted_sum
-from convatlas.tasks.predicting import PALETTE, canvas_of, fitted_image, picture_of
+from convatlas.tasks.predicting import PALETTE, canvas_of, picture_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from convatlas.data.card import Card
-    from convatlas.data.decoding import Spacing
+    from convatlas.data.decoding import Geometry
 
 Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Precision and recall, `(n,)` each."""
@@ -136,15 +136,15 @@ class DetectionTask(Task):
         with torch.no_grad():
             self.net.train()([torch.zeros(channels, size, size)] * 2, targets)
 
-    def predict(
-        self, pixels: NDArray[np.uint8], card: Card, spacing: Spacing | None = None
-    ) -> tuple[dict[str, Any], Any]:
+    def answers(self, images: Tensor, card: Card) -> list[Any]:
+        """Return what was found in each image."""
+        return [{name: each.cpu() for name, each in found.items()} for found in self.net(list(images))]
+
+    def read(self, answer: Any, geometry: Geometry, size: tuple[int, int]) -> tuple[dict[str, Any], Any]:
         """Return the objects in one image."""
-        fitted, geometry = fitted_image(pixels, self.config, card, spacing)
-        found = self.net(list(fitted))[0]
-        kept = found["scores"] >= LISTED_SCORE
-        boxes = clip_boxes_to_image(geometry.back(found["boxes"][kept]), (pixels.shape[1], pixels.shape[2]))
-        labels, scores = found["labels"][kept], found["scores"][kept]
+        kept = answer["scores"] >= LISTED_SCORE
+        boxes = clip_boxes_to_image(geometry.back(answer["boxes"][kept]), size)
+        labels, scores = answer["labels"][kept], answer["scores"][kept]
         listed = [
             {"class": self.classes[number], "score": score, "box": box}
             for number, score, box in zip(labels.tolist(), scores.tolist(), boxes.tolist(), strict=True)

@@ -54,11 +54,13 @@ def soft_dice_loss(probabilities: Tensor, masks: Tensor, smoothing: float = 1.0)
 
     Args:
         probabilities: `(B, classes, H, W)`.
-        masks: `(B, H, W)` class numbers.
+        masks: `(B, H, W)` class numbers; pixels below 0 count nowhere.
         smoothing: pixels added above and below: a class that the batch lacks then costs as little as it is predicted,
             and nothing is divided by zero.
     """
-    truth = F.one_hot(masks, probabilities.shape[1]).movedim(-1, 1).to(probabilities.dtype)
+    known = (masks >= 0)[:, None]
+    truth = F.one_hot(masks.clamp_min(0), probabilities.shape[1]).movedim(-1, 1).to(probabilities.dtype) * known
+    probabilities = probabilities * known
     pixels = (0, 2, 3)
     shared = (probabilities * truth).sum(pixels)
     dice = (2 * shared + smoothing) / (probabilities.sum(pixels) + truth.sum(pixels) + smoothing)

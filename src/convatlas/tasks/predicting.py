@@ -32,12 +32,12 @@ def fitted_image(
 
 def normalised(images: Tensor, data: DataConfig, card: Card) -> Tensor:
     """Normalise images `(B, C, H, W)` as in training, with their Canny edges where the data have them."""
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in card.normalisation(data))
+    mean, std = (images.new_tensor(values).view(1, -1, 1, 1) for values in card.normalisation(data))
     if card.has_canny(data):
         from convatlas.data.edges import canny_edges
 
-        edges = canny_edges((255 * images).round().to(torch.uint8).numpy())  # on 8 bits, as in the preparation
-        images = torch.cat([images, torch.from_numpy(edges)[:, None].float()], dim=1)
+        edges = canny_edges((255 * images).round().to(torch.uint8).cpu().numpy())  # on 8 bits, as in the preparation
+        images = torch.cat([images, torch.from_numpy(edges)[:, None].to(images)], dim=1)
     return (images - mean) / std
 
 

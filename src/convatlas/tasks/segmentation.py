@@ -19,7 +19,7 @@ from convatlas.tasks.base import Batch, Task
 from convatlas.tasks.classification import check_class_weights, check_logits
 from convatlas.tasks.hausdorff import DistanceMeans, hausdorff_distances
 from convatlas.tasks.losses import check_terms, edge_loss, soft_dice_loss, weighted_sum
-from convatlas.tasks.predicting import PALETTE, canvas_of, fitted_image, normalised, picture_of
+from convatlas.tasks.predicting import PALETTE, canvas_of, normalised, picture_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from convatlas.data.card import Card
-    from convatlas.data.decoding import Spacing
+    from convatlas.data.decoding import Geometry
 
 
 OWN_METRICS = ("loss", "pixels", "edges", "distances")
@@ -124,7 +124,7 @@ class SegmentationTask(Task):
         """
         logits, edges = self._run(batch["images"])
         masks = centre_crop(batch["masks"], logits.shape[-2:])
-        predictions = logits.argmax(dim=1)
+        predictions = logits.argmax(dim=1).where(masks >= 0, masks)  # what nobody marked is neither right nor wrong
         counts = count_pixels(predictions, masks, len(self.classes))
         unit = "mm" if "spacing" in batch else "px"
         distances = hausdorff_distances(predictions, masks, len(self.classes), batch.get("spacing"))
@@ -134,7 +134,8 @@ class SegmentationTask(Task):
         if edges is not None:
             metrics["edges"].update(count_pixels(edges[:, 0] > 0, batch["edges"][:, 0] > 0, 2))
         for metric in self._others(metrics).values():
-            metric.update(predictions, masks)
+            known = masks >= 0
+            metric.update(*((predictions, masks) if known.all() else (predictions[known], masks[known])))
         rows = []
         for number, (index, dice, distance) in enumerate(
             zip(batch["indices"].tolist(), counts.dice()[:, 1:].tolist(), distances.tolist(), strict=True)
@@ -208,15 +209,14 @@ class SegmentationTask(Task):
         check_logits(logits, 4, self.classes)
         check_terms(self.term_weights, ["cross_entropy", "dice", *([] if edges is None else ["edge"])])
 
-    def predict(
-        self, pixels: NDArray[np.uint8], card: Card, spacing: Spacing | None = None
-    ) -> tuple[dict[str, Any], Any]:
+    def answers(self, images: Tensor, card: Card) -> list[Any]:
+        """Return the probabilities of each image, `(classes, S, S)` or less."""
+        return [*self.net(normalised(images, self.config.data, card)).softmax(dim=1).cpu()]
+
+    def read(self, answer: Any, geometry: Geometry, size: tuple[int, int]) -> tuple[dict[str, Any], Any]:
         """Return the pixels of each class in one image, and the classes `(H, W)`; what the net does not see is 0."""
-        fitted, geometry = fitted_image(pixels, self.config, card, spacing)
-        probabilities = self.net(normalised(fitted, self.config.data, card)).softmax(dim=1)[0]
-        margin = (self.config.data.image_size - probabilities.shape[-1]) // 2  # an unpadded U-Net leaves the border out
-        size = (pixels.shape[1], pixels.shape[2])
-        numbers = geometry.maps_back(F.pad(probabilities, (margin,) * 4), size).argmax(dim=0)
+        margin = (self.config.data.image_size - answer.shape[-1]) // 2  # an unpadded U-Net leaves the border out
+        numbers = geometry.maps_back(F.pad(answer, (margin,) * 4), size).argmax(dim=0)
         counts = torch.bincount(numbers.flatten(), minlength=len(self.classes)).tolist()
         return {"pixels": dict(zip(self.classes, counts, strict=True))}, numbers
 
@@ -249,7 +249,9 @@ class SegmentationTask(Task):
         self.net.train(training)
         size, predicted = logits.shape[-2:], logits.argmax(dim=1)
         pictures = picture_channels(centre_crop(batch["images"], size))
-        figures = {"samples": masked_images(pictures, centre_crop(batch["masks"], size), predicted, self.classes)}
+        figures = {
+            "samples": masked_images(pictures, centre_crop(batch["masks"], size).clamp_min(0), predicted, self.classes)
+        }
         if inspected is not None and (inspected.edges is not None or inspected.attention):
             edges = None if inspected.edges is None else (batch["edges"], inspected.edges.sigmoid())
             figures["shapes"] = inspected_images(pictures, edges, inspected.attention)

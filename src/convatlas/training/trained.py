@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from torch import nn
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as pillow  # noqa: N813 - the module, whose class is Image
+from PIL.Image import Image
+from torch import Tensor, nn
 
 from convatlas.core.composing import read_run
 from convatlas.core.config import RunConfig
@@ -15,12 +20,14 @@ from convatlas.core.files import read_yaml
 from convatlas.core.record import RunRecord
 from convatlas.core.targets import check_trusted
 from convatlas.data.card import Card
+from convatlas.data.decoding import decode, decode_image
 from convatlas.data.lightning_module import open_data
 from convatlas.data.prepared import PreparedData
 from convatlas.models.build import build_model
 from convatlas.models.weights import load_net
 from convatlas.tasks import new_task, task_class
 from convatlas.tasks.base import Task
+from convatlas.tasks.predicting import fitted_image, normalised
 from convatlas.training.results import CARD
 
 
@@ -37,6 +44,30 @@ class TrainedRun:
     folder: Path
     config: RunConfig
     net: nn.Module
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names by class number; in detection and segmentation number 0 is the background."""
+        return self.card.classes
+
+    def transform(self, image: str | Path | Image | NDArray[np.uint8]) -> Tensor:
+        """Bring a picture of any size to what the net takes, as the training's were: `(C, S, S)`.
+
+        Args:
+            image: a file, a picture of Pillow's, or `(H, W)` or `(H, W, 3)` uint8.
+
+        Raises:
+            BadImageError: it is no picture, or cannot be fitted.
+        """
+        config, card = self.config, self.card
+        if isinstance(image, str | Path):
+            found = decode_image(Path(image), card)
+        else:
+            file = io.BytesIO()
+            (pillow.fromarray(image) if isinstance(image, np.ndarray) else image).save(file, "PNG", compress_level=1)
+            found = decode(file.getvalue(), card.image_shape[0], percentiles=card.percentiles)
+        fitted, _ = fitted_image(found.pixels, config, card, found.spacing)
+        return fitted[0] if config.data.task == "detection" else normalised(fitted, config.data, card)[0]
 
     @cached_property
     def card(self) -> Card:

@@ -24,13 +24,14 @@ from convatlas.data.decoding import Fit
 from convatlas.data.image_files import pictures_below
 from convatlas.data.raw import RawDataset
 from convatlas.data.sources.boxes import BoxCollector, Flaw, MarkedObject, leaves_folder, named
-from convatlas.data.sources.slices import require_folder
+from convatlas.data.sources.slices import SliceCollector, require_folder
 
-__all__ = ["load"]
+__all__ = ["SplitFile", "leave_out_unlisted", "load", "read_splits", "said_of", "usable_images"]
 
 Entry: TypeAlias = dict[str, Any]
 Categories: TypeAlias = dict[int, str]
 
+Collector: TypeAlias = BoxCollector | SliceCollector
 LAYOUT = "Images with boxes in the layout of COCO"
 LICENCE = "annotations: CC BY 4.0; photographs of Flickr, each with a licence of its own"
 CROWD = Flaw("crowds", "it is a crowd region, not an object")
@@ -94,10 +95,29 @@ def load(
         UserError: a file or a folder is missing, a file is not of this form, the splits' categories differ, an option
             is wrong, or not one image can be used.
     """
-    require_folder(root, title or LAYOUT, "Put annotations/ and the folders of images there, or set data.root.")
+    files, names = read_splits(root, train, test, classes, title or LAYOUT)
+    described, by, terms = said_of(files)
+    collector = BoxCollector(title or described, names if classes is None else classes, image_size, fit)
+    notes = [note for file in files for note in _add_file(collector, file, in_test=file.split == test)]
+    leave_out_unlisted(collector, files)
+    if any(reason == CROWD.reason for _, reason in collector.left_out):
+        notes.append(CROWD_NOTE)
+    return collector.dataset(origin=origin or by, licence=licence or terms, notes=notes)
+
+
+def read_splits(
+    root: Path, train: str, test: str | None, classes: Sequence[str] | None, title: str, *, outlines: bool = False
+) -> tuple[list[SplitFile], list[str]]:
+    """Read the annotation files of both splits; returns them, and the names of all categories.
+
+    Raises:
+        UserError: see `load`.
+    """
+    require_folder(root, title, "Put annotations/ and the folders of images there, or set data.root.")
     if test == train:
         raise UserError(f"data.source.test={test} is data.source.train too; set another, or null.")
-    files = [_read(root, key, split) for key, split in (("train", train), ("test", test)) if split is not None]
+    wanted = {"train": train, **({} if test is None else {"test": test})}
+    files = [read_split(root, key, split, outlines=outlines) for key, split in wanted.items()]
     for file in files[1:]:
         if file.categories != files[0].categories:
             raise UserError(f"{file.path} has other categories than {files[0].path}; make them equal.")
@@ -105,16 +125,10 @@ def load(
     unknown = sorted(set(classes or []) - set(names))
     if unknown:
         raise UserError(f"data.source.classes: there is no category {unknown[0]}; there are {', '.join(names)}.")
-    described, by, terms = _described(files)
-    collector = BoxCollector(title or described, names if classes is None else classes, image_size, fit)
-    notes = [note for file in files for note in _add_file(collector, file, in_test=file.split == test)]
-    _leave_out_unlisted(collector, files)
-    if any(reason == CROWD.reason for _, reason in collector.left_out):
-        notes.append(CROWD_NOTE)
-    return collector.dataset(origin=origin or by, licence=licence or terms, notes=notes)
+    return files, names
 
 
-def _described(files: Sequence[SplitFile]) -> tuple[str, str, str]:
+def said_of(files: Sequence[SplitFile]) -> tuple[str, str, str]:
     """Return title, origin and licence as the files have them."""
     texts = [
         {key: str(file.info.get(key) or "").strip() for key in ("description", "contributor", "url")} for file in files
@@ -128,12 +142,17 @@ def _described(files: Sequence[SplitFile]) -> tuple[str, str, str]:
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def _read(root: Path, key: str, split: str) -> SplitFile:
+def read_split(root: Path, key: str, split: str, *, outlines: bool = False) -> SplitFile:
+    """Read an annotation file, the outlines of objects where they are asked for.
+
+    Raises:
+        UserError: it or its folder of images is missing, or it is not in the form of COCO's instances.
+    """
     path = root / "annotations" / f"instances_{split}.json"
     try:
         if not path.is_file():
             raise FileNotFoundError
-        content = json.loads(read_text(path), object_hook=_without_outlines)
+        content = json.loads(read_text(path), object_hook=None if outlines else _without_outlines)
     except FileNotFoundError as error:
         there = sorted(each.stem.removeprefix("instances_") for each in path.parent.glob("instances_*.json"))
         remedy = f"set data.source.{key} to one of {', '.join(there)}" if there else "put it there, or set data.root"
@@ -187,7 +206,7 @@ def _categories(entries: Sequence[Entry], path: Path) -> Categories:
 
 def _add_file(collector: BoxCollector, file: SplitFile, in_test: bool) -> list[str]:
     """Add all images of a file, and return what has to be noted."""
-    images = dict(_images(collector, file))
+    images = dict(usable_images(collector, file))
     objects: dict[int, list[MarkedObject]] = {number: [] for number in images}
     for position, entry in enumerate(file.annotations):
         number = entry.get("image_id")
@@ -206,7 +225,7 @@ def _add_file(collector: BoxCollector, file: SplitFile, in_test: bool) -> list[s
     return []
 
 
-def _images(collector: BoxCollector, file: SplitFile) -> Iterator[tuple[int, Entry]]:
+def usable_images(collector: Collector, file: SplitFile) -> Iterator[tuple[int, Entry]]:
     """Yield the images that can be told apart, by their number; list the others."""
     numbers = Counter(entry["id"] for entry in file.images if _is_whole(entry.get("id")))
     seen: dict[str, int] = {}
@@ -256,7 +275,7 @@ def _repeated(annotations: Sequence[Entry]) -> int:
     return len(numbers) - len(set(numbers))
 
 
-def _leave_out_unlisted(collector: BoxCollector, files: Sequence[SplitFile]) -> None:
+def leave_out_unlisted(collector: Collector, files: Sequence[SplitFile]) -> None:
     """List the pictures in the folders that no annotation file has; two splits may share a folder."""
     for folder in sorted({file.folder for file in files}):
         entries = [entry for file in files if file.folder == folder for entry in file.images]

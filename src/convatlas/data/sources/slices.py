@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
 from convatlas.data.decoding import fit, positions, resampled, sampled, steps, stretched, vanishes
-from convatlas.data.raw import RawDataset
+from convatlas.data.raw import IGNORED, RawDataset
 from convatlas.data.spool import Spool
 
 __all__ = ["STRETCHED", "SliceCollector", "require_folder"]
@@ -75,7 +75,7 @@ class SliceCollector:
             name: for the data card.
             patient: slices of one patient are never divided among splits.
             image: `(H, W)` or `(C, H, W)`, of any type and range.
-            mask: `(H, W)` class numbers.
+            mask: `(H, W)` class numbers, `IGNORED` where nobody says what is there.
             spacing: millimetres from one row, and from one column, to the next.
         """
         planes = image[None] if image.ndim == 2 else image
@@ -143,7 +143,8 @@ class SliceCollector:
 
     def _complaint(self, planes: NDArray[Any], mask: NDArray[Any], spacing: Sequence[float] | None) -> str | None:
         known = len(self.classes)
-        unknown = sorted(set(np.unique(mask).tolist()) - set(range(known)))
+        values = set(np.unique(mask).tolist())
+        unknown = sorted(values - {*range(known), IGNORED})
         if mask.shape != planes.shape[1:]:
             sizes = [" x ".join(map(str, shape)) for shape in (mask.shape, planes.shape[1:])]
             reason = f"the mask has {sizes[0]} pixels, the image {sizes[1]}"
@@ -151,6 +152,8 @@ class SliceCollector:
             reason = f"it has {len(planes)} channels, and those before it have {self._channels}"
         elif not np.isfinite(planes).all():
             reason = "the image has values that are no numbers"
+        elif values == {IGNORED}:
+            reason = "every pixel of its mask is ignored"
         elif unknown:
             reason = f"the mask has the unknown label {unknown[0]:g}; known are 0 to {known - 1}"
         elif not self.with_spacing:

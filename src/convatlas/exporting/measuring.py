@@ -1,0 +1,136 @@
+"""How fast a trained net answers where it will run: each setting in a process of its own, all with the same images."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+
+from convatlas.exporting.formats import onnx_answers, program_of, write_onnx
+from convatlas.exporting.nets import served_net
+from convatlas.training.trained import TrainedRun, load_run
+
+__all__ = ["Runtime", "Speed", "measure"]
+
+Answer: TypeAlias = Callable[[NDArray[np.float32]], Any]
+Runtime: TypeAlias = Literal["torch", "compile", "onnxruntime"]
+WARM_UP = 5
+"""Batches before those that are timed; the first compiles, and fills caches."""
+LEAST = 30
+"""Batches that are timed at least, so that a tenth of them is some."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What runs a net, on how many threads, with how many images at a time."""
+
+    runtime: Runtime
+    threads: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Speed(Setting):
+    """What was measured of one net in one setting.
+
+    Attributes:
+        batches: how many were timed.
+        p50, p90, p99: quantiles of the seconds of one batch.
+        images_per_second: over all timed batches.
+        megabytes: that the process grew at most by the net and its answers, in 10^6 bytes.
+    """
+
+    batches: int
+    p50: float
+    p90: float
+    p99: float
+    images_per_second: float
+    megabytes: float
+
+
+def measure(
+    trained: TrainedRun, runtime: Runtime, threads: Sequence[int], batches: Sequence[int], seconds: float
+) -> Iterator[Speed]:
+    """Measure a run's net behind its normalisation, for each number of threads and size of batch, on random images.
+
+    Each number of threads has a process of its own, in which the batches grow.
+
+    Args:
+        trained: the run.
+        runtime: "torch" as it is written, "compile" after `torch.compile`, or its ONNX form in "onnxruntime".
+        threads: of the processor.
+        batches: images in a batch; a detector takes one alone.
+        seconds: that each is timed for, at least.
+
+    Raises:
+        UserError: the net cannot be exported.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model.onnx"
+        if runtime == "onnxruntime":
+            write_onnx(program_of(served_net(trained), trained), model, trained, None)
+        for number in threads:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                settings = [Setting(runtime, number, batch) for batch in sorted(batches)]
+                yield from process.submit(_measured, trained.folder, model, settings, seconds).result()
+
+
+def _measured(run: Path, model: Path, settings: Sequence[Setting], seconds: float) -> list[Speed]:
+    """Measure settings that differ in the batch, in this process."""
+    torch.set_num_threads(settings[0].threads)
+    trained = load_run(run)
+    data = trained.config.data
+    before = psutil.Process().memory_info().rss
+    answer = _runner(trained, model, settings[0])
+    return [
+        _timed(answer, setting, (data.in_channels, *[data.image_size] * 2), seconds, before) for setting in settings
+    ]
+
+
+def _timed(answer: Answer, setting: Setting, shape: tuple[int, ...], seconds: float, before: int) -> Speed:
+    """Time batches of images of a shape; `before` is what the process had in memory without the net, in bytes."""
+    images = np.random.default_rng(0).random((setting.batch, *shape), dtype=np.float32)
+    for _ in range(WARM_UP):
+        answer(images)
+    taken: list[float] = []
+    while len(taken) < LEAST or sum(taken) < seconds:
+        start = time.perf_counter()
+        answer(images)
+        taken.append(time.perf_counter() - start)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before  # Linux counts in KiB
+    p50, p90, p99 = np.quantile(taken, [0.5, 0.9, 0.99]).tolist()
+    speed = setting.batch * len(taken) / sum(taken)
+    return Speed(
+        **asdict(setting),
+        batches=len(taken),
+        p50=p50,
+        p90=p90,
+        p99=p99,
+        images_per_second=speed,
+        megabytes=max(0, grown) / 1e6,
+    )
+
+
+def _runner(trained: TrainedRun, model: Path, setting: Setting) -> Answer:
+    if setting.runtime == "onnxruntime":
+        return onnx_answers(model, setting.threads)
+    served: Callable[..., Any] = served_net(trained)
+    if setting.runtime == "compile":
+        served = torch.compile(served)
+
+    def answer(images: NDArray[np.float32]) -> Any:
+        with torch.inference_mode():
+            return served(torch.from_numpy(images))
+
+    return answer

@@ -1,0 +1,201 @@
+"""A trained net in other programs: what each format gives back is what the net gives."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import convatlas.timm_models  # noqa: F401 - timm learns the names
+from convatlas.exporting.checking import images_of
+from convatlas.models.build import build_model
+from convatlas.training.run import train
+from convatlas.training.trained import TrainedRun, load_run
+from helpers import ROOT, TASKS_DATA, assert_one_sentence, source_options
+
+EVERY = "onnx,torch_export,safetensors,timm"
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[str, Path]:
+    """Keep the run of the module, and its exports."""
+    return {}
+
+
+@pytest.fixture
+def run(kept, compose, tmp_path_factory) -> Path:
+    """Return the folder of a short training."""
+    if "run" not in kept:
+        config = compose("recipe.epochs=4")
+        config = config.model_copy(update={"output_dir": tmp_path_factory.mktemp("trained") / "run"})
+        kept["run"] = train(config, strict=True)[0]
+    return kept["run"]
+
+
+@pytest.fixture
+def exported(kept, run, enter) -> Path:
+    """Return the folder with the run in all formats."""
+    if "exported" not in kept:
+        folder = run.parent.parent / "exported"
+        entered = enter("export", f"run={run}", f"format={EVERY}", f"output_dir={folder}")
+        assert entered.status == 0, entered.err
+        (largest,) = re.findall(r"onnx: .*largest difference (\S+) on 64 test images", entered.out)
+        assert 0 < float(largest) < 1e-5
+        kept["exported"] = folder
+    return kept["exported"]
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(5, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def probabilities(trained: TrainedRun, images: torch.Tensor) -> torch.Tensor:
+    """Return what the net says of images in [0, 1]."""
+    ((mean,), (std,)) = trained.card.normalisation(trained.config.data)
+    with torch.no_grad():
+        return trained.net((images - mean) / std).softmax(dim=1)
+
+
+def test_the_script_of_the_page_scores_as_the_run_did(run, exported, prepared_digits, tmp_path):
+    page = (ROOT / "docs" / "export.md").read_text()
+    (script,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "classify.py").write_text(script)
+    labels = np.load(prepared_digits / "test_labels.npy")
+    resized = np.concatenate([*images_of(load_run(run), "test", len(labels), 64)])  # from 8 x 8 pixels to 32 x 32
+    (tmp_path / "prepared").mkdir()
+    np.save(tmp_path / "prepared" / "test_images.npy", 255 * resized)
+    np.save(tmp_path / "prepared" / "test_labels.npy", labels)
+    command = [sys.executable, "classify.py", exported / "onnx" / "model.onnx", "prepared"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    accuracy = json.loads((run / "metrics.json").read_text())["test"]["accuracy"]
+    assert abs(float(printed.split()[0]) - 100 * accuracy) <= 0.1
+    assert f"of {len(labels)} images of 10 classes" in printed
+
+
+def test_an_onnx_model_tells_what_it_needs(run, exported):
+    import onnxruntime
+
+    about = onnxruntime.InferenceSession(exported / "onnx" / "model.onnx").get_modelmeta().custom_metadata_map
+    card = load_run(run).card
+    assert json.loads(about["classes"]) == list(card.classes)
+    assert json.loads(about["input_size"]) == [1, 32, 32]
+    assert json.loads(about["mean"]) == list(card.mean)
+    assert json.loads(about["largest_difference"]) < 1e-5
+
+
+def test_a_program_answers_as_the_net_for_batches_of_any_size(run, exported, images):
+    extra = {"convatlas.json": ""}
+    program = torch.export.load(exported / "torch_export" / "model.pt2", extra_files=extra).module()
+    assert json.loads(extra["convatlas.json"])["task"] == "classification"
+    torch.testing.assert_close(program(images), probabilities(load_run(run), images))
+
+
+def test_safetensors_and_their_description_make_the_net_again(run, exported, images):
+    about = json.loads((exported / "safetensors" / "convatlas.json").read_text())
+    net = build_model(about["model"]).eval()
+    net.load_state_dict(load_file(exported / "safetensors" / "model.safetensors"))
+    torch.testing.assert_close(net(images), load_run(run).net(images))
+
+
+def test_timm_makes_the_net_again(run, exported, images):
+    net = timm.create_model(f"local-dir:{exported / 'timm'}", pretrained=True).eval()
+    trained = load_run(run)
+    torch.testing.assert_close(net(images), trained.net(images))
+    assert net.pretrained_cfg["mean"] == list(trained.card.mean)
+
+
+@pytest.mark.slow
+def test_8_bits_print_the_score_before_and_after(run, enter, tmp_path):
+    arguments = ["format=onnx", "quantise=int8", "calibration_images=32", f"output_dir={tmp_path}"]
+    entered = enter("export", f"run={run}", *arguments)
+    assert entered.status == 0, entered.err
+    before, after = map(float, re.findall(r"accuracy (\S+) in float32, (\S+) in int8", entered.out)[0])
+    accuracy = json.loads((run / "metrics.json").read_text())["test"]["accuracy"]
+    assert before == pytest.approx(accuracy, abs=1e-3)
+    assert abs(after - before) < 0.05
+    import onnx
+
+    kinds = {tensor.data_type for tensor in onnx.load(tmp_path / "onnx" / "model.onnx").graph.initializer}
+    assert onnx.TensorProto.INT8 in kinds
+
+
+def test_16_bits_halve_the_file_and_the_difference_is_that_to_the_whole_net(run, exported, enter, tmp_path):
+    entered = enter(
+        "export", f"run={run}", "format=torch_export,safetensors", "dtype=float16", f"output_dir={tmp_path}"
+    )
+    assert entered.status == 0, entered.err
+    (largest,) = re.findall(r"largest difference (\S+) on", entered.out)
+    assert 1e-6 < float(largest) < 5e-2
+    file = Path("safetensors", "model.safetensors")
+    assert (tmp_path / file).stat().st_size < 0.6 * (exported / file).stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["format=onnx", "opset=11"], "opset=11 is too old: torch's exporter and this onnx write 18 to"),
+        (["format=onxn"], "format"),
+        (["format=timm", "quantise=int8"], "quantise=int8 is for format=onnx"),
+        (["format=safetensors", "opset=18"], "opset=18 is for format=onnx"),
+        (["format=safetensors", "checkpoint=nowhere.ckpt"], "nowhere.ckpt does not exist"),
+        ([], "format is missing"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(run, enter, tmp_path, words, sentence):
+    entered = enter("export", f"run={run}", *words, f"output_dir={tmp_path / 'out'}")
+    assert_one_sentence(entered, sentence)
+    assert not list((tmp_path / "out").rglob("*.*")) if (tmp_path / "out").exists() else True
+
+
+def test_a_run_of_another_version_is_one_sentence(run, enter, tmp_path):
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**values, "of_the_future": 1}))
+    entered = enter("export", f"run={tmp_path}", "format=onnx", f"output_dir={tmp_path / 'out'}")
+    assert_one_sentence(entered, str(tmp_path / "config.yaml"), "of_the_future", "another version of convatlas")
+
+
+def test_a_package_that_is_not_there_is_named_with_its_extra(run, enter, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    entered = enter("export", f"run={run}", "format=onnx", f"output_dir={tmp_path / 'out'}")
+    assert_one_sentence(entered, "format=onnx needs the package onnx", "pip install 'convatlas[export]'")
+
+
+FAMILIES = sorted(
+    {path.stem for path in (ROOT / "conf" / "model").glob("*_small.yaml")}
+    | {"lenet5", "hyper_convnet", "rnn", "unet_padded", "stochastic_depth_timm", "searched"}
+)
+"""A net of every family; those of the recurrent ones that are unrolled for minutes have `rnn` to stand for them."""
+REFUSED = {("thundernet_small", "onnx"): "ps_roi_align", ("retinanet_small", "torch_export"): ""}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_leaves_as_it_is_or_is_refused_with_the_reason(name, enter, prepared, tmp_path):
+    about = yaml.safe_load((ROOT / "conf" / "model" / f"{name}.yaml").read_text())["about"]
+    data = prepared[TASKS_DATA[about["task"]]]
+    made = ["trainer=debug", "trainer.limit_batches=4", "recipe.epochs=1", "recipe.batch_size=8", "tracking=none"]
+    recipe = {"classification": "laptop"}.get(about["task"], about["task"])
+    channels = 2 if name.startswith("saunet") else 1  # the image and its Canny edges
+    options = [f"data={data.name}", f"data.prepared={data}", f"data.image_size={max(about['input_size'][1:])}"]
+    options += [f"data.in_channels={channels}", f"model={name}", f"recipe={recipe}", f"output_dir={tmp_path / 'run'}"]
+    entered = enter("train", *made, *options, *source_options(data))
+    assert entered.status == 0, entered.err
+    timm_too = about["task"] == "classification" and about["origin"] == "own"
+    for each in ("onnx", "torch_export", "safetensors", *(["timm"] if timm_too else [])):
+        out = tmp_path / "out"
+        entered = enter("export", f"run={tmp_path / 'run'}", f"format={each}", "test_images=16", f"output_dir={out}")
+        if (name, each) in REFUSED:
+            assert_one_sentence(entered, REFUSED[name, each])
+        else:
+            assert entered.status == 0, entered.err
+            assert (out / each).is_dir()
