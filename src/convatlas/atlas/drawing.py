@@ -1,9 +1,4 @@
-"""A graph of a net as an SVG: laid out by Graphviz's dot, in the colours of the page that it stands on.
-
-Graphviz comes inside the wheels of pygraphviz, so no program has to be installed. It gets boxes of a known size and
-returns their places and the curves between them; the SVG is written here, since Graphviz knows neither a page's colours
-nor the browser's fonts.
-"""
+"""A graph of a net as an SVG, in the colours of the page that it stands on."""
 
 from __future__ import annotations
 
@@ -11,8 +6,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pygraphviz
-
+from convatlas.atlas.layout import lay_out
 from convatlas.atlas.structure import Graph, Node
 from convatlas.atlas.trace import Trace
 
@@ -20,7 +14,6 @@ __all__ = ["as_words", "draw", "shape_text"]
 
 LINE, CHARACTER, MARGIN = 16.0, 6.7, 9.0
 """Height of a line, mean width of a character at 12 px, and what is left free at each side, in pixels."""
-INCH = 72.0
 ROUND = 26.0
 
 
@@ -37,25 +30,16 @@ class _Box:
 def draw(trace: Trace, graph: Graph, title: str) -> str:
     """Return a graph as an SVG element; `title` says what it shows to those who cannot see it."""
     boxes = [_box(trace, node) for node in graph.nodes]
-    layout = pygraphviz.AGraph(directed=True, rankdir="TB", nodesep="0.22", ranksep="0.3", splines="true")
-    layout.node_attr.update(label="", fixedsize="true", shape="box")
-    for number, box in enumerate(boxes):
-        layout.add_node(number, width=f"{box.width / INCH:.4f}", height=f"{box.height / INCH:.4f}")
-    for number, node in enumerate(graph.nodes):
-        for source in node.inputs:
-            layout.add_edge(source, number)
-    layout.layout(prog="dot")
-    _, _, width, height = (float(part) for part in layout.graph_attr["bb"].split(","))
-    edges = [_edge(edge.attr["pos"], height) for edge in layout.edges()]
-    places = [[float(part) for part in layout.get_node(n).attr["pos"].split(",")] for n in range(len(boxes))]
-    drawn = [
-        _node(box, node, x, height - y) for box, node, (x, y) in zip(boxes, graph.nodes, places, strict=True)
-    ]
+    edges = [(source, number) for number, node in enumerate(graph.nodes) for source in node.inputs]
+    layout = lay_out([(box.width, box.height) for box in boxes], edges, nodesep="0.22", ranksep="0.3")
+    curves = (f'<path class="flow" d="{c.path}"/><path class="tip" d="{c.tip}"/>' for c in layout.curves)
+    drawn = (_node(box, node, *at) for box, node, at in zip(boxes, graph.nodes, layout.centres, strict=True))
+    width, height = round(layout.width + 4), round(layout.height + 4)
     return (
-        f'<svg class="net" xmlns="http://www.w3.org/2000/svg" role="img" width="{width + 4:.0f}" '
-        f'height="{height + 4:.0f}" viewBox="-2 -2 {width + 4:.0f} {height + 4:.0f}">'
+        f'<svg class="net" xmlns="http://www.w3.org/2000/svg" role="img" width="{width}" height="{height}" '
+        f'viewBox="-2 -2 {width} {height}">'
         f"<title>{html.escape(title)}</title><desc>{html.escape(as_words(trace, graph))}</desc>"
-        f"{''.join(edges)}{''.join(drawn)}</svg>"
+        f"{''.join(curves)}{''.join(drawn)}</svg>"
     )
 
 
@@ -112,25 +96,3 @@ def _node(box: _Box, node: Node, x: float, y: float) -> str:
         for number, (role, text) in enumerate(box.lines)
     )
     return f'<g class="{box.style}">{behind}{shape}{texts}</g>'
-
-
-def _edge(positions: str, height: float) -> str:
-    """Write a curve of Graphviz, `e,x,y x,y ...`: the end of its arrow, then the points of the curve."""
-    ends = [part for part in positions.split() if part[0] in "es"]
-    points = [_point(part, height) for part in positions.split() if part[0] not in "es"]
-    path = f"M{points[0]}C{' '.join(points[1:])}"
-    tip = next((_point(part[2:], height) for part in ends if part[0] == "e"), points[-1])
-    return f'<path class="flow" d="{path}L{tip}"/>{_arrow(points[-1], tip)}'
-
-
-def _arrow(base: str, tip: str) -> str:
-    (x0, y0), (x1, y1) = (tuple(map(float, point.split(","))) for point in (base, tip))
-    dx, dy = x1 - x0, y1 - y0
-    length = max((dx**2 + dy**2) ** 0.5, 1e-6)
-    nx, ny = -dy / length * 3.2, dx / length * 3.2
-    return f'<path class="tip" d="M{x0 + nx:.1f},{y0 + ny:.1f}L{x1:.1f},{y1:.1f}L{x0 - nx:.1f},{y0 - ny:.1f}Z"/>'
-
-
-def _point(text: str, height: float) -> str:
-    x, y = text.split(",")
-    return f"{float(x):.1f},{height - float(y):.1f}"

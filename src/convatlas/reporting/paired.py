@@ -17,7 +17,7 @@ from convatlas.reporting.study import Group, Variant
 from convatlas.reporting.wording import DASH
 from convatlas.studies.claims import Quantity
 
-__all__ = ["Pair", "compare", "interval_text", "reference_of", "signed"]
+__all__ = ["Pair", "compare", "compare_two", "interval_text", "reference_of", "signed"]
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,11 @@ def compare(group: Group) -> list[Pair]:
     reference = reference_of(group)
     if reference is None:
         return []
-    return [_pair(group, variant, reference) for variant in group.variants if variant is not reference]
+    return [compare_two(group, variant, reference) for variant in group.variants if variant is not reference]
 
 
-def _pair(group: Group, variant: Variant, reference: Variant) -> Pair:
+def compare_two(group: Group, variant: Variant, reference: Variant) -> Pair:
+    """Compare a variant of a group with another one."""
     score = Quantity(group.score, "")
     runs = [
         {run.seed: run for run in each.runs if run.seed in each.finite_tests(group.score)}
