@@ -12,13 +12,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from convatlas.atlas.keeping import fingerprints
+from convatlas.atlas.nets import read_nets
 from convatlas.core.cli import read_options, run
 from convatlas.core.composing import hydra_ready
 from convatlas.core.config import DataConfig, Section
 from convatlas.core.errors import UserError
 from convatlas.core.files import write_yaml
 from convatlas.core.folders import written_folder
-from convatlas.core.source_code import page_code, prepare_code, report_code, run_code
+from convatlas.core.source_code import atlas_code, page_code, prepare_code, report_code, run_code
 from convatlas.search.composing import planned_search, searches_for
 from convatlas.studies.params import FILE, Plan, read_plan
 from convatlas.studies.planning import (
@@ -86,6 +88,7 @@ def _write(plan: Plan, folder: Path) -> dict[str, dict[str, Any]]:
         for name in data:
             write_yaml(folder / data_plan(name).relative_to(PLAN), _preparation(name))
     write_yaml(folder / "code" / "report.yaml", report_code().plain())
+    write_yaml(folder / "code" / "atlas.yaml", {**atlas_code().plain(), "nets": fingerprints(read_nets())})
     return {
         "runs": runs,
         "searches": {name: {"data": search.data.name} for name, search in searches.items()},

@@ -84,9 +84,7 @@ def _weightiest(trace: Trace, node: Node) -> str:
 def _node(box: _Box, node: Node, x: float, y: float) -> str:
     left, top = x - box.width / 2, y - box.height / 2
     radius = ROUND / 2 if node.kind in {"join", "split"} else 5
-    shape = (
-        f'<rect x="{left:.1f}" y="{top:.1f}" width="{box.width:.1f}" height="{box.height:.1f}" rx="{radius:.0f}"/>'
-    )
+    shape = f'<rect x="{left:.1f}" y="{top:.1f}" width="{box.width:.1f}" height="{box.height:.1f}" rx="{radius:.0f}"/>'
     behind = ""
     if node.repeats > 1 and any(role == "head" for role, _ in box.lines):
         behind = shape.replace("<rect", '<rect class="behind" transform="translate(4 -4)"')

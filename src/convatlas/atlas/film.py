@@ -22,7 +22,7 @@ DEPTHS = (38, 74, 110, 146)
 
 
 def drop_paths() -> Chart:
-    """Draw which convolutions of a FractalNet four columns wide are computed, step by step, as its own draws have it."""
+    """Draw which convolutions of a FractalNet are computed, step by step, as its own draws have it."""
     net = FractalNet(widths=[16, 16], columns=4, drop_path="mixed", drop_path_rate=0.15, num_classes=10, in_channels=3)
     net.train()
     block = next(each for each in net.modules() if hasattr(each, "everything"))
@@ -87,8 +87,8 @@ def stored_by_depth(size: tuple[int, int, int] = (3, 32, 32)) -> Chart:
         aria=False, align="right", dx=-9, dy=-8
     ).encode(x="d:Q", y="m:Q", text="v:N", color=alt.Color("c:N", scale=None))  # fmt: skip
     note = (
-        "A RevNet for images of 32 × 32, one image: what each layer was given stored, as other nets do it, and computed "
-        "again from the end, so that further layers of a stage add nothing. The slider makes the net deeper."
+        "A RevNet for images of 32 × 32, one image: what each layer was given is stored, as in other nets, or "
+        "computed again from the end, so that further layers of a stage add nothing. The slider makes the net deeper."
     )
     return Chart("Activations stored, by depth", note, compiled([line, points, ends], rows, note))
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from convatlas.core.digests import digest
 from convatlas.core.files import write_json
-from convatlas.core.source_code import PACKAGE, code_behind
+from convatlas.core.source_code import PACKAGE, Code, code_behind
 
-__all__ = ["KEPT", "anatomies"]
+__all__ = ["KEPT", "anatomies", "fingerprints"]
 
 KEPT = Path(".work", "atlas")
 LIBRARIES = ("torch", "torchvision", "timm", "pygraphviz")
@@ -35,7 +35,7 @@ def anatomies(nets: Mapping[str, Plain], kept: Path = KEPT, processes: int = 2) 
         kept: the folder of what was drawn before.
         processes: how many draw at once.
     """
-    keys = {name: digest({"net": net, "code": _code(net).plain()}) for name, net in nets.items()}
+    keys = fingerprints(nets)
     found = {name: before for name, key in keys.items() if (before := _read(kept / f"{name}.json", key)) is not None}
     missing = {name: net for name, net in nets.items() if name not in found}
     if missing:
@@ -48,9 +48,14 @@ def anatomies(nets: Mapping[str, Plain], kept: Path = KEPT, processes: int = 2) 
     return {name: found[name] for name in nets}
 
 
-def _code(net: Plain) -> Any:
+def fingerprints(nets: Mapping[str, Plain]) -> dict[str, str]:
+    """Return what decides the drawings of each net: its configuration, its code, and the code that draws."""
+    return {name: digest({"net": net, "code": _code(net["model"]["_target_"]).plain()}) for name, net in nets.items()}
+
+
+def _code(target: str) -> Code:
     entry = PACKAGE / "atlas" / "anatomy.py"
-    return code_behind([entry], [net["model"]["_target_"]], counted=("atlas", "models"), libraries=LIBRARIES)
+    return code_behind([entry], [target], counted=("atlas", "models"), libraries=LIBRARIES)
 
 
 def _read(file: Path, key: str) -> Plain | None:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from convatlas.core.config import Section
+from convatlas.core.errors import UserError
 from convatlas.core.files import read_yaml
 
 __all__ = ["Edge", "Family", "Lineage", "read_lineage"]
@@ -62,13 +63,19 @@ class Lineage(Section):
             known[name] = family
         return self
 
-    def family_of(self, net: str) -> str | None:
-        """Return the first family with a net of this name; None for a net of nobody's."""
-        return next((name for name, family in self.families.items() if family.includes(net)), None)
+    def members(self, nets: Iterable[str]) -> dict[str, list[str]]:
+        """Return the nets of each family that has any.
 
-    def members(self, family: str, nets: Iterable[str]) -> list[str]:
-        """Return those of `nets` that are of a family."""
-        return [net for net in nets if self.family_of(net) == family]
+        Raises:
+            UserError: a net belongs to no family.
+        """
+        found: dict[str, list[str]] = {name: [] for name in self.families}
+        for net in nets:
+            family = next((name for name, each in self.families.items() if each.includes(net)), None)
+            if family is None:
+                raise UserError(f"conf/model/{net}.yaml belongs to no family; name it in {FILE.name} of the atlas.")
+            found[family].append(net)
+        return {name: names for name, names in found.items() if names}
 
 
 @cache

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-import math
 
 from torch import Tensor, nn
 
@@ -34,11 +33,12 @@ ACTIVATIONS = {
 }
 NORMS = {"batch_norm": "BN", "group_norm": "group norm", "layer_norm": "layer norm", "local_response_norm": "LRN"}
 PLUMBING = frozenset(
-    (
-        "view reshape flatten unflatten permute movedim contiguous unsqueeze squeeze expand expand_as narrow "
-        "__getitem__ select to type_as float detach clone requires_grad_ __get__ repeat unbind as_strided view_as "
-        "zeros_like ones_like new_zeros new_full full_like empty_like dropout dropout2d dropout_ feature_dropout"
-    ).split()
+    """
+    view reshape flatten unflatten permute movedim contiguous unsqueeze squeeze expand expand_as narrow
+    __getitem__ select to type_as float detach clone requires_grad_ __get__ repeat unbind as_strided
+    view_as zeros_like ones_like new_zeros new_full full_like empty_like dropout dropout2d dropout_
+    feature_dropout
+    """.split()  # noqa: SIM905 - a list of names reads better as words
 )
 """Calls that compute nothing of a net that is used: they rearrange values, or make constants of a shape."""
 
@@ -106,7 +106,6 @@ class Given(NamedTuple):
         """Return an argument, by its place or name."""
         return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
 
-
     @property
     def divides_by_number(self) -> bool:
         """Whether it divides by a whole number, which makes a mean of a sum."""
@@ -123,18 +122,18 @@ class Description(NamedTuple):
 
 def described(given: Given) -> Description | None:
     """Say what a call does; None where it only rearranges values."""
-    name = given.name
-    if name in PLUMBING:
-        return None
-    if name in ACTIVATIONS or name.rstrip("_") in ACTIVATIONS:
-        return Description("activation", ACTIVATIONS[name.rstrip("_")], given.field)
-    if name in NORMS:
-        return Description("norm", NORMS[name], given.field)
+    name, plain = given.name, given.name.rstrip("_")
     if name in JOINING and given.joined > 1:
         return Description(JOINING[name], JOINS[JOINING[name]], given.field)
-    if name in SCALING:
-        return None if name in {"cat", "stack"} or len(given.shapes) < 2 else Description("scale", "scale", given.field)
-    return _KINDS[name](given) if name in _KINDS else Description("other", name.strip("_").replace("_", " "), given.field)
+    if name in PLUMBING or (name in SCALING and len(given.shapes) < 2) or name in {"cat", "stack"}:
+        return None
+    for kind, names in (("activation", ACTIVATIONS), ("norm", NORMS)):
+        if plain in names:
+            return Description(kind, names[plain], given.field)
+    if name in _KINDS:
+        return _KINDS[name](given)
+    words = "scale" if name in SCALING else name.strip("_").replace("_", " ")
+    return Description("scale" if name in SCALING else "other", words, given.field)
 
 
 def _conv(given: Given) -> Description:

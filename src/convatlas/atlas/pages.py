@@ -41,15 +41,17 @@ def write_atlas(
         folder: gets `index.html`, `compare.html`, `training.html` and `nets/<net>.html`.
         nets: the sections `about` and `model` of each net.
         drawn: the anatomy of each, see `convatlas.atlas.anatomy`.
+        lineage: what the map shows.
         studies: where the results come from.
 
     Raises:
         UserError: a file of a run is not readable.
     """
     results = results_of(studies)
-    write_text(folder / "index.html", _index(nets, drawn, lineage, results))
+    members = lineage.members(nets)
+    write_text(folder / "index.html", _index(nets, drawn, lineage, members, results))
     for name in nets:
-        page = _card(name, nets, drawn[name], lineage, results.get(name, []))
+        page = _card(name, nets, drawn[name], lineage=lineage, members=members, results=results.get(name, []))
         write_text(folder / "nets" / f"{name}.html", page)
     write_text(folder / "compare.html", _compare(nets, drawn, comparisons(studies)))
     write_text(folder / "training.html", _training(studies))
@@ -59,10 +61,13 @@ def write_atlas(
 
 
 def _index(
-    nets: Mapping[str, Plain], drawn: Mapping[str, Plain], lineage: Lineage, results: Mapping[str, Sequence[Result]]
+    nets: Mapping[str, Plain],
+    drawn: Mapping[str, Plain],
+    lineage: Lineage,
+    members: Mapping[str, Sequence[str]],
+    results: Mapping[str, Sequence[Result]],
 ) -> str:
-    members = {family: lineage.members(family, nets) for family in lineage.families}
-    links = {family: f"nets/{found[0]}.html" for family, found in members.items() if found}
+    links = {family: f"nets/{found[0]}.html" for family, found in members.items()}
     return render(
         "atlas_index.html.j2",
         scripts=[for_script_element(template_source("atlas_index.js"))],
@@ -80,17 +85,19 @@ def _index(
 
 
 def _card(
-    name: str, nets: Mapping[str, Plain], drawn: Plain, lineage: Lineage, results: Sequence[Result]
+    name: str,
+    nets: Mapping[str, Plain],
+    drawn: Plain,
+    *,
+    lineage: Lineage,
+    members: Mapping[str, Sequence[str]],
+    results: Sequence[Result],
 ) -> str:
-    family_name = lineage.family_of(name)
-    family = lineage.families[family_name] if family_name else None
+    own = next(family for family, found in members.items() if name in found)
+    family = lineage.families[own]
     children = [
-        (child, edge.by)
-        for child, other in lineage.families.items()
-        for edge in other.parents
-        if edge.net == family_name
+        (child, edge.by) for child, other in lineage.families.items() for edge in other.parents if edge.net == own
     ]
-    first = {key: lineage.members(key, nets)[0] for key in lineage.families if lineage.members(key, nets)}
     pictures = [picture for result in results[:1] for picture in (filters(result), activation_maps(result)) if picture]
     return render(
         "atlas_card.html.j2",
@@ -103,11 +110,11 @@ def _card(
         },
         command=_command(name, nets[name]["about"], results),
         family=family,
-        others=[other for other in (lineage.members(family_name, nets) if family_name else []) if other != name],
-        parents=[(edge.net, edge.by) for edge in family.parents] if family else [],
+        others=[other for other in members[own] if other != name],
+        parents=[(edge.net, edge.by) for edge in family.parents],
         children=children,
         families=lineage.families,
-        first=first,
+        first={key: found[0] for key, found in members.items()},
         results=results,
         pictures=pictures,
         titles={other: net["about"]["title"] for other, net in nets.items()},

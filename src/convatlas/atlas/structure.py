@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from torch import nn
 
@@ -148,7 +149,7 @@ class _Classes:
     def _is_stage(self, places: Sequence[int]) -> bool:
         blocks = [self._blocks(place) for place in places]
         inner = sum(self.convs[block] for found in blocks for block in found)
-        pairs = [pair for found in blocks for pair in zip(found, found[1:], strict=False)]
+        pairs = [pair for found in blocks for pair in pairwise(found)]
         whole = sum(self.convs[place] for place in places)
         if len(places) == 1 and whole > LONG and (inner or not self.joins[places[0]]):
             return True

@@ -106,7 +106,7 @@ def _trace(net: nn.Module, input_size: Sequence[int]) -> Trace:
 
 
 def _join_boxes(operations: list[Operation], calls: Sequence[Call]) -> None:
-    """Make one operation of each run of those by which a detector decodes and chooses boxes: lists of numbers, no maps."""
+    """Make one operation of each run of those by which a detector chooses boxes: they compute lists, no maps."""
     places: list[int] = []
     joined: list[Operation] = []
     for operation in operations:
@@ -211,36 +211,29 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         results = [each for each in _tensors(result) if not isinstance(each, nn.Parameter)]
         if results and (sources or makes_weights(_name(func), given)):
-            self._take_down(func, args, kwargs, sources, shapes, results)
+            shape = tuple(results[0].shape)
+            call = Given(_name(func), args, kwargs, shapes, shape, len(sources), self._field(sources))
+            place = self._taken_down(call, sources)
+            for each in results:
+                self._of_tensor[id(each)] = self._of_storage[each.untyped_storage()._cdata] = place
+                self._alive.append(each)
         return result
 
-    def _take_down(
-        self,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        sources: tuple[int, ...],
-        shapes: Sequence[tuple[int, ...]],
-        results: Sequence[Tensor],
-    ) -> None:
-        shape = tuple(results[0].shape)
-        given = Given(_name(func), args, kwargs, shapes, shape, len(sources), self._field(sources))
+    def _taken_down(self, given: Given, sources: tuple[int, ...]) -> int:
+        """Take a call down, and return the operation that its results come from."""
         found = described(given)
         if found is None:
-            place = sources[0]
-            if given.divides_by_number and place >= 0 and self.operations[place].kind == "add":
-                self.operations[place].text = "mean"
-        else:
-            place = len(self.operations)
-            macs = multiply_adds(given) // self._batch
-            operation = Operation(found.kind, found.text, sources, shape[1:], self._stack[-1], macs)
-            operation.parameters, operation.stored = self._new_parameters, self._new_bytes // self._batch
-            operation.field = found.field
-            self._new_parameters = self._new_bytes = 0
-            self.operations.append(operation)
-        for each in results:
-            self._of_tensor[id(each)] = self._of_storage[each.untyped_storage()._cdata] = place
-            self._alive.append(each)
+            before = self.operations[sources[0]] if sources[0] >= 0 else None
+            if before is not None and before.kind == "add" and given.divides_by_number:
+                before.text = "mean"
+            return sources[0]
+        macs = multiply_adds(given) // self._batch
+        operation = Operation(found.kind, found.text, sources, given.result[1:], self._stack[-1], macs)
+        operation.parameters, operation.stored = self._new_parameters, self._new_bytes // self._batch
+        operation.field = found.field
+        self._new_parameters = self._new_bytes = 0
+        self.operations.append(operation)
+        return len(self.operations) - 1
 
     def _field(self, sources: Sequence[int]) -> Field | None:
         """Return the largest field of several operations; None where one sees the whole image."""
