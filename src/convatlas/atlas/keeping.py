@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def fingerprints(nets: Mapping[str, Plain]) -> dict[str, str]:
     return {name: digest({"net": net, "code": _code(net["model"]["_target_"]).plain()}) for name, net in nets.items()}
 
 
+@cache
 def _code(target: str) -> Code:
     entry = PACKAGE / "atlas" / "anatomy.py"
     return code_behind([entry], [target], counted=("atlas", "models"), libraries=LIBRARIES)

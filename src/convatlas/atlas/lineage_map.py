@@ -19,7 +19,7 @@ TOP, SIDE = 14, 46
 
 
 def draw_map(lineage: Lineage, links: Mapping[str, str]) -> str:
-    """Return the map as an SVG element; `links` has the address of each family's card.
+    """Return the map as an SVG element; `links` has the address of a card of each family that has one.
 
     Families and edges carry their year, task, ideas and ends as data, by which a script of the page filters them.
     """
@@ -59,7 +59,7 @@ def draw_map(lineage: Lineage, links: Mapping[str, str]) -> str:
         family = lineage.families[name]
         ideas = " ".join(dict.fromkeys(edge.idea for edge in family.parents))
         parts.append(
-            f'<a class="family {family.task}" href="{links[name]}" data-family="{name}" data-year="{family.year}" '
+            f'<a class="family {family.task}"{_href(links.get(name))} data-family="{name}" data-year="{family.year}" '
             f'data-task="{family.task}" data-idea="{ideas}" aria-label="{html.escape(_spoken(lineage, family))}">'
             f'<rect x="{x - width / 2 + SIDE:.1f}" y="{y - height / 2:.1f}" width="{width:.1f}" height="{height:.1f}" '
             f'rx="6"/><text x="{x + SIDE:.1f}" y="{y + 4.5:.1f}">{html.escape(family.title)}</text></a>'
@@ -69,6 +69,10 @@ def draw_map(lineage: Lineage, links: Mapping[str, str]) -> str:
         f'<svg class="map" xmlns="http://www.w3.org/2000/svg" role="group" aria-label="How the nets grew out of one '
         f'another" width="{size[0]}" height="{size[1]}" viewBox="-2 -6 {size[0]} {size[1]}">{"".join(parts)}</svg>'
     )
+
+
+def _href(link: str | None) -> str:
+    return f' href="{link}"' if link else ""
 
 
 def _folded(text: str) -> list[str]:

@@ -334,10 +334,10 @@ def _lines(trace: Trace, chain: Iterable[tuple[int, int, int]]) -> tuple[tuple[s
 
 
 def _summary(operations: Sequence[Operation]) -> tuple[tuple[str, int], ...]:
-    """Write the convolutions of a block; of many, their number."""
-    convs = [(operation.text, 1) for operation in operations if operation.kind in {"conv", "linear"}]
-    lines = _counted(convs)
-    return lines if len(lines) <= 5 else ((f"{len(convs)} convolutions", 1),)
+    """Write the convolutions and linear layers of a block; of many, the number of convolutions."""
+    lines = _counted((operation.text, 1) for operation in operations if operation.kind in {"conv", "linear"})
+    convs = sum(operation.kind == "conv" for operation in operations)
+    return lines if len(lines) <= 5 else ((f"{convs} convolutions", 1),)
 
 
 def _counted(lines: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:

@@ -151,7 +151,8 @@ function show() {
 }
 
 const asked = decodeURIComponent(location.hash.slice(1)).split(",").filter((net) => net in facts);
-const start = asked.length > 1 ? asked : [...new Set([...asked, "resnet50", "densenet121", ...Object.keys(facts)])].slice(0, 2);
+const usual = ["resnet50", "densenet121", ...Object.keys(facts)].filter((net) => net in facts);
+const start = asked.length > 1 ? asked : [...new Set([...asked, ...usual])].slice(0, 2);
 start.slice(0, selects.length).forEach((net, n) => (selects[n].value = net));
 form.addEventListener("input", show);
 document.getElementById("curve-group").addEventListener("input", () => showCurves(chosen(), curveView));
