@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
 MINUTES ?=
-.PHONY: help setup repro verdicts test test-slow lint format ui report study-pages clean
+.PHONY: help setup repro verdicts test test-slow lint format ui report atlas study-pages clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ ui: setup  ## open the runs in MLflow at http://127.0.0.1:5000 (PORT=... for ano
 
 report: setup  ## write the reports of the runs that are there, whatever is missing
 	python -m convatlas.report
+
+atlas: setup  ## draw every net and write the atlas with the runs that are there
+	python -m convatlas.atlas
 
 study-pages: setup  ## write what the runs measured into docs/studies
 	python -m convatlas.reporting.study_pages

@@ -111,6 +111,7 @@ def test_every_stage_has_its_file_in_the_plan(resolved):
     assert files == runs | {f"tracking/{run}" for run in runs} | {
         ".convatlas.json",
         "googlenet_auxiliary.yaml",
+        "code/atlas.yaml",
         "code/report.yaml",
         "data/digits.yaml",
     }
@@ -266,6 +267,9 @@ class Project:
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
         for name in ("dvc.yaml", "requirements.lock", ".gitignore", ".dvcignore"):
             shutil.copy(ROOT / name, folder / name)
+        for net in (folder / "conf" / "model").glob("*.yaml"):
+            if net.stem not in {"lenet5_modern", "resnet_cifar", "searched"}:
+                net.unlink()  # the atlas draws every net that there is
         (folder / "conf" / "study" / "overview.yaml").write_text(study)
         if search is not None:
             (folder / "conf" / "search" / "tiny.yaml").write_text(search)
@@ -312,6 +316,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         "train@overview/lenet5",
         "train@overview/resnet",
         "report",
+        "atlas",
     }
     assert project.repro() == everything
     return project
@@ -334,7 +339,7 @@ def test_a_second_repro_does_nothing(project):
 )
 def test_an_edit_trains_what_it_touches_alone(project, file, before, after):
     project.edit(file, before, after)
-    assert project.repro() == {"resolve", "train@overview/resnet", "report"}
+    assert project.repro() == {"resolve", "train@overview/resnet", "report", "atlas"}
 
 
 @pytest.mark.slow
@@ -346,7 +351,7 @@ def test_editing_a_docstring_trains_nothing(project):
 @pytest.mark.slow
 def test_a_variant_that_diverges_is_told_in_the_report_and_the_rest_stands(project):
     project.edit("conf/study/overview.yaml", "[model=lenet5_modern]", "[model=lenet5_modern, recipe.optimizer.lr=1e30]")
-    assert project.repro() == {"resolve", "train@overview/lenet5", "report"}
+    assert project.repro() == {"resolve", "train@overview/lenet5", "report", "atlas"}
     page = (project.folder / "reports" / "studies" / "overview" / "index.html").read_text()
     assert "The loss became" in page
     assert "1 of 2" in page
@@ -366,7 +371,7 @@ def test_a_variant_that_diverges_is_told_in_the_report_and_the_rest_stands(proje
 def test_what_only_shows_results_trains_nothing(project, file, before, after):
     project.edit(file, before, after)
     ran = project.repro()
-    assert {"resolve", "report"} <= ran <= {"resolve", "report", "prepare@digits"}
+    assert {"resolve", "report", "atlas"} <= ran <= {"resolve", "report", "atlas", "prepare@digits"}
 
 
 @pytest.mark.slow
@@ -442,10 +447,10 @@ def test_finished_seeds_are_never_trained_again(tmp_path):
     assert set(after) == {"seed=0", "seed=1", "seed=2"}
     assert before.items() <= after.items()
     project.edit("params.yaml", "- 2\n", "- 2\n- 3\n")
-    assert project.repro() == {"resolve", "train@overview/lenet5", "report"}
+    assert project.repro() == {"resolve", "train@overview/lenet5", "report", "atlas"}
     assert after.items() < trained().items()
     project.edit("params.yaml", "- 1\n- 2\n", "")
-    assert project.repro() == {"resolve", "train@overview/lenet5", "report"}
+    assert project.repro() == {"resolve", "train@overview/lenet5", "report", "atlas"}
     assert after.items() < trained().items()  # no longer asked for, and there when they are asked for again
     page = (project.folder / "reports" / "variants.csv").read_text()
     assert page.splitlines()[1].split(",")[page.splitlines()[0].split(",").index("seeds")] == "2"

@@ -12,13 +12,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from convatlas.atlas.keeping import fingerprints
+from convatlas.atlas.lineage import read_lineage
+from convatlas.atlas.nets import read_nets
 from convatlas.core.cli import read_options, run
 from convatlas.core.composing import hydra_ready
 from convatlas.core.config import DataConfig, Section
+from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
 from convatlas.core.files import write_yaml
 from convatlas.core.folders import written_folder
-from convatlas.core.source_code import page_code, prepare_code, report_code, run_code
+from convatlas.core.source_code import atlas_code, page_code, prepare_code, report_code, run_code
 from convatlas.search.composing import planned_search, searches_for
 from convatlas.studies.params import FILE, Plan, read_plan
 from convatlas.studies.planning import (
@@ -88,12 +92,19 @@ def _write(plan: Plan, folder: Path) -> dict[str, dict[str, Any]]:
         for name in data:
             write_yaml(folder / data_plan(name).relative_to(PLAN), _preparation(name))
     write_yaml(folder / "code" / "report.yaml", report_code().plain())
+    write_yaml(folder / "code" / "atlas.yaml", _atlas())
     return {
         "runs": runs,
         "searches": {name: {"data": search.data.name} for name, search in searches.items()},
         "data": {name: data_values(each) for name, each in data.items()},
         "manifests": manifest_roots(data.values()),
     }
+
+
+def _atlas() -> dict[str, Any]:
+    """Return what decides the atlas beside the plan and the runs: its code, the lineage, and each net."""
+    lineage = digest(read_lineage().model_dump(mode="json"))
+    return {**atlas_code().plain(), "lineage": lineage, "nets": fingerprints(read_nets())}
 
 
 def _preparation(name: str) -> dict[str, Any]:

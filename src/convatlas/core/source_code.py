@@ -29,6 +29,7 @@ __all__ = [
     "PROJECT",
     "SOURCE",
     "Code",
+    "atlas_code",
     "code_behind",
     "fingerprint",
     "module_file",
@@ -96,6 +97,11 @@ def page_code() -> Code:
 def report_code() -> Code:
     """Return the code that makes the reports, all of it."""
     return code_behind([PACKAGE / "report.py"], counted=("",))
+
+
+def atlas_code() -> Code:
+    """Return the code that makes the pages of the atlas; that of the nets counts for each of them."""
+    return code_behind([PACKAGE / "atlas" / "__main__.py"], counted=("",))
 
 
 def targets_in(values: Any) -> set[str]:

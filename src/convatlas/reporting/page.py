@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from convatlas.reporting.lecture_figures import lecture_figures
 from convatlas.reporting.origin import cautions, origin, sampling_note
 from convatlas.reporting.paired import compare, interval_text, reference_of, signed, told_apart
 from convatlas.reporting.printed_numbers import printed_numbers
-from convatlas.reporting.rendering import render, template_source
+from convatlas.reporting.rendering import chart_library, for_script_element, render, template_source
 from convatlas.reporting.run_pictures import RunPictures, run_pictures
 from convatlas.reporting.score_plots import interval_plots, score_plots
 from convatlas.reporting.study import Group, Step, Study, Variant
@@ -47,7 +46,7 @@ def render_report(study: Study, runs: Path) -> str:
     has_charts = any(section["charts"] for section in sections) or bool(figures)
     return render(
         "report.html.j2",
-        scripts=[*([_chart_library()] if has_charts else []), _for_script_element(template_source("report.js"))],
+        scripts=[*([chart_library()] if has_charts else []), for_script_element(template_source("report.js"))],
         study=study,
         sections=sections,
         figures=figures,
@@ -221,16 +220,3 @@ def _net_deviations(study: Study) -> list[tuple[str, str, list[str]]]:
             title = str(about.get("title") or variant.title)
             nets[title] = (title, str(about.get("paper") or ""), deviations)
     return list(nets.values())
-
-
-@cache
-def _chart_library() -> str:
-    """Return Vega with its embedding, once for all charts of a page."""
-    import vl_convert
-
-    return _for_script_element(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-
-
-def _for_script_element(script: str) -> str:
-    """Keep a script from ending its element, or from opening a comment in which `</script>` is not seen."""
-    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--").strip()

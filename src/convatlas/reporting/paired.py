@@ -18,7 +18,7 @@ from convatlas.reporting.study import Group, Variant
 from convatlas.reporting.wording import DASH, count
 from convatlas.studies.claims import Quantity
 
-__all__ = ["Pair", "compare", "interval_text", "reference_of", "signed", "told_apart"]
+__all__ = ["Pair", "compare", "compare_two", "interval_text", "reference_of", "signed", "told_apart"]
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ def compare(group: Group) -> list[Pair]:
     reference = reference_of(group)
     if reference is None:
         return []
-    return [_pair(group, variant, reference) for variant in group.variants if variant is not reference]
+    return [compare_two(group, variant, reference) for variant in group.variants if variant is not reference]
 
 
 def told_apart(group: Group) -> str:
     """Say how many of all pairs of variants have different scores, and how far the lowest mean is from the highest."""
     finished = [variant for variant in group.variants if variant.runs]
-    pairs = [_pair(group, *both) for both in combinations(finished, 2)]
+    pairs = [compare_two(group, *both) for both in combinations(finished, 2)]
     known = [pair for pair in pairs if pair.interval is not None]
     if not known:
         return ""
@@ -83,7 +83,8 @@ def told_apart(group: Group) -> str:
     )
 
 
-def _pair(group: Group, variant: Variant, reference: Variant) -> Pair:
+def compare_two(group: Group, variant: Variant, reference: Variant) -> Pair:
+    """Compare a variant of a group with another one."""
     score = Quantity(group.score, "")
     runs = [
         {run.seed: run for run in each.runs if run.seed in each.finite_tests(group.score)}

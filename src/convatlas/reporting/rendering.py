@@ -15,9 +15,17 @@ from markupsafe import Markup
 
 from convatlas.core.errors import UserError
 from convatlas.core.metrics import as_words
-from convatlas.reporting.wording import count
+from convatlas.reporting.wording import count, with_prefix
 
-__all__ = ["check_generated", "data_block", "render", "template_source", "templates"]
+__all__ = [
+    "chart_library",
+    "check_generated",
+    "data_block",
+    "for_script_element",
+    "render",
+    "template_source",
+    "templates",
+]
 
 
 def render(template: str, scripts: Sequence[str] = (), **values: Any) -> str:
@@ -51,7 +59,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"as_words": as_words, "data_block": data_block}
+    environment.filters |= {"as_words": as_words, "data_block": data_block, "with_prefix": with_prefix}
     environment.globals |= {"count": count}
     return environment
 
@@ -67,3 +75,16 @@ def data_block(value: Any) -> Markup:
     """Write plain values as JSON that cannot end the script element around it."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, sort_keys=True, allow_nan=False)
     return Markup(text.replace("<", "\\u003c"))  # noqa: S704 - no < is left
+
+
+@cache
+def chart_library() -> str:
+    """Return Vega with its embedding, once for all charts of a page."""
+    import vl_convert
+
+    return for_script_element(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+
+
+def for_script_element(script: str) -> str:
+    """Keep a script from ending its element, or from opening a comment in which `</script>` is not seen."""
+    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--").strip()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,14 +65,25 @@ PRICES = (
 )
 
 
-def trade_offs(group: Group) -> list[Chart]:
-    """Draw the test score against parameters, multiply-adds, time and memory, each where two variants have both."""
-    charts = (_trade_off(group, price) for price in PRICES)
+LATENCY = Price(
+    "latency",
+    "seconds of one inference of one image",
+    lambda variant: found.mean if (found := variant.seconds("latency_seconds")) else None,
+    duration,
+)
+
+
+def trade_offs(group: Group, prices: Sequence[Price] = PRICES, links: Mapping[str, str] | None = None) -> list[Chart]:
+    """Draw the test score against what it costs, each price where two variants have both.
+
+    `links` has the addresses that the points of variants lead to, by key.
+    """
+    charts = (_trade_off(group, price, links or {}) for price in prices)
     return [chart for chart in charts if chart is not None]
 
 
-def _trade_off(group: Group, price: Price) -> Chart | None:
-    rows = _rows(group, price)
+def _trade_off(group: Group, price: Price, links: Mapping[str, str]) -> Chart | None:
+    rows = _rows(group, price, links)
     if len(rows) < 2:
         return None
     front = ", ".join(row["v"] for row in rows if row["f"])
@@ -82,10 +93,11 @@ def _trade_off(group: Group, price: Price) -> Chart | None:
     return Chart(capital(title), "", _with_names_apart(vega))
 
 
-def _rows(group: Group, price: Price) -> list[Row]:
+def _rows(group: Group, price: Price, links: Mapping[str, str]) -> list[Row]:
     """Return a row for each variant, the front first, since names are placed in this order.
 
-    v(ariant), n(ame shown), c(olour), x, y, a and b (the bar's ends), f(ront), and texts: t (score), p(rice), o(ver).
+    v(ariant), n(ame shown), c(olour), x, y, a and b (the bar's ends), f(ront), u (its address), and texts: t (score),
+    p(rice), o(ver).
     """
     rows = []
     for variant, colour in zip(group.variants, colours(group).values(), strict=True):
@@ -95,6 +107,8 @@ def _rows(group: Group, price: Price) -> list[Row]:
         factor = group.metric.factor
         row: Row = {"v": variant.title, "c": colour, "x": short(paid), "y": short(factor * found.mean)}
         row |= {"t": spread_text(group.metric, found), "p": price.text(paid), "o": count(found.n, "seed")}
+        if variant.key in links:
+            row["u"] = links[variant.key]
         if found.std is not None:
             row |= {"a": short(factor * (found.mean - found.std)), "b": short(factor * (found.mean + found.std))}
         rows.append(row)
@@ -122,6 +136,8 @@ def _layers(rows: list[Row], score: str, price: Price) -> list[alt.Chart]:
         opacity=unless_another_is_picked(1),
         tooltip=tooltip(v="variant", t="score", p=price.title, o="over"),
     )
+    if any("u" in row for row in rows):
+        points = points.encode(href="u:N")
     names = base.mark_text(aria=False).encode(text="n:N")
     layers = [front, points.properties(name="points"), names.properties(name="names")]
     if any("a" in row for row in rows):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from convatlas.tracking.store import connect, database_file, explained, tracking
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["publish_reports"]
+__all__ = ["publish_atlas", "publish_reports"]
 
 ROLE = {"convatlas.role": "report"}
 DESCRIPTION = "mlflow.note.content"  # what the page of an experiment shows above its runs, as Markdown
@@ -38,6 +38,34 @@ def publish_reports(folders: Mapping[str, Path], uri: str | None) -> list[str]:
     client = connect(address)
     with explained(address):
         return [study for study, folder in folders.items() if _published(client, study, folder)]
+
+
+def publish_atlas(folder: Path, studies: Sequence[str], uri: str | None) -> str | None:
+    """Put the atlas beside the report of the first of `studies` that was tracked, and return that study.
+
+    Raises:
+        UserError: the store does not take it.
+    """
+    address = tracking_uri(uri)
+    database = database_file(address)
+    if database is not None and not database.exists():
+        return None
+    client = connect(address)
+    with explained(address):
+        for study in studies:
+            if (run := _report_run(client, study)) is not None:
+                client.log_artifacts(run, str(folder), "atlas")
+                return study
+    return None
+
+
+def _report_run(client: MlflowClient, study: str) -> str | None:
+    """Return the run that has the report of a study; None where the study was not tracked."""
+    experiment = client.get_experiment_by_name(study)
+    if experiment is None or experiment.lifecycle_stage == "deleted":
+        return None
+    found = client.search_runs([experiment.experiment_id], "tags.`convatlas.role` = 'report'", max_results=1)
+    return str(found[0].info.run_id) if found else None
 
 
 def _published(client: MlflowClient, study: str, folder: Path) -> bool:

@@ -1,0 +1,1 @@
+"""The atlas: pages on which every net can be seen, drawn from the module itself."""

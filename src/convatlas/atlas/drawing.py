@@ -1,0 +1,96 @@
+"""A graph of a net as an SVG, in the colours of the page that it stands on."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from convatlas.atlas.layout import lay_out
+from convatlas.atlas.structure import Graph, Node
+from convatlas.atlas.trace import Trace
+
+__all__ = ["as_words", "draw", "shape_text"]
+
+LINE, CHARACTER, MARGIN = 16.0, 6.7, 9.0
+"""Height of a line, mean width of a character at 12 px, and what is left free at each side, in pixels."""
+ROUND = 26.0
+
+
+@dataclass(frozen=True)
+class _Box:
+    """A node as it is drawn: its class in the style sheet, its lines, and its size in pixels."""
+
+    style: str
+    lines: tuple[tuple[str, str], ...]
+    width: float
+    height: float
+
+
+def draw(trace: Trace, graph: Graph, title: str) -> str:
+    """Return a graph as an SVG element; `title` says what it shows to those who cannot see it."""
+    boxes = [_box(trace, node) for node in graph.nodes]
+    edges = [(source, number) for number, node in enumerate(graph.nodes) for source in node.inputs]
+    layout = lay_out([(box.width, box.height) for box in boxes], edges, nodesep="0.22", ranksep="0.3")
+    curves = (f'<path class="flow" d="{c.path}"/><path class="tip" d="{c.tip}"/>' for c in layout.curves)
+    drawn = (_node(box, node, *at) for box, node, at in zip(boxes, graph.nodes, layout.centres, strict=True))
+    width, height = round(layout.width + 4), round(layout.height + 4)
+    return (
+        f'<svg class="net" xmlns="http://www.w3.org/2000/svg" role="img" width="{width}" height="{height}" '
+        f'viewBox="-2 -2 {width} {height}">'
+        f"<title>{html.escape(title)}</title><desc>{html.escape(as_words(trace, graph))}</desc>"
+        f"{''.join(curves)}{''.join(drawn)}</svg>"
+    )
+
+
+def as_words(trace: Trace, graph: Graph) -> str:
+    """Say in words what a graph shows, node by node."""
+    parts = []
+    for number, node in enumerate(graph.nodes, 1):
+        lines = [text if times == 1 else f"{text} × {times}" for text, times in node.lines]
+        words = ", ".join(filter(None, [node.title, *lines])) or trace.operations[node.end - 1].text
+        repeats = f" × {node.repeats}" if node.kind == "block" and node.repeats > 1 else ""
+        sources = " and ".join(str(source + 1) for source in node.inputs)
+        parts.append(f"{number}: {words}{repeats}, {shape_text(node.shape)}{f', of {sources}' if sources else ''}")
+    return "; ".join(parts) + "."
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Write a shape."""
+    return " × ".join(map(str, shape))
+
+
+def _box(trace: Trace, node: Node) -> _Box:
+    if node.kind in {"join", "split"}:
+        sign = trace.operations[node.end - 1].text
+        return _Box(node.kind, (("sign", sign),), max(ROUND, len(sign) * CHARACTER + 12), ROUND)
+    lines = [("line", text if times == 1 else f"{text}  × {times}") for text, times in node.lines]
+    if node.title:
+        repeats = f"  × {node.repeats}" if node.repeats > 1 else ""
+        lines.insert(0, ("head", node.title + repeats))
+    elif node.repeats > 1 and (node.shared or len(node.lines) > 1):
+        lines.insert(0, ("head", f"{node.repeats} times{', the same weights' if node.shared else ''}"))
+    lines.append(("shape", shape_text(node.shape)))
+    style = node.kind if node.kind != "chain" else f"chain {_weightiest(trace, node)}"
+    width = max(len(text) * CHARACTER * (1.06 if role == "head" else 1) for role, text in lines) + 2 * MARGIN
+    return _Box(style, tuple(lines), width, len(lines) * LINE + MARGIN)
+
+
+def _weightiest(trace: Trace, node: Node) -> str:
+    kinds = {operation.kind for operation in trace.operations[node.start : node.end]}
+    return next((kind for kind in ("conv", "linear", "pool", "resize") if kind in kinds), "light")
+
+
+def _node(box: _Box, node: Node, x: float, y: float) -> str:
+    left, top = x - box.width / 2, y - box.height / 2
+    radius = ROUND / 2 if node.kind in {"join", "split"} else 5
+    shape = f'<rect x="{left:.1f}" y="{top:.1f}" width="{box.width:.1f}" height="{box.height:.1f}" rx="{radius:.0f}"/>'
+    behind = ""
+    if node.repeats > 1 and any(role == "head" for role, _ in box.lines):
+        behind = shape.replace("<rect", '<rect class="behind" transform="translate(4 -4)"')
+    first = y - (len(box.lines) - 1) * LINE / 2 + 4
+    texts = "".join(
+        f'<text class="{role}" x="{x:.1f}" y="{first + number * LINE:.1f}">{html.escape(text)}</text>'
+        for number, (role, text) in enumerate(box.lines)
+    )
+    return f'<g class="{box.style}">{behind}{shape}{texts}</g>'

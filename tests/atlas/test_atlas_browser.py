@@ -1,0 +1,124 @@
+"""The atlas as a person meets it, in a real browser."""
+
+from pathlib import Path
+
+import pytest
+from test_atlas_pages import pages, reports  # noqa: F401 - a fixture
+
+CHROMIUM = Path("/usr/bin/chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs {CHROMIUM}"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser, reports):  # noqa: F811
+    """Open a page; whatever the browser complains of or asks for is remembered."""
+
+    def open_page(name, **options):
+        page = browser.new_page(**options)
+        page.complaints, page.requests = [], []
+        page.on("console", lambda message: page.complaints.append(message.text))
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.on("request", lambda request: page.requests.append(request.url))
+        page.goto((reports / "atlas" / name).as_uri())
+        if not name.startswith("nets/"):
+            page.wait_for_selector("html[data-ready]")
+        return page
+
+    return open_page
+
+
+@pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, {"viewport": {"width": 390, "height": 844}}])
+@pytest.mark.parametrize("name", ["index.html", "compare.html", "training.html", "nets/resnet_cifar.html"])
+def test_a_page_complains_of_nothing_and_fits_its_width(opened, name, options):
+    page = opened(name, **options)
+    assert page.complaints == []
+    assert len(page.requests) == 1
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_no_text_of_a_drawing_leaves_its_box(opened):
+    page = opened("nets/resnet_cifar.html")
+    outside = """[...document.querySelectorAll('.net g')].filter(group => {
+        const box = group.querySelector('rect:not(.behind)').getBoundingClientRect();
+        return [...group.querySelectorAll('text')].some(text => {
+            const own = text.getBoundingClientRect();
+            return own.left < box.left || own.right > box.right || own.top < box.top - 1 || own.bottom > box.bottom + 1;
+        });
+    }).length"""
+    assert page.evaluate(outside) == 0
+
+
+def test_the_map_is_filtered_by_idea_year_and_name(opened):
+    page = opened("index.html")
+    clear = ".map .family:not(.faint)"
+    assert page.locator(clear).count() == page.locator(".map .family").count() == 44
+    page.get_by_label("Idea").select_option("memory")
+    assert sorted(page.locator(clear).all_inner_texts()) == ["ResNet", "RevNet", "i-RevNet"]
+    page.get_by_role("button", name="Show all").click()
+    page.wait_for_function(f"document.querySelectorAll('{clear}').length === 44")
+    page.get_by_label("To").select_option("2012")
+    assert sorted(page.locator(clear).all_inner_texts()) == ["AlexNet", "LeNet-5"]
+    page.get_by_role("button", name="Show all").click()
+    page.get_by_label("Name").fill("u-net")
+    page.wait_for_function(f"document.querySelectorAll('{clear}').length === 1")
+    assert page.locator("tbody[data-family]:visible").count() == 1
+
+
+def test_a_box_of_the_map_is_reached_by_keyboard_and_shows_its_history(opened):
+    page = opened("index.html")
+    page.locator(".map [data-family=resnet]").focus()
+    near = "[...document.querySelectorAll('.map .near')].map(e => e.dataset.from + ' ' + e.dataset.to)"
+    assert {"lenet5 alexnet", "alexnet vgg", "vgg resnet", "resnet revnet", "revnet irevnet"} <= set(
+        page.evaluate(near)
+    )
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/nets/resnet_cifar.html")
+
+
+def test_two_nets_stand_side_by_side(opened):
+    page = opened("compare.html#lenet5_modern,resnet_cifar".partition("#")[0])
+    page.locator("select[name=net]").nth(0).select_option("lenet5_modern")
+    page.locator("select[name=net]").nth(1).select_option("resnet_cifar")
+    assert page.locator("#side svg.net").count() == 2
+    assert "+5" in page.locator("#groups").inner_text()
+    page.wait_for_function("document.querySelectorAll('#curve-chart-title ~ .drawing .mark-line path').length === 2")
+    page.locator("select[name=net]").nth(2).select_option("unet_small")
+    assert page.locator("#side svg.net").count() == 3
+    assert page.complaints == []
+
+
+def test_a_point_of_the_scatter_leads_to_a_card(opened):
+    page = opened("compare.html")
+    links = page.locator("[data-spec^=price] a").evaluate_all(
+        "all => all.map(a => a.getAttribute('xlink:href') || a.getAttribute('href'))"
+    )
+    assert {"nets/lenet5_modern.html", "nets/resnet_cifar.html"} <= set(links)
+
+
+def test_a_slider_moves_the_film(opened):
+    page = opened("training.html")
+    fills = (
+        "[...document.querySelectorAll('[data-spec=film-1] .mark-rect path')].map(p => p.getAttribute('fill')).join()"
+    )
+    before = page.evaluate(fills)
+    slider = page.locator("[data-spec=film-1] input[type=range]")
+    slider.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    page.wait_for_function(f"({fills}) !== {before!r}")
+    assert page.complaints == []

@@ -1,0 +1,224 @@
+"""The pages of the atlas: what they say, that they are valid, small and linked, and what is drawn anew."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from made_runs import MadeVariant, accuracies, make_study, rising_history
+
+from convatlas.atlas.film import drop_paths, stored_by_depth
+from convatlas.atlas.keeping import anatomies
+from convatlas.atlas.lineage import Lineage, read_lineage
+from convatlas.atlas.lineage_map import draw_map
+from convatlas.atlas.nets import read_nets
+from convatlas.atlas.pages import write_atlas
+from convatlas.core.errors import UserError
+from convatlas.reporting.reading import read_study
+from convatlas.reporting.report import write_index, write_report
+
+NETS = {name: net for name, net in read_nets().items() if name in {"lenet5_modern", "resnet_cifar", "unet_small"}}
+VOID = {"meta", "img", "br", "input", "link", "hr", "path", "rect"}
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed where it should be, and collects addresses and anchors."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.anchors: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        assert len(given) == len(attrs), f"an attribute of {tag} stands twice"
+        if tag not in VOID:
+            self.open.append(tag)
+        if "id" in given:
+            self.anchors.append(given["id"])
+        if tag == "a" and "href" in given:
+            self.links.append(given["href"])
+        self.loaded += [given[name] for name in ("src", "data") if name in given]
+        if tag == "img":
+            assert given["alt"]
+
+    def handle_startendtag(self, tag, attrs):
+        assert tag in VOID
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def overview() -> dict[str, MadeVariant]:
+    nets = {"lenet": ("lenet5_modern", 0.90), "resnet": ("resnet_cifar", 0.95)}
+    return {
+        key: MadeVariant(
+            test=accuracies(score, score + 0.01, score - 0.01),
+            title=f"Net <{key}>",
+            overrides=[f"model={net}", "data=digits"],
+            answers={seed: [0, 1, seed] for seed in range(3)},
+            labels=[0, 1, 2],
+            history={0: rising_history("val/accuracy")},
+        )
+        for key, (net, score) in nets.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory) -> Path:
+    """Write the reports of a made study and the atlas of three nets beside them."""
+    folder = tmp_path_factory.mktemp("atlas")
+    plan, runs = make_study(folder, overview())
+    write_report(plan, runs, folder / "reports" / "studies" / "overview")
+    write_index(plan.parent, runs, folder / "reports")
+    drawn = anatomies(NETS, folder / "kept", processes=1)
+    write_atlas(folder / "reports" / "atlas", NETS, drawn, read_lineage(), [read_study(plan, runs)])
+    return folder / "reports"
+
+
+def pages(reports: Path) -> list[Path]:
+    return sorted((reports / "atlas").rglob("*.html"))
+
+
+def test_every_page_is_valid_small_and_loads_nothing(reports):
+    assert len(pages(reports)) == len(NETS) + 3
+    for file in pages(reports):
+        text = file.read_text()
+        page = Page(text)
+        assert len(page.anchors) == len(set(page.anchors))
+        assert all(address.startswith("data:") for address in page.loaded)
+        assert file.stat().st_size < 3_000_000
+
+
+def test_every_link_leads_somewhere(reports):
+    parsed = {file: Page(file.read_text()) for file in pages(reports)}
+    for file, page in parsed.items():
+        for link in page.links:
+            if link.startswith("https://"):
+                continue
+            address, _, anchor = unquote(link).partition("#")
+            target = (file.parent / address).resolve() if address else file
+            assert target.is_file(), f"{file.name}: {link}"
+            if anchor and target != (reports / "atlas" / "compare.html").resolve():
+                assert anchor in Page(target.read_text()).anchors
+
+
+def test_a_card_says_what_is_known_of_its_net(reports):
+    card = (reports / "atlas" / "nets" / "resnet_cifar.html").read_text()
+    assert "https://arxiv.org/abs/1512.03385" in card
+    assert "basic block  × 3" in card
+    assert "Grew out of VGG: skip connections" in card
+    assert "<code>python -m convatlas.train model=resnet_cifar data=digits</code>" in card
+    assert "Net &lt;resnet&gt;" in card
+    assert "95.00 ± 1.00" in card
+    assert "../../studies/overview/index.html" in card
+    without = (reports / "atlas" / "nets" / "unet_small.html").read_text()
+    assert "No run of the plan trains this net." in without
+    assert "model=unet_small data=heart_phantom" in without
+
+
+def test_the_difference_of_a_pair_is_that_of_the_report(reports):
+    page = (reports / "atlas" / "compare.html").read_text()
+    (group,) = json.loads(re.search(r'id="group-data">(.*?)</script>', page)[1])
+    assert [variant["net"] for variant in group["variants"]] == ["lenet5_modern", "resnet_cifar"]
+    difference, low, high = group["pairs"]["0 1"]
+    assert difference == pytest.approx(5.0)
+    assert low < difference < high
+    report = (reports / "studies" / "overview" / "index.html").read_text()
+    assert f"+{low:.2f} to +{high:.2f}" in report or f"−{-low:.2f} to +{high:.2f}" in report
+
+
+def test_a_changed_net_is_drawn_anew_and_no_other(tmp_path):
+    nets = {name: NETS[name] for name in ("lenet5_modern", "resnet_cifar")}
+    first = anatomies(nets, tmp_path, processes=1)
+    times = {file.stem: file.stat().st_mtime_ns for file in tmp_path.glob("*.json")}
+    resnet = nets["resnet_cifar"]
+    deeper = {**resnet, "model": {**resnet["model"], "depth": 32}}
+    second = anatomies({**nets, "resnet_cifar": deeper}, tmp_path, processes=1)
+    again = {file.stem: file.stat().st_mtime_ns for file in tmp_path.glob("*.json")}
+    assert second["lenet5_modern"] == first["lenet5_modern"]
+    assert second["resnet_cifar"]["convolutions"] == first["resnet_cifar"]["convolutions"] + 12
+    assert [name for name in times if times[name] != again[name]] == ["resnet_cifar"]
+
+
+def test_what_was_kept_and_is_broken_is_drawn_anew(tmp_path):
+    nets = {"lenet5_modern": NETS["lenet5_modern"]}
+    first = anatomies(nets, tmp_path, processes=1)
+    (tmp_path / "lenet5_modern.json").write_text("{")
+    assert anatomies(nets, tmp_path, processes=1) == first
+
+
+def test_every_net_has_a_family_and_the_lecture_s_ideas_are_marked():
+    lineage = read_lineage()
+    members = lineage.members(read_nets())
+    assert set(members) == set(lineage.families)
+    marked = [name for name, family in lineage.families.items() if any(edge.lecture for edge in family.parents)]
+    assert marked == ["alexnet", "vgg", "googlenet", "resnet", "xception", "mobilenet_v1", "nasnet"]
+
+
+def test_a_net_of_no_family_is_told():
+    with pytest.raises(UserError, match=r"^conf/model/new_net\.yaml belongs to no family; name it in lineage\.yaml"):
+        read_lineage().members(["new_net"])
+
+
+def test_a_lineage_in_which_time_runs_backwards_is_refused():
+    families = {
+        "young": {"title": "Y", "year": 2020, "task": "detection", "link": "https://a", "nets": ["y"]},
+        "old": {
+            "title": "O",
+            "year": 2010,
+            "task": "detection",
+            "link": "https://b",
+            "nets": ["o"],
+            "from": [{"net": "young", "idea": "depth", "by": "time"}],
+        },
+    }
+    with pytest.raises(ValueError, match="old cannot have grown out of young"):
+        Lineage.model_validate({"ideas": {"depth": "more"}, "families": families})
+
+
+def test_the_map_has_a_box_for_every_family_below_those_that_it_grew_out_of():
+    lineage = read_lineage()
+    svg = draw_map(lineage, {})
+    heights = {name: float(y) for name, y in re.findall(r'data-family="(\w+)".*?<rect x="[\d.-]+" y="([\d.-]+)"', svg)}
+    assert set(heights) == set(lineage.families)
+    for name, family in lineage.families.items():
+        assert all(heights[edge.net] < heights[name] for edge in family.parents)
+    assert svg.count('class="edge"') == sum(len(family.parents) for family in lineage.families.values())
+
+
+def rows(chart):
+    return next(source["values"] for source in chart.vega["data"] if source["name"] == "rows")
+
+
+def test_the_film_of_drop_path_shows_whole_columns_and_dropped_joins():
+    steps = {}
+    for row in rows(drop_paths()):
+        steps.setdefault(row["s"], []).append(row)
+    kinds = {frame[0]["h"] for frame in steps.values()}
+    assert {"paths dropped at the joins", "column 1 alone"} <= kinds
+    for frame in steps.values():
+        assert len(frame) == 15
+        computed = [row for row in frame if row["w"] == "computed"]
+        alone = re.fullmatch(r"column (\d) alone", frame[0]["h"])
+        if alone:
+            column = int(alone[1])
+            assert {row["x"] for row in computed} == {column}
+            assert len(computed) == 2 ** (column - 1)
+
+
+def test_a_reversible_net_stores_the_same_at_every_depth():
+    found = {}
+    for row in rows(stored_by_depth()):
+        found.setdefault(row["v"], []).append(row["m"])
+    assert len(set(found["computed again"])) == 1
+    assert found["activations stored"] == sorted(set(found["activations stored"]))
+    assert found["activations stored"][0] > 5 * found["computed again"][0]
