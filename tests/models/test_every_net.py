@@ -1,7 +1,7 @@
 """What must hold for every net of conf/model: a new one is tested by being there.
 
-Shapes, gradients and counts are checked on the meta device at the paper's input, so that the largest nets cost nothing;
-values are checked for real, of the large nets in the slow tests.
+Shapes, gradients and counts are checked on the meta device at the paper's input, values for real; of the large nets all
+but the counts in the slow tests.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def test_a_net_says_where_it_comes_from(name):
     assert 1989 <= about["year"] <= 2026
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", slow_if_large(CLASSIFIERS))
 def test_shape_and_gradients_at_the_papers_input(name):
     net = on_meta_device(lambda: build_model(config(name))).train()
     output = net(inputs(name, 2, "meta"))
@@ -103,7 +103,7 @@ def test_shape_and_gradients_at_the_papers_input(name):
     assert [key for key, p in net.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", slow_if_large(CLASSIFIERS))
 def test_other_classes_and_channels(name):
     other = {**config(name), "num_classes": 7, "in_channels": 2}
     net = on_meta_device(lambda: build_model(other)).eval()

@@ -17,7 +17,20 @@ from helpers import macs_of
 ROWS = [row for file in sorted(Path(__file__).parent.glob("reference_*.json")) for row in json.loads(file.read_text())]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['overrides']} {row['input_size'][-1]}")
+FIRST = [
+    next(row for row in ROWS if row["overrides"].split()[0] == net) for net in {r["overrides"].split()[0] for r in ROWS}
+]
+"""One row of each net; the others are for the slow tests."""
+
+
+def name_of(row):
+    """Name a test by its row."""
+    return f"{row['overrides']} {row['input_size'][-1]}"
+
+
+@pytest.mark.parametrize(
+    "row", [row if row in FIRST else pytest.param(row, marks=pytest.mark.slow) for row in ROWS], ids=name_of
+)
 def test_costs_are_the_references(row):
     with hydra_ready():
         composed = compose(config_name="profile", overrides=row["overrides"].split())
