@@ -54,6 +54,14 @@ def test_a_value_is_read_as_its_option_wants_it(argument, value):
     assert getattr(read_options(Options, [argument]), argument.partition("=")[0]) == value
 
 
+@pytest.mark.parametrize(
+    ("arguments", "images"),
+    [(["a", "images=b,c", "d"], "abcd"), (["images=a", "b", "images=[c]"], "abc"), (["images=", "a"], "a"), ([], "")],
+)
+def test_words_and_their_option_are_one_list(arguments, images):
+    assert read_options(Options, arguments, positional="images").images == [Path(name) for name in images]
+
+
 @pytest.mark.parametrize("argument", ["port=a", "port=1.5", "share=x", "show=7", "format=xml", "portt=1", "word"])
 def test_a_wrong_value_names_its_option(argument):
     with pytest.raises(UserError, match=argument.partition("=")[0]):

@@ -81,7 +81,7 @@ def profile(
 
     try:
         costs = costs_of(lambda: part_of(build_model(model), part), input_size, batch_size)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, AssertionError) as error:
         line = str(error).splitlines()[0]
         raise UserError(
             f"input_size={input_size}: the net takes no such images ({line.rstrip('.')}); {SIZE}."

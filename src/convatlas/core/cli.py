@@ -195,6 +195,8 @@ def read_options(shape: type[OptionsT], arguments: Sequence[str], positional: st
             raise UserError(f"{key} is given twice; give one value.")
         if positional is not None and (not equals or key not in known):
             values.setdefault(positional, []).append(argument)
+        elif key == positional:
+            values.setdefault(positional, []).extend(split_list(value))
         elif key not in known:
             raise UserError(f"{argument}: there is no such option. {near_matches(key, known)}")
         else:

@@ -126,8 +126,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _has_a_source(self) -> DataConfig:
-        if self.module is None:
-            _with_target(self.source)
+        if self.module is None and not isinstance(self.source.get("_target_"), str):
+            raise ValueError("data.source names no function; set data.source._target_")
         return self
 
 

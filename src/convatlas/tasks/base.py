@@ -208,7 +208,7 @@ class Task(pl.LightningModule, ABC):
                 self.check_answer(images)
         except ValueError as error:
             raise UserError(str(error)) from error
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:  # nets of other packages assert what they take
             line = str(error).splitlines()[0]
             raise UserError(
                 f"The net does not take images of {channels} channels and {size} pixels ({line}); "

@@ -154,7 +154,7 @@ def with_views(net: nn.Module, view: str, config: RunConfig, option: str) -> Tes
     try:
         with torch.inference_mode():
             augmented.eval()(torch.zeros(1, config.data.in_channels, size, size, device=device))
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, AssertionError) as error:
         raise UserError(f"{option}: this net does not take images of other sizes ({error}).") from error
     finally:
         augmented.train(was_training)

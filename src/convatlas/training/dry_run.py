@@ -45,6 +45,7 @@ def dry_run(net: nn.Module, config: RunConfig, prepared: PreparedData) -> None:
     check_supported(config, net)
     task = new_task(net, config, list(prepared.card.classes), config.seeds[0])
     task.dry_run()
+    _check_normalisation(task, config)
     for size in config.recipe.augmentation.image_sizes:
         if size != config.data.image_size:
             _check_training_size(task, config, size)
@@ -72,6 +73,26 @@ def _check_data(config: RunConfig, prepared: PreparedData) -> None:
         print(f"{sentence}; each step takes all of them.", file=sys.stderr)
 
 
+def _check_normalisation(task: Task, config: RunConfig) -> None:
+    """Check that a batch of one image leaves batch normalisation more than one value of each channel.
+
+    Raises:
+        UserError: the net ends in maps of one pixel.
+    """
+    machine, size = config.trainer, config.data.image_size
+    if config.recipe.batch_size > machine.processes * machine.accumulate_grad_batches:
+        return
+    try:
+        with torch.no_grad():
+            task.net.train()(torch.zeros(1, config.data.in_channels, size, size))
+    except Exception as error:
+        if "more than 1 value per channel" in str(error):  # anything else is what a training gives a net beside images
+            raise UserError(
+                f"Batch normalisation has nothing to average: of {size} pixels the net leaves one, and a step sees one "
+                "image at a time. Raise recipe.batch_size, or lower trainer.accumulate_grad_batches."
+            ) from error
+
+
 def _check_training_size(task: Task, config: RunConfig, size: int) -> None:
     """Try images of a size other than the data's, as the training would show them.
 
@@ -80,7 +101,7 @@ def _check_training_size(task: Task, config: RunConfig, size: int) -> None:
     """
     try:
         task.try_size(config.data.in_channels, size)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, AssertionError) as error:
         raise UserError(
             f"recipe.augmentation.image_sizes: this net takes no images of {size} pixels ({error}); leave {size} out."
         ) from error
