@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from convatlas.data.decoding import decode_labels, stretched
-from convatlas.tasks.views import Flip, MultiScale, TenCrop
+from convatlas.tasks.views import VIEWS, Flip, MultiScale, Shifted, TenCrop
 from convatlas.training.run import train
 from helpers import ROOT, TASKS_DATA, assert_one_sentence, source_options
 
@@ -186,6 +186,16 @@ def test_ten_crop_takes_four_corners_the_centre_and_their_mirror_images():
     assert len(views) == 10
     assert [bool(view.any()) for view in views] == [n in (0, 5) for n in range(10)]
     assert all(torch.equal(view.flip(3), mirrored) for view, mirrored in zip(views[:5], views[5:], strict=True))
+
+
+def test_other_views_are_moved_wide_cropped_and_warped():
+    image = torch.arange(16.0).view(1, 1, 1, 16).expand(1, 1, 16, 16)  # each column has its number
+    rows = {name: VIEWS[name](MeanNet()).views(image)[0][0, 0, 5] for name in ("shifted", "wide", "cropped", "warped")}
+    assert rows["shifted"].tolist() == [0, 0, *range(14)]
+    assert rows["wide"].tolist() == [*range(16), *[15] * 8]
+    assert rows["cropped"].tolist() == [*range(4, 16), *[15] * 4]
+    assert rows["warped"][0] < rows["warped"][8] < rows["warped"][15] == 15
+    assert Shifted(MeanNet())(image).shape == MeanNet()(image).shape
 
 
 def test_a_folder_of_images_is_read_as_a_data_set_is(trained, enter, tmp_path):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convatlas.models.classification.googlenet import TABLE_1, AuxiliaryOutput, GoogLeNet, Inception, Widths
+from convatlas.models.classification.googlenet import TABLE_1, AuxiliaryOutput, GoogLeNet, Inception, OneKernel, Widths
 from convatlas.models.costs import count_parameters, on_meta_device
 
 SMALL = {
@@ -67,6 +67,15 @@ def test_a_module_concatenates_its_branches_in_the_figures_order():
     ]
     assert [branch.shape[1] for branch in branches] == [2, 4, 3, 5]
     torch.testing.assert_close(module(x), torch.cat(branches, dim=1))
+
+
+@pytest.mark.parametrize("row", TABLE_1)
+def test_one_kernel_costs_what_its_module_does(row):
+    image = torch.zeros(1, 480, 8, 8, device="meta")
+    modules = [on_meta_device(lambda build=build: build(480, TABLE_1[row])) for build in (Inception, OneKernel)]
+    inception, one = (sum(p.numel() for p in module.parameters() if p.ndim == 4) for module in modules)
+    assert one == pytest.approx(inception, rel=0.02)
+    assert modules[0](image).shape == modules[1](image).shape
 
 
 def test_training_returns_two_auxiliary_logits_that_weigh_three_tenths():

@@ -31,6 +31,12 @@ def test_layers_have_the_releases_sizes():
     ]
 
 
+def test_without_perceptrons_three_linear_filters_are_left():
+    net = on_meta_device(lambda: NetworkInNetwork(perceptrons=False))
+    shapes = [(m.in_channels, m.out_channels, m.kernel_size[0]) for m in net.modules() if isinstance(m, nn.Conv2d)]
+    assert shapes == [(3, 96, 5), (96, 192, 5), (192, 10, 3)]
+
+
 def test_logits_are_the_means_of_one_map_a_class():
     net = NetworkInNetwork(**SMALL).eval()
     images = torch.randn(2, 1, 32, 32)

@@ -27,6 +27,23 @@ def test_c_is_d_with_the_last_convolution_of_three_blocks_made_1x1():
     assert [index for index, (a, _) in enumerate(pairs) if a.kernel_size == (1, 1)] == [6, 9, 12]
 
 
+@pytest.mark.parametrize(("configuration", "sides"), [("A", [3, 3, 5, 5, 5]), ("D", [5, 5, 7, 7, 7])])
+def test_large_filters_see_as_much_as_their_stacks(configuration, sides):
+    net = on_meta_device(lambda: VGG(configuration=configuration, large_filters=True))
+    convolutions = [layer for layer in net.features if isinstance(layer, nn.Conv2d)]
+    assert [layer.kernel_size for layer in convolutions] == [(side, side) for side in sides]
+    assert [layer.out_channels for layer in convolutions] == [64, 128, 256, 512, 512]
+    assert net.features(torch.zeros(1, 3, 224, 224, device="meta")).shape == (1, 512, 7, 7)
+
+
+def test_between_equal_maps_small_filters_take_less():
+    """Lecture 1: three 3x3 filters have 27 C^2 weights, one 7x7 filter 49 C^2."""
+    stack = on_meta_device(lambda: VGG(configuration="D")).features[-7:]
+    large = on_meta_device(lambda: VGG(configuration="D", large_filters=True)).features[-3:]
+    weights = [sum(p.numel() for p in part.parameters() if p.ndim == 4) for part in (stack, large)]
+    assert weights == [27 * 512**2, 49 * 512**2]
+
+
 def test_a_lrn_is_a_with_one_response_normalisation_after_the_first_convolution():
     plain = on_meta_device(lambda: VGG(configuration="A")).features
     normalised = on_meta_device(lambda: VGG(configuration="A-LRN")).features

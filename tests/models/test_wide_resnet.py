@@ -11,6 +11,13 @@ from convatlas.models.costs import count_parameters, on_meta_device
 BLOCK_TYPES = [(3, 3), (3, 1, 3), (1, 3, 1), (1, 3), (3, 1), (3, 1, 1)]
 
 
+def test_fewer_filters_make_a_net_of_the_same_form():
+    thin = on_meta_device(lambda: WideResNet(depth=10, width=8, filters=2))
+    plain = on_meta_device(lambda: WideResNet(depth=10, width=1))
+    assert [block.convolutions[-1].out_channels for block in thin.blocks] == [16, 32, 64]
+    assert count_parameters(thin) < count_parameters(plain)  # by the stem alone
+
+
 # Table 2 of the paper: width 2, CIFAR-10, parameters in millions as printed.
 @pytest.mark.parametrize(
     ("block", "depth", "millions"),

@@ -12,6 +12,7 @@ from convatlas.studies.planning import Claim, study_names
 from helpers import ROOT
 
 ENTRIES = yaml.safe_load(Path(__file__).with_name("lecture_entries.yaml").read_text())
+STEPS = {step["idea"] for step in yaml.safe_load((ROOT / "conf" / "study" / "overview.yaml").read_text())["steps"]}
 ROW = re.compile(r"^\| (?!where |---)(.+?) \| (.+?) \| (.+?) \|$", re.MULTILINE)
 ROWS = [(place, cell) for place, _, cell in ROW.findall((ROOT / "docs" / "lectures.md").read_text())]
 
@@ -37,6 +38,8 @@ def test_every_row_names_claims_that_there_are_tests_or_a_reason(claims: dict[st
         for part in cell.split("<br>"):
             if file := re.fullmatch(r"by construction: `(.+)`", part):
                 assert (ROOT / file[1]).is_file(), place
+            elif steps := re.fullmatch(r"\[overview\]\(studies/overview\.md\), step: (.+)", part):
+                assert set(re.findall(r"\*(.+?)\*", steps[1])) <= STEPS, place
             elif not re.match(r"none: .+", part):
                 study, linked, listed = re.fullmatch(r"\[(\w+)\]\(studies/(\w+)\.md\): (.+)", part).groups()
                 assert study == linked, place
