@@ -208,7 +208,7 @@ def help_text(shape: type[Section]) -> str:
     """Return the words at the head of an entry point's file, and its options with what the class says of them."""
     fields = ast.parse(inspect.getsource(shape)).body[0].body  # type: ignore[attr-defined]
     said = {
-        field.target.id: inspect.cleandoc(text.value.value)
+        field.target.id: inspect.cleandoc(str(text.value.value))
         for field, text in pairwise(fields)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)

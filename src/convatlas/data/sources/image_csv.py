@@ -95,7 +95,7 @@ def load(
     others = sorted({picture for picture in known.values() if picture not in taken})
     left_out += [(printable(picture.relative_to(root)), f"{file} does not name it") for picture in others]
     names = classes or sorted({label for _, label, _ in found.values()})
-    in_test = np.array([test for _, _, test in found.values()])
+    tested = np.array([test for _, _, test in found.values()])
     return RawDataset(
         images=ImageFiles([picture for picture, _, _ in found.values()]),
         classes=names,
@@ -106,7 +106,7 @@ def load(
         labels=np.array([names.index(label) for _, label, _ in found.values()], dtype=np.int64),
         names=[printable(name) for name in found],
         left_out=left_out,
-        official_split=np.where(in_test, "test", "train") if in_test.any() and not in_test.all() else None,
+        official_split=np.where(tested, "test", "train") if tested.any() and not tested.all() else None,
     )
 
 
