@@ -13,10 +13,15 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+import mlflow
 import numpy as np
 import pytest
+import torch
 
+from convatlas.exporting.nets import served_net
 from convatlas.training.run import train
+from convatlas.training.trained import load_run
+from helpers import TASKS_DATA, source_options
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +66,47 @@ def ask(address: str, images: np.ndarray) -> tuple[int, str]:
             return answer.status, answer.read().decode()
     except HTTPError as error:
         return error.code, error.read().decode()
+
+
+WITHOUT_CONVATLAS = """
+import sys
+
+sys.modules["convatlas"] = None  # importing it fails from here on, as where it is not installed
+import mlflow
+import numpy as np
+
+model = mlflow.pyfunc.load_model(sys.argv[1])
+answer = model.predict(np.load(sys.argv[2]))
+np.save(sys.argv[3], answer)
+print(model.metadata.metadata["classes"][answer[0].argmax()])
+assert not [name for name in sys.modules if name.startswith("convatlas.")]
+"""
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_the_logged_model_answers_where_convatlas_is_not(compose, prepared, tmp_path, task):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    data = prepared[TASKS_DATA[task]]
+    nets = {"classification": [], "segmentation": ["model=unet_small", "recipe=segmentation"]}
+    options = [f"data={data.name}", f"data.prepared={data}", *source_options(data), *nets[task], "recipe.epochs=1"]
+    (folder,) = train(compose("tracking=mlflow", f"tracking.uri={uri}", *options), strict=True)
+    client = mlflow.MlflowClient(uri)
+    (logged,) = client.search_logged_models([e.experiment_id for e in client.search_experiments()])
+    place = mlflow.artifacts.download_artifacts(logged.model_uri, tracking_uri=uri)
+    card = load_run(folder).card
+    (channels, side, _) = card.for_programs(load_run(folder).config.data, 1.0)["input_size"]
+    images = np.random.default_rng(0).random((3, channels, side, side), dtype=np.float32)
+    np.save(tmp_path / "images.npy", images)
+    (tmp_path / "ask.py").write_text(WITHOUT_CONVATLAS)
+    command = [sys.executable, "ask.py", place, "images.npy", "answer.npy"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        expected = served_net(load_run(folder))(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "answer.npy"), expected, atol=1e-5)
+    if task == "classification":
+        assert done.stdout.split()[-1] == card.classes[expected[0].argmax()]
 
 
 def test_a_served_net_answers_and_refuses_a_wrong_shape(address):

@@ -220,6 +220,33 @@ class Card(Entry):
         mean, std = normalisation(self.mean, self.std)
         return (*mean, 0.0)[: config.in_channels], (*std, 1.0)[: config.in_channels]
 
+    def for_programs(self, config: DataConfig, test_crop: float) -> dict[str, Any]:
+        """Return what a program has to know to give a net images of its own, as plain values.
+
+        Args:
+            config: of the net's run.
+            test_crop: `recipe.test_crop` of the run.
+
+        Returns:
+            `task`, `classes`; `input_size` (channels, height, width) and `channels`, what they are; `range` of the
+            pixels; `mean` and `std`, which a served or exported net itself subtracts and divides by (detectors have
+            their own); `fitted` and `test_crop`, how images of other sizes were brought to that size, see
+            `convatlas.data.decoding.Fit`.
+        """
+        mean, std = self.normalisation(config) if config.task != "detection" else ((), ())
+        colours = ["grey"] if self.image_shape[0] == 1 else ["red", "green", "blue"]
+        return {
+            "task": config.task,
+            "classes": list(self.classes),
+            "input_size": [config.in_channels, config.image_size, config.image_size],
+            "channels": [*colours, *(["canny edges"] if self.has_canny(config) else [])],
+            "range": [0, 1],
+            "mean": list(mean),
+            "std": list(std),
+            "fitted": self.fitted or "stretch",
+            "test_crop": test_crop,
+        }
+
 
 def normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return what is subtracted from the pixels of each channel, and what they are then divided by.

@@ -207,12 +207,11 @@ def _explained(trained: TrainedRun, format_name: str) -> Iterator[None]:
         ) from error
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException | None) -> str:
     """Return the first line of the innermost error that says something."""
     lines = []
-    inner: BaseException | None = error
-    while inner is not None:
-        lines += [line for line in str(inner).splitlines()[:1] if line]
-        inner = inner.__cause__ or inner.__context__
+    while error is not None:
+        lines += [line for line in str(error).splitlines()[:1] if line]
+        error = error.__cause__ or error.__context__
     reason = lines[-1] if lines else "torch gives no reason"
     return re.sub(r"\x1b\[[0-9;]*m", "", reason).rstrip(".")[:200]

@@ -31,29 +31,12 @@ def served_net(trained: TrainedRun) -> nn.Module:
 
 
 def describe(trained: TrainedRun) -> dict[str, Any]:
-    """Return what a program has to know of an exported net, as plain values.
-
-    Returns:
-        `title`, `task`, `classes`; `input_size` (channels, height, width) and `channels`, what they are; `range` of the
-        pixels; `mean` and `std`, which the exported net itself subtracts and divides by; `fitted` and `test_crop`, how
-        images of other sizes were brought to that size, see `convatlas.data.decoding.Fit`; `outputs` by name; the
-        version of convatlas and the sha256 of the weights.
-    """
-    data, card = trained.config.data, trained.card
-    mean, std = card.normalisation(data) if data.task != "detection" else ((), ())
-    colours = ["grey"] if card.image_shape[0] == 1 else ["red", "green", "blue"]
+    """Return what a program has to know of an exported net: `Card.for_programs`, title, outputs, version, weights."""
+    config = trained.config
     return {
-        "title": trained.config.about.title,
-        "task": data.task,
-        "classes": list(card.classes),
-        "input_size": [data.in_channels, data.image_size, data.image_size],
-        "channels": [*colours, *(["canny edges"] if card.has_canny(data) else [])],
-        "range": [0, 1],
-        "mean": list(mean),
-        "std": list(std),
-        "fitted": card.fitted or "stretch",
-        "test_crop": trained.config.recipe.test_crop,
-        "outputs": OUTPUTS[data.task],
+        "title": config.about.title,
+        **trained.card.for_programs(config.data, config.recipe.test_crop),
+        "outputs": OUTPUTS[config.data.task],
         "convatlas": convatlas.__version__,
         "weights_sha256": digest(trained.net.state_dict()),
     }

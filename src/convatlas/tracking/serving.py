@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 def log_served_model(run_id: str, config: RunConfig, card: Card, folder: Path, packages: Mapping[str, str]) -> str:
     """Log the best net of a finished seed with signature and input example; return its address in MLflow.
 
+    It is a `torch.export` program, which needs no convatlas; classes, normalisation and input size are its metadata.
+
     Detectors return lists of different lengths, which MLflow's tensor signatures cannot describe; they are not logged,
     and the address is empty.
 
@@ -49,6 +51,7 @@ def log_served_model(run_id: str, config: RunConfig, card: Card, folder: Path, p
             name="model",
             signature=infer_signature(example.numpy(), answer),
             input_example=example.numpy(),
+            metadata=card.for_programs(config.data, config.recipe.test_crop),
             pip_requirements=[f"torch=={packages['torch'].split('+')[0]}", f"numpy=={packages['numpy']}"],
             validate_serving_input=False,  # it would load the net again, a second or more; tests/tracking serves one
         )
