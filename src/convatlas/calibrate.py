@@ -25,10 +25,9 @@ from convatlas.core.files import write_yaml
 from convatlas.core.imports import quick_imports
 from convatlas.plan import AsList, on_images
 from convatlas.prepare import prepare_as_planned
-from convatlas.studies.calibration import Calibration, Tried, calibration_file, read_calibration
+from convatlas.studies.calibration import CALIBRATED, Calibration, Tried, calibration_file, read_calibration
 from convatlas.studies.planning import PlannedRun, Scale, Study, load_study, planned_runs
 
-SCALE = "laptop"
 WORK = Path(".work", "calibration")
 HEADER = "Written by `python -m convatlas.calibrate`: validation scores of every variant, and what was chosen by them."
 
@@ -43,9 +42,9 @@ class Options(Section):
 
 
 def main() -> None:
-    """Choose for the studies that the command line names."""
+    """Choose for the studies that the command line names; names that plan gives, with `-cifar10`, are taken as well."""
     options = read_options(Options, sys.argv[1:])
-    for name in on_images(options.study, options.images, SCALE):
+    for name in on_images(options.study, options.images, CALIBRATED):
         calibrate(name, anew=options.anew)
 
 
@@ -56,7 +55,7 @@ def calibrate(name: str, *, anew: bool) -> None:
         UserError: a variant cannot be trained, or diverges with every choice.
     """
     with hydra_ready():
-        study, scale = load_study(name, SCALE)
+        study, scale = load_study(name, CALIBRATED)
         seed = read_calibration(name).seed
         before = {} if anew else read_calibration(name).variants
         wanted = {run.config.variant: run for run in compared(planned_runs(study, bare(scale), [seed], ()))}
@@ -84,7 +83,9 @@ def calibrate(name: str, *, anew: bool) -> None:
         write_yaml(calibration_file(name), tried.plain(), HEADER)
         print(f"{name}/{key}  {choice}  {'diverged' if score.value is None else f'{score.value:.4f}'}", flush=True)
     if lost := [key for key, each in tried.variants.items() if each.chosen is None]:
-        raise UserError(f"{name}/{lost[0]} diverged with every choice of conf/scale/{SCALE}.yaml; add a lower rate.")
+        raise UserError(
+            f"{name}/{lost[0]} diverged with every choice of conf/scale/{CALIBRATED}.yaml; add a lower rate."
+        )
     write_yaml(calibration_file(name), tried.plain(), HEADER)
     print(f"{calibration_file(name)}: {len(tried.variants)} variants")
 

@@ -58,7 +58,7 @@ def main() -> None:
     repro([])
     added = False
     while True:
-        studies = read_studies(PLAN, RUNS)
+        studies = [(study, judge(study)) for study in read_studies(PLAN, RUNS)]
         wanted = requests(studies, options.most_seeds)
         fitting = [*within(wanted, None if end is None else end - time.monotonic())]
         print_standing(studies, len(wanted))
@@ -75,12 +75,12 @@ def main() -> None:
         repro([])
 
 
-def requests(studies: Iterable[Study], most: int) -> list[Request]:
+def requests(studies: Iterable[tuple[Study, Sequence[Judged]]], most: int) -> list[Request]:
     """Return the variants that need more seeds for a claim that is undecided, the first claims first."""
     wanted: dict[str, Request] = {}
-    for study in studies:
+    for study, claims in studies:
         variants = {variant.key: variant for variant in study.variants}
-        for judged in judge(study):
+        for judged in claims:
             for name, seeds in _next_look(judged, variants, most):
                 key = f"{study.name}/{name}"
                 if key not in wanted or len(seeds) > len(wanted[key].seeds):
@@ -138,9 +138,9 @@ def repro(targets: Sequence[str]) -> None:
         raise UserError("`dvc repro` ended with an error, see above; what is decided stays, and this command goes on.")
 
 
-def print_standing(studies: Sequence[Study], wanted: int) -> None:
+def print_standing(studies: Iterable[tuple[Study, Sequence[Judged]]], wanted: int) -> None:
     """Print how many claims have which verdict."""
-    judged = [each for study in studies for each in judge(study)]
+    judged = [each for _, claims in studies for each in claims]
     print(f"{tally(judged)}; {count(wanted, 'variant')} to be trained with more seeds.", flush=True)
 
 

@@ -18,6 +18,7 @@ from convatlas.core.config import DataConfig, Section, describe
 from convatlas.core.errors import UserError
 from convatlas.core.files import write_yaml
 from convatlas.search.composing import searches_for
+from convatlas.studies.calibration import CALIBRATED, choices
 from convatlas.studies.params import FILE, HEADER, Plan
 from convatlas.studies.planning import (
     NothingToReplaceError,
@@ -117,6 +118,11 @@ def main() -> None:
     write_yaml(FILE, plan, HEADER)
     searched = f", searches: {', '.join(plan['searches'])}" if plan["searches"] else ""
     print(f"params.yaml: {len(plan['runs'])} runs of {', '.join(studies)} at scale {options.scale}{searched}")
+    if options.scale == CALIBRATED and (open_ones := [name for name in studies if not choices(name)]):
+        print(
+            f"Optimiser and rate are the recipes' for {', '.join(open_ones)}: none were chosen on validation yet. "
+            f"`python -m convatlas.calibrate study={','.join(open_ones)}` does it."
+        )
 
 
 if __name__ == "__main__":

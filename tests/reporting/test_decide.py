@@ -7,6 +7,7 @@ from made_runs import MadeVariant, accuracies, make_study
 
 from convatlas import decide
 from convatlas.reporting.reading import read_study
+from convatlas.reporting.verdicts import judge
 
 CLAIMS = [{"says": text, "holds": [text]} for text in ("error[a] < error[b]", "error[a] < error[c]")]
 
@@ -18,13 +19,13 @@ def test_only_the_variants_of_an_undecided_claim_get_the_seeds_of_its_next_look(
         "c": MadeVariant(test=accuracies(0.99, 0.85, 0.95), train_seconds=20.0),
     }
     study = read_study(*make_study(tmp_path, made, claims=CLAIMS))
-    wanted = decide.requests([study], most=12)
+    wanted = decide.requests([(study, judge(study))], most=12)
     assert [(each.key, each.seeds) for each in wanted] == [
         ("overview/a", (0, 1, 2, 3, 4, 5)),
         ("overview/c", (0, 1, 2, 3, 4, 5)),
     ]
     assert wanted[1].seconds == 3 * 21  # the three that it has took 20, 21 and 22
-    assert decide.requests([study], most=3) == []
+    assert decide.requests([(study, judge(study))], most=3) == []
 
 
 def test_requests_are_taken_in_their_order_while_they_fit():

@@ -15,7 +15,10 @@ from convatlas.core.config import Section, describe
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_yaml
 
-__all__ = ["Calibration", "Tried", "calibration_file", "choices", "read_calibration"]
+__all__ = ["CALIBRATED", "Calibration", "Tried", "calibration_file", "choices", "read_calibration"]
+
+CALIBRATED = "laptop"
+"""The scale whose optimisers and rates are chosen so; at the others they are the papers'."""
 
 
 class Tried(Section):
