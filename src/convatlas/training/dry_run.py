@@ -91,6 +91,8 @@ def _check_normalisation(task: Task, config: RunConfig) -> None:
                 f"Batch normalisation has nothing to average: of {size} pixels the net leaves one, and a step sees one "
                 "image at a time. Raise recipe.batch_size, or lower trainer.accumulate_grad_batches."
             ) from error
+    finally:
+        task.net.eval()
 
 
 def _check_training_size(task: Task, config: RunConfig, size: int) -> None:

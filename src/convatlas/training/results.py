@@ -167,7 +167,7 @@ def best_row(rows: Sequence[dict[str, float]], monitor: str, mode: Direction) ->
     return max(rows, key=score)
 
 
-def check_converged(rows: Sequence[Mapping[str, float]], monitor: str, mode: Direction) -> None:
+def check_converged(rows: Sequence[dict[str, float]], monitor: str, mode: Direction) -> None:
     """Check that the validation of the best epoch and of the last gave numbers; one between them was recovered from.
 
     Raises:
