@@ -79,8 +79,8 @@ def _check_normalisation(task: Task, config: RunConfig) -> None:
     Raises:
         UserError: the net ends in maps of one pixel.
     """
-    machine, size = config.trainer, config.data.image_size
-    if config.recipe.batch_size > machine.processes * machine.accumulate_grad_batches:
+    machine, recipe, size = config.trainer, config.recipe, config.data.image_size
+    if recipe.trainable != "all" or recipe.batch_size > machine.processes * machine.accumulate_grad_batches:
         return
     try:
         with torch.no_grad():
