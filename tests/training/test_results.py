@@ -69,9 +69,11 @@ def test_a_run_with_a_broken_or_missing_file_is_not_finished(compose, tmp_path, 
     assert RunRecord.read(folder).history == RunRecord.read(tmp_path / "whole").history
 
 
-def test_dollars_in_names_are_no_formula(tmp_path):
+@pytest.mark.parametrize("names", [["$5_{x $", "\\frac$$"], ["\N{CAT FACE}", "x" * 250]], ids=["dollars", "long"])
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_names_are_drawn_as_they_are(tmp_path, names):
     with plain_text():
-        confusion_matrix([0, 1], [0, 1], ["$5_{x $", "\\frac$$"]).savefig(tmp_path / "a.png")
+        confusion_matrix([0, 1], [0, 1], names).savefig(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 0
 
 

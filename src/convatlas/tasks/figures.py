@@ -23,9 +23,9 @@ def confusion_matrix(labels: Iterable[int], predictions: Iterable[int], classes:
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    ticks = np.arange(len(classes))
-    axes.set_xticks(ticks, classes, rotation=90 if max(map(len, classes)) > 3 else 0)
-    axes.set_yticks(ticks, classes)
+    ticks, names = np.arange(len(classes)), [name if len(name) <= 40 else f"{name[:39]}…" for name in classes]
+    axes.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 3 else 0)
+    axes.set_yticks(ticks, names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if len(classes) <= 30:

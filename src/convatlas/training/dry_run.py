@@ -79,8 +79,8 @@ def _check_normalisation(task: Task, config: RunConfig) -> None:
     Raises:
         UserError: the net ends in maps of one pixel.
     """
-    machine, size = config.trainer, config.data.image_size
-    if config.recipe.batch_size > machine.processes * machine.accumulate_grad_batches:
+    machine, recipe, size = config.trainer, config.recipe, config.data.image_size
+    if recipe.trainable != "all" or recipe.batch_size > machine.processes * machine.accumulate_grad_batches:
         return
     try:
         with torch.no_grad():
@@ -91,6 +91,8 @@ def _check_normalisation(task: Task, config: RunConfig) -> None:
                 f"Batch normalisation has nothing to average: of {size} pixels the net leaves one, and a step sees one "
                 "image at a time. Raise recipe.batch_size, or lower trainer.accumulate_grad_batches."
             ) from error
+    finally:
+        task.net.eval()
 
 
 def _check_training_size(task: Task, config: RunConfig, size: int) -> None:

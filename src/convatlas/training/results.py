@@ -6,9 +6,10 @@ import math
 import shutil
 import sys
 import time
+import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,11 +94,14 @@ def collect_results(
     return Results(run, data.prepared.with_files(predictions, "test"), figures)
 
 
-def plain_text() -> AbstractContextManager[None]:
-    """Let matplotlib draw what stands between two dollar signs as it stands: class names are no formulas."""
+@contextmanager
+def plain_text() -> Iterator[None]:
+    """Let matplotlib draw what stands between two dollar signs as it stands, and not warn of letters that it lacks."""
     import matplotlib as mpl
 
-    return mpl.rc_context({"text.parse_math": False})
+    with mpl.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def build_record(
