@@ -85,6 +85,7 @@ def test_help_names_the_options_with_their_defaults(enter):
         ("convatlas train model=nasnet_c", ["model=nasnet_cifar"]),
         ("convatlas train model=densenet_cifar model.gr", ["model.growth_rate="]),
         ("convatlas completion ", list(SHELLS)),
+        ("convatlas models ta", ["task="]),
         ("convatlas report over", []),
     ],
 )

@@ -145,20 +145,22 @@ def completion(words: list[str]) -> None:
 
 def _suggestions(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Return what a word after a command may become."""
-    name, before = ctx.info_name, list(ctx.params.get("words") or ())
+    name, before = str(ctx.info_name), list(ctx.params.get("words") or ())
     try:
         if name == "completion":
             found = list(SHELLS)
-        elif (conf := {"tune": "tune", "repro": ""}.get(str(name), str(name))) and _is_composed(conf):
-            found = _of_hydra(conf, [*before, incomplete])
+        elif _is_composed(name):
+            found = _of_hydra(name, [*before, incomplete])
         else:
-            found = [*_of_options(importlib.import_module(f"convatlas.{name}"), incomplete)]
+            module = importlib.import_module(f"convatlas.{name.replace('models', 'catalogue')}")
+            found = [*_of_options(module, incomplete)]
     except Exception:  # a shell that waits for suggestions has no use for a message
         return []
     return [word for word in found if word.startswith(incomplete)]
 
 
 def _is_composed(name: str) -> bool:
+    """Say whether Hydra composes what a command does; `plan` reads its file by itself."""
     from convatlas.core.composing import conf_dir
 
     return (conf_dir() / f"{name}.yaml").is_file() and name != "plan"

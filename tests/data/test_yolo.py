@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 import yaml
@@ -9,8 +12,11 @@ from picture_files import encoded, photograph
 from raw_files import tree
 
 from convatlas.core.errors import UserError
+from convatlas.data.sources.pascal_voc import load as load_voc
 from convatlas.data.sources.yolo import load
-from helpers import assert_one_sentence
+from helpers import ROOT, assert_one_sentence
+
+UNPACK = ROOT.parent / "shared" / "data" / "unpack"
 
 BOX = "1 0.5 0.5 0.25 0.5"
 
@@ -101,6 +107,42 @@ def test_a_wrong_description_is_one_sentence(tmp_path, description, sentence):
     write(tmp_path, {"images/train/a": BOX}, **description)
     with pytest.raises(UserError, match=sentence):
         load(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not UNPACK.is_file(), reason="the real files are not in ../shared/data")
+def test_bccd_is_the_same_in_both_layouts(tmp_path):
+    """The XML files, read here once more and written as YOLO has it, give the same images and boxes."""
+    subprocess.run([UNPACK, tmp_path, "bccd"], check=True, capture_output=True)
+    folder, classes = tmp_path / "bccd" / "BCCD", ["RBC", "WBC", "Platelets"]
+    (tmp_path / "bccd" / "labels").mkdir()
+    (tmp_path / "bccd" / "images").symlink_to(folder / "JPEGImages")
+    counted = dict.fromkeys(classes, 0)
+    for listed in ("trainval", "test"):
+        names = (folder / "ImageSets/Main" / f"{listed}.txt").read_text().split()
+        (tmp_path / "bccd" / f"{listed}.txt").write_text("".join(f"images/{name}.jpg\n" for name in names))
+        for name in names:
+            lines = []
+            for each in ElementTree.parse(folder / "Annotations" / f"{name}.xml").iter("object"):
+                x1, y1, x2, y2 = (int(each.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
+                x1, y1, wide, high = x1 - 1, y1 - 1, (x2 - x1 + 1) * (x1 < x2), y2 - y1 + 1
+                shares = (x1 + wide / 2) / 640, (y1 + high / 2) / 480, wide / 640, high / 480
+                lines.append(f"{classes.index(each.findtext('name'))} " + " ".join(f"{share:.6f}" for share in shares))
+                counted[each.findtext("name")] += wide > 0
+            (tmp_path / "bccd" / "labels" / f"{name}.txt").write_text("\n".join(lines))
+    described = {"train": "trainval.txt", "val": "test.txt", "names": classes}
+    (tmp_path / "bccd" / "data.yaml").write_text(yaml.safe_dump(described))
+    yolo = load(tmp_path / "bccd", image_size=32)
+    voc = load_voc(tmp_path / "bccd", classes=classes, image_size=32)
+    order = [voc.names.index(name.rpartition("/")[2].removesuffix(".jpg")) for name in yolo.names]
+    assert sorted(order) == list(range(364))
+    assert yolo.images.tobytes() == voc.images[order].tobytes()
+    for item, number in enumerate(order):
+        np.testing.assert_allclose(yolo.boxes[item], voc.boxes[number], atol=1e-3)
+        assert yolo.box_labels[item].tolist() == voc.box_labels[number].tolist()
+        assert yolo.official_split[item] == voc.official_split[number]
+    found = np.bincount(np.concatenate(yolo.box_labels), minlength=4)[1:].tolist()
+    assert dict(zip(classes, found, strict=True)) == counted
 
 
 def test_a_set_without_usable_images_is_one_sentence(tmp_path, enter):

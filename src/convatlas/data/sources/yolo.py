@@ -27,8 +27,8 @@ from convatlas.data.sources.slices import require_folder
 __all__ = ["load"]
 
 TITLE = "Images with boxes in the layout of YOLO"
-ROUNDED = 1e-5
-"""A share of the image's side by which rounded figures may reach over its edge."""
+DECIMALS = 3
+"""Of pixels: what is less comes of rounded shares, and would let a box reach over the edge by nothing."""
 
 
 def load(
@@ -170,8 +170,8 @@ def _object(line: str, names: Sequence[str], size: tuple[int, int]) -> MarkedObj
     else:
         reason = f"its line has {len(shares)} figures, neither four nor three points or more"
         return MarkedObject(names[number], None, Flaw("without a box", reason))
-    x1, y1, x2, y2 = (round(share / ROUNDED) * ROUNDED for share in corners)
-    return MarkedObject(names[number], (x1 * width, y1 * height, x2 * width, y2 * height))
+    x1, y1, x2, y2 = (round(share * side, DECIMALS) for share, side in zip(corners, (width, height) * 2, strict=True))
+    return MarkedObject(names[number], (x1, y1, x2, y2))
 
 
 def _leave_out_labels(collector: BoxCollector, images: Sequence[Path], root: Path) -> None:
