@@ -21,7 +21,7 @@ from convatlas.atlas.nets import read_nets
 from convatlas.atlas.structure import Graph, expanded_blocks, whole_net
 from convatlas.atlas.trace import Trace, trace_net
 from convatlas.models.build import build_model
-from convatlas.models.costs import count_parameters, is_detector, on_meta_device
+from convatlas.models.costs import count_parameters, is_detector, multiply_adds, on_meta_device
 from convatlas.models.interfaces import HasDenseOutputs, auxiliary_loss_weights
 from helpers import ROOT
 
@@ -140,8 +140,9 @@ def test_a_drawing_has_the_convolutions_of_the_module(name):
 def test_costs_by_stage_add_up_to_those_of_the_net(name):
     drawn = anatomy(NETS[name])
     assert drawn["parameters"] == GOLDEN[name]["parameters"]
-    assert drawn["macs"] == pytest.approx(GOLDEN[name]["macs"], rel=1e-9) or "thundernet" in name
     net = on_meta_device(lambda: build_model(NETS[name]["model"]))
+    of_weights = multiply_adds(net, NETS[name]["about"]["input_size"])[2] if "hyper" in name else 0
+    assert drawn["macs"] == GOLDEN[name]["macs"] + of_weights
     assert sum(stage["parameters"] for stage in drawn["stages"]) <= count_parameters(net)
     assert sum(stage["macs"] for stage in drawn["stages"]) == drawn["macs"]
     assert sum(stage["convolutions"] for stage in drawn["stages"]) == drawn["convolutions"]
@@ -153,7 +154,7 @@ def test_costs_by_stage_add_up_to_those_of_the_net(name):
     [
         ("resnet_cifar", {"add": 9}),
         ("unet_small", {"concat": 4}),
-        ("googlenet_small", {"concat": 7}),
+        ("googlenet_small", {"concat": 9}),
         pytest.param("resnet50", {"add": 16}, marks=pytest.mark.slow),
         pytest.param("densenet121", {"concat": 58}, marks=pytest.mark.slow),
         pytest.param("squeezenet", {"concat": 8}, marks=pytest.mark.slow),

@@ -11,7 +11,7 @@ import altair as alt
 from convatlas.atlas.trace import trace_net
 from convatlas.models.classification.fractalnet import FractalNet
 from convatlas.models.classification.revnet import revnet_cifar
-from convatlas.reporting.charts import ROWS, Chart, compiled, short, tooltip
+from convatlas.reporting.charts import ROWS, Chart, Row, compiled, short, tooltip
 from convatlas.reporting.study import Study, Variant
 
 __all__ = ["drop_paths", "gradient_films", "stored_by_depth"]
@@ -23,7 +23,7 @@ DEPTHS = (38, 74, 110, 146)
 
 def drop_paths() -> Chart:
     """Draw which convolutions of a FractalNet are computed, step by step, as its own draws have it."""
-    net = FractalNet(widths=[16, 16], columns=4, drop_path="mixed", drop_path_rate=0.15, num_classes=10, in_channels=3)
+    net = FractalNet(widths=(16, 16), columns=4, drop_path="mixed", drop_path_rate=0.15, num_classes=10, in_channels=3)
     net.train()
     block = next(each for each in net.modules() if hasattr(each, "everything"))
     everything: list[tuple[int, int]] = block.convolutions_behind(block.everything())  # type: ignore[operator]
@@ -99,7 +99,7 @@ def gradient_films(studies: Iterable[Study]) -> list[Chart]:
 
 
 def _gradients(study: Study) -> Chart | None:
-    rows = []
+    rows: list[Row] = []
     variants = [variant for variant in study.variants if _columns(variant)][:8]
     epochs = 0
     for number, variant in enumerate(variants):

@@ -227,8 +227,11 @@ class _Recorder(TorchFunctionMode):
             if before is not None and before.kind == "add" and given.divides_by_number:
                 before.text = "mean"
             return sources[0]
+        shape = given.result[1:]
+        if found.kind == "shuffle":  # the table of channels, on its way back to a map
+            shape = (shape[0] * shape[1], *shape[2:])
         macs = multiply_adds(given) // self._batch
-        operation = Operation(found.kind, found.text, sources, given.result[1:], self._stack[-1], macs)
+        operation = Operation(found.kind, found.text, sources, shape, self._stack[-1], macs)
         operation.parameters, operation.stored = self._new_parameters, self._new_bytes // self._batch
         operation.field = found.field
         self._new_parameters = self._new_bytes = 0
