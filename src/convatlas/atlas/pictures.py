@@ -67,7 +67,7 @@ def _scaled(weights: Any) -> NDArray[np.uint8]:
     """Return one filter `(C, H, W)` as pixels from 0 to 255, enlarged."""
     values = weights.float().numpy()
     low, high = values.min(), values.max()
-    pixels = np.uint8((values - low) / max(high - low, 1e-12) * 255)
+    pixels: NDArray[np.uint8] = ((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
     factor = max(1, SIDE // len(pixels[0]))
     return pixels.repeat(factor, axis=1).repeat(factor, axis=2)
 
