@@ -131,7 +131,8 @@ def test_a_drawing_has_the_convolutions_of_the_module(name):
     else:
         assert counted == run - ONE_TO_A_READER.get(name, 0)
     assert convolutions_drawn(draw(trace, whole(name), name)) == counted
-    for node in whole(name).nodes:
+    for number, node in enumerate(whole(name).nodes):
+        assert node.inputs or number == 0 or "hyper" in name
         if node.call is not None and (module := trace.calls[node.call].name) in shapes:
             assert node.shape in shapes[module] or node.repeats > 1
 
@@ -225,7 +226,9 @@ def test_the_last_maps_see_what_the_arithmetic_says(name, kind, side):
 
 
 def test_a_detector_ends_in_the_choice_of_boxes():
-    name = "retinanet_small"
-    operations = traced(name).operations
-    assert any(operation.kind == "conv" for operation in operations)
-    assert all(len(operation.shape) == 3 for operation in operations if operation.kind == "conv")
+    nodes = whole("retinanet_small").nodes
+    titles = [node.title or node.lines[0][0] for node in nodes]
+    assert titles[-3:] == ["RetinaNet classification head", "RetinaNet regression head", "choice of boxes"]
+    pyramid = titles.index("feature pyramid network")
+    assert [len(nodes[number].inputs) for number in (pyramid, len(nodes) - 3, len(nodes) - 2)] == [2, 1, 1]
+    assert set(nodes[-1].inputs) & {len(nodes) - 3, len(nodes) - 2}

@@ -230,6 +230,8 @@ def _label(trace: Trace, part: _Part) -> tuple:
 def _repetition(trace: Trace, parts: Sequence[_Part], labels: Sequence[tuple], at: int) -> tuple[int, int, bool]:
     """Return how many parts from `at` on repeat, how often, and whether with the same weights."""
     best, shared = (1, 1), False
+    if at and _continues(trace, parts[at - 1], parts[at]):
+        return (*best, shared)
     for period in range(1, min(LONGEST_PERIOD, (len(parts) - at) // 2) + 1):
         repeats = 1
         while True:
@@ -249,6 +251,14 @@ def _repetition(trace: Trace, parts: Sequence[_Part], labels: Sequence[tuple], a
             best = period, repeats
             shared = _same_modules(trace, parts, at, at + period, period)
     return (*best, shared)
+
+
+def _continues(trace: Trace, before: _Part, part: _Part) -> bool:
+    """Say whether a part stands in the line of the one before it, where nothing that repeats should begin."""
+    if before.call is not None or part.call is not None:
+        return False
+    kinds = trace.operations[before.start].kind, trace.operations[part.start].kind
+    return kinds[0] not in {*JOINS, "split"} and kinds[1] in CONTINUING
 
 
 def _is_join_used_twice(trace: Trace, part: _Part) -> bool:

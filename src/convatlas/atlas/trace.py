@@ -110,14 +110,16 @@ def _join_boxes(operations: list[Operation], calls: Sequence[Call]) -> None:
     places: list[int] = []
     joined: list[Operation] = []
     for operation in operations:
+        sources = tuple(source if source < 0 else places[source] for source in operation.inputs)
         is_boxes = len(operation.shape) != 3 and operation.kind in BOXES
-        if not (is_boxes and joined and joined[-1].kind == "boxes"):
-            joined.append(replace(operation, kind="boxes", text="choice of boxes") if is_boxes else operation)
-            joined[-1].inputs = ()
+        if is_boxes and joined and joined[-1].kind == "boxes":
+            inner = len(joined) - 1
+            taken = (*joined[-1].inputs, *(source for source in sources if source != inner))
+            joined[-1].inputs = tuple(dict.fromkeys(taken))
+        else:
+            words = {"kind": "boxes", "text": "choice of boxes"} if is_boxes else {}
+            joined.append(replace(operation, inputs=tuple(dict.fromkeys(sources)), **words))
         places.append(len(joined) - 1)
-        sources = (source if source < 0 else places[source] for source in operation.inputs)
-        taken = (*joined[-1].inputs, *(source for source in sources if source != len(joined) - 1))
-        joined[-1].inputs = tuple(dict.fromkeys(taken))
     for call in calls:
         call.start, call.end = ([*places, len(joined)][place] for place in (call.start, call.end))
     operations[:] = joined
