@@ -95,7 +95,7 @@ def test_two_nets_stand_side_by_side(opened):
     page.locator("select[name=net]").nth(0).select_option("lenet5_modern")
     page.locator("select[name=net]").nth(1).select_option("resnet_cifar")
     assert page.locator("#side svg.net").count() == 2
-    assert "+5" in page.locator("#groups").inner_text()
+    assert "+5.00" in page.locator("#groups").inner_text()
     page.wait_for_function("document.querySelectorAll('#curve-chart-title ~ .drawing .mark-line path').length === 2")
     page.locator("select[name=net]").nth(2).select_option("unet_small")
     assert page.locator("#side svg.net").count() == 3

@@ -58,17 +58,17 @@ class Page(HTMLParser):
 
 
 def overview() -> dict[str, MadeVariant]:
-    nets = {"lenet": ("lenet5_modern", 0.90), "resnet": ("resnet_cifar", 0.95)}
+    nets = {"lenet": ("lenet5_modern", 0.90, 0.01), "resnet": ("resnet_cifar", 0.95, 0.02)}
     return {
         key: MadeVariant(
-            test=accuracies(score, score + 0.01, score - 0.01),
+            test=accuracies(score, score + spread, score - spread),
             title=f"Net <{key}>",
             overrides=[f"model={net}", "data=digits"],
-            answers={seed: [0, 1, seed] for seed in range(3)},
+            answers={seed: [0, 1, seed if net == "resnet_cifar" else 2] for seed in range(3)},
             labels=[0, 1, 2],
             history={0: rising_history("val/accuracy")},
         )
-        for key, (net, score) in nets.items()
+        for key, (net, score, spread) in nets.items()
     }
 
 
@@ -118,7 +118,7 @@ def test_a_card_says_what_is_known_of_its_net(reports):
     assert "Grew out of VGG: skip connections" in card
     assert "<code>python -m convatlas.train model=resnet_cifar data=digits</code>" in card
     assert "Net &lt;resnet&gt;" in card
-    assert "95.00 ± 1.00" in card
+    assert "95.00 ± 2.00" in card
     assert "../../studies/overview/index.html" in card
     without = (reports / "atlas" / "nets" / "unet_small.html").read_text()
     assert "No run of the plan trains this net." in without

@@ -70,7 +70,8 @@ def _box(trace: Trace, node: Node) -> _Box:
         lines.insert(0, ("head", node.title + repeats))
     elif node.repeats > 1 and (node.shared or len(node.lines) > 1):
         lines.insert(0, ("head", f"{node.repeats} times{', the same weights' if node.shared else ''}"))
-    lines.append(("shape", shape_text(node.shape)))
+    if node.shape and not any(each.kind == "boxes" for each in trace.operations[node.start : node.end]):
+        lines.append(("shape", shape_text(node.shape)))
     style = node.kind if node.kind != "chain" else f"chain {_weightiest(trace, node)}"
     width = max(len(text) * CHARACTER * (1.06 if role == "head" else 1) for role, text in lines) + 2 * MARGIN
     return _Box(style, tuple(lines), width, len(lines) * LINE + MARGIN)

@@ -41,7 +41,7 @@ def filters(result: Result) -> EmbeddedImage | None:
         return None
     shown = [_scaled(each) for each in weights[:MOST_FILTERS]]
     columns = min(len(shown), 16)
-    size = shown[0].shape[1] + 4
+    size = len(shown[0][0]) + 4
     sheet = Image.new("RGB", (columns * size - 4, -(-len(shown) // columns) * size - 4), "white")
     for number, pixels in enumerate(shown):
         sheet.paste(as_rgb(pixels), (number % columns * size, number // columns * size))
@@ -68,7 +68,7 @@ def _scaled(weights: Any) -> NDArray[np.uint8]:
     values = weights.float().numpy()
     low, high = values.min(), values.max()
     pixels: NDArray[np.uint8] = ((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
-    factor = max(1, SIDE // pixels.shape[-1])
+    factor = max(1, SIDE // len(pixels[0]))
     return pixels.repeat(factor, axis=1).repeat(factor, axis=2)
 
 

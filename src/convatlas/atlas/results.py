@@ -109,6 +109,7 @@ class Comparison:
             "study": self.study.name,
             "title": f"{self.study.title}: {self.group.task} on {self.group.data}",
             "metric": metric.axis,
+            "digits": 2 if metric.is_share else 4,
             "variants": shown,
             "pairs": dict(self._pairs(variants)),
         }

@@ -69,11 +69,6 @@ class Graph:
     """Nodes in the order of execution; each takes results of earlier ones alone."""
 
     nodes: tuple[Node, ...]
-    title: str
-
-    def operations(self, trace: Trace) -> list[Operation]:
-        """Return all operations that the nodes stand for, repeated ones as often as they run."""
-        return [operation for node in self.nodes for operation in trace.operations[node.start : node.end]]
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,7 @@ def whole_net(trace: Trace) -> Graph:
         coarser = [(_nodes(trace, _parts(trace, 0, classes.without(kind))), kind) for kind in sorted(classes.stages)]
         nodes, kind = min(coarser, key=lambda found: (len(found[0]) < FEWEST_NODES, len(found[0])))
         classes = classes.without(kind)
-    return Graph(nodes, trace.calls[0].kind)
+    return Graph(nodes)
 
 
 def inside(trace: Trace, node: Node) -> Graph:
@@ -102,7 +97,7 @@ def inside(trace: Trace, node: Node) -> Graph:
         parts = [_Part(place, place + 1, None) for place in range(node.start, node.unit_end)]
     else:
         parts = _parts(trace, node.call, _Classes(trace, within=node.call))
-    return Graph(_nodes(trace, parts), node.title)
+    return Graph(_nodes(trace, parts))
 
 
 def expanded_blocks(trace: Trace, graph: Graph, limit: int = 6) -> list[tuple[Node, Graph]]:
@@ -224,7 +219,10 @@ def _label(trace: Trace, part: _Part) -> tuple:
     """Return what two parts have to share to be equal: what they compute, and how it hangs together."""
     operations = enumerate(trace.operations[part.start : part.end], part.start)
     return tuple(
-        (o.text, tuple(sorted({place - source for source in o.inputs if source >= part.start})))
+        (
+            o.kind if o.kind in JOINS else o.text,
+            tuple(sorted({place - source for source in o.inputs if source >= part.start})),
+        )
         for place, o in operations
     )
 
@@ -232,11 +230,15 @@ def _label(trace: Trace, part: _Part) -> tuple:
 def _repetition(trace: Trace, parts: Sequence[_Part], labels: Sequence[tuple], at: int) -> tuple[int, int, bool]:
     """Return how many parts from `at` on repeat, how often, and whether with the same weights."""
     best, shared = (1, 1), False
+    if at and _continues(trace, parts[at - 1], parts[at]):
+        return (*best, shared)
     for period in range(1, min(LONGEST_PERIOD, (len(parts) - at) // 2) + 1):
         repeats = 1
         while True:
             here = at + repeats * period
             if here + period > len(parts) or labels[here : here + period] != labels[at : at + period]:
+                break
+            if period == 1 and _is_join_used_twice(trace, parts[here - 1]):
                 break
             same = _same_modules(trace, parts, at, here, period)
             if not same and _side(_result(trace, parts, here, period)) != _side(_result(trace, parts, at, period)):
@@ -249,6 +251,21 @@ def _repetition(trace: Trace, parts: Sequence[_Part], labels: Sequence[tuple], a
             best = period, repeats
             shared = _same_modules(trace, parts, at, at + period, period)
     return (*best, shared)
+
+
+def _continues(trace: Trace, before: _Part, part: _Part) -> bool:
+    """Say whether a part stands in the line of the one before it, where nothing that repeats should begin."""
+    if before.call is not None or part.call is not None:
+        return False
+    kinds = trace.operations[before.start].kind, trace.operations[part.start].kind
+    return kinds[0] not in {*JOINS, "split"} and kinds[1] in CONTINUING
+
+
+def _is_join_used_twice(trace: Trace, part: _Part) -> bool:
+    """Say whether a part is a join of which more than one operation takes the result."""
+    if part.call is not None or trace.operations[part.start].kind not in JOINS:
+        return False
+    return sum(part.start in operation.inputs for operation in trace.operations) > 1
 
 
 def _same_modules(trace: Trace, parts: Sequence[_Part], at: int, here: int, period: int) -> bool:

@@ -110,14 +110,16 @@ def _join_boxes(operations: list[Operation], calls: Sequence[Call]) -> None:
     places: list[int] = []
     joined: list[Operation] = []
     for operation in operations:
+        sources = tuple(source if source < 0 else places[source] for source in operation.inputs)
         is_boxes = len(operation.shape) != 3 and operation.kind in BOXES
-        if not (is_boxes and joined and joined[-1].kind == "boxes"):
-            joined.append(replace(operation, kind="boxes", text="choice of boxes") if is_boxes else operation)
-            joined[-1].inputs = ()
+        if is_boxes and joined and joined[-1].kind == "boxes":
+            inner = len(joined) - 1
+            taken = (*joined[-1].inputs, *(source for source in sources if source != inner))
+            joined[-1].inputs = tuple(dict.fromkeys(taken))
+        else:
+            words = {"kind": "boxes", "text": "choice of boxes"} if is_boxes else {}
+            joined.append(replace(operation, inputs=tuple(dict.fromkeys(sources)), **words))
         places.append(len(joined) - 1)
-        sources = (source if source < 0 else places[source] for source in operation.inputs)
-        taken = (*joined[-1].inputs, *(source for source in sources if source != len(joined) - 1))
-        joined[-1].inputs = tuple(dict.fromkeys(taken))
     for call in calls:
         call.start, call.end = ([*places, len(joined)][place] for place in (call.start, call.end))
     operations[:] = joined
@@ -227,8 +229,11 @@ class _Recorder(TorchFunctionMode):
             if before is not None and before.kind == "add" and given.divides_by_number:
                 before.text = "mean"
             return sources[0]
+        shape = given.result[1:]
+        if found.kind == "shuffle":  # the table of channels, on its way back to a map
+            shape = (shape[0] * shape[1], *shape[2:])
         macs = multiply_adds(given) // self._batch
-        operation = Operation(found.kind, found.text, sources, given.result[1:], self._stack[-1], macs)
+        operation = Operation(found.kind, found.text, sources, shape, self._stack[-1], macs)
         operation.parameters, operation.stored = self._new_parameters, self._new_bytes // self._batch
         operation.field = found.field
         self._new_parameters = self._new_bytes = 0

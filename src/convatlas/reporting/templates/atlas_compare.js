@@ -13,8 +13,10 @@ async function unpacked() {
   return JSON.parse(await new Response(stream).text());
 }
 
-async function draw(container) {
-  const { view } = await window.vegaEmbed(container, read(container.dataset.spec), {
+async function draw(container, rows) {
+  const spec = read(container.dataset.spec);
+  if (rows) spec.data.find((source) => source.name === "rows").values = rows;
+  const { view } = await window.vegaEmbed(container, spec, {
     mode: "vega",
     renderer: "svg",
     actions: false,
@@ -45,7 +47,7 @@ function fill(table, head, rows) {
 }
 
 const short = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
-const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value)}`;
+const signed = (value, digits) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value).toFixed(digits)}`;
 
 function difference(group, one, other) {
   const [first, second] = one < other ? [one, other] : [other, one];
@@ -53,8 +55,10 @@ function difference(group, one, other) {
   if (!found) return ["", ""];
   const turn = (value) => (value === null ? null : one < other ? value : -value);
   const [value, low, high] = found.map(turn);
-  const ends = low === null || high === null ? "–" : `${signed(Math.min(low, high))} to ${signed(Math.max(low, high))}`;
-  return [signed(value), ends];
+  const written = (number) => signed(number, group.digits);
+  const known = low !== null && high !== null;
+  const ends = known ? `${written(Math.min(low, high))} to ${written(Math.max(low, high))}` : "–";
+  return [written(value), ends];
 }
 
 const variantsOf = (group, nets) => group.variants.map((v, n) => [v, n]).filter(([v]) => nets.includes(v.net));
@@ -110,15 +114,19 @@ function showDrawings(nets, drawings) {
 function offerCurves(nets) {
   const select = document.getElementById("curve-group");
   const found = groups.map((group, n) => [group, n]).filter(([group]) => variantsOf(group, nets).some(([v]) => v.curve.length));
-  document.getElementById("curve-section").hidden = !found.length;
   select.replaceChildren(...found.map(([group, n]) => make("option", group.title, { value: String(n) })));
 }
 
-function showCurves(nets, view) {
+let curveView;
+
+async function showCurves(nets) {
   const group = groups[document.getElementById("curve-group").value];
   const found = group ? variantsOf(group, nets).slice(0, HUES) : [];
   const rows = found.flatMap(([v], n) => v.epochs.map((e, i) => ({ e, m: v.curve[i], v: v.title, c: `var(--hue-${n})` })));
-  view.data("rows", rows).runAsync();
+  document.getElementById("curve-section").hidden = !rows.length;
+  if (!rows.length) return; // Vega complains of a chart of nothing
+  if (curveView) curveView.data("rows", rows).runAsync();
+  else curveView = await draw(curveChart, rows);
   document.getElementById("curve-names").replaceChildren(
     ...found.map(([v], n) => {
       const item = make("li");
@@ -133,20 +141,19 @@ form.hidden = false;
 const drawings = await unpacked();
 const [curveChart, ...others] = document.querySelectorAll("[data-spec]");
 document.getElementById("chosen").hidden = false;
-const curveView = await draw(curveChart);
 await Promise.all(others.map(draw));
 
 function chosen() {
   return [...new Set(selects.map((select) => select.value).filter(Boolean))];
 }
 
-function show() {
+async function show() {
   const nets = chosen();
   showCosts(nets);
   showScores(nets);
   showDrawings(nets, drawings);
   offerCurves(nets);
-  showCurves(nets, curveView);
+  await showCurves(nets);
   history.replaceState(null, "", `#${nets.join(",")}`);
 }
 
@@ -155,6 +162,6 @@ const usual = ["resnet50", "densenet121", ...Object.keys(facts)].filter((net) =>
 const start = asked.length > 1 ? asked : [...new Set([...asked, ...usual])].slice(0, 2);
 start.slice(0, selects.length).forEach((net, n) => (selects[n].value = net));
 form.addEventListener("input", show);
-document.getElementById("curve-group").addEventListener("input", () => showCurves(chosen(), curveView));
-show();
+document.getElementById("curve-group").addEventListener("input", () => showCurves(chosen()));
+await show();
 document.documentElement.dataset.ready = "true";
