@@ -117,8 +117,8 @@ def _join_boxes(operations: list[Operation], calls: Sequence[Call]) -> None:
             taken = (*joined[-1].inputs, *(source for source in sources if source != inner))
             joined[-1].inputs = tuple(dict.fromkeys(taken))
         else:
-            words = {"kind": "boxes", "text": "choice of boxes"} if is_boxes else {}
-            joined.append(replace(operation, inputs=tuple(dict.fromkeys(sources)), **words))
+            kept = replace(operation, inputs=tuple(dict.fromkeys(sources)))
+            joined.append(replace(kept, kind="boxes", text="choice of boxes") if is_boxes else kept)
         places.append(len(joined) - 1)
     for call in calls:
         call.start, call.end = ([*places, len(joined)][place] for place in (call.start, call.end))
