@@ -90,7 +90,7 @@ def resolved(enter, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def resolved(*arguments: str) -> Path:
-        assert enter("plan", "study=googlenet_auxiliary", "seeds=7", *arguments).status == 0
+        assert enter("plan", "study=spatial_pyramid_pooling", "seeds=7", *arguments).status == 0
         entered = enter("resolve")
         assert entered.status == 0, entered.err
         return tmp_path / "plan"
@@ -110,10 +110,10 @@ def test_every_stage_has_its_file_in_the_plan(resolved):
     runs = {f"{key}.yaml" for key in params["runs"]}
     assert files == runs | {f"tracking/{run}" for run in runs} | {
         ".convatlas.json",
-        "googlenet_auxiliary.yaml",
+        "spatial_pyramid_pooling.yaml",
         "code/atlas.yaml",
         "code/report.yaml",
-        "data/digits.yaml",
+        "data/cluttered_digits.yaml",
     }
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     named = [dep for body in stages.values() for dep in body.get("do", body)["deps"]]
@@ -124,13 +124,15 @@ def test_options_of_tracking_change_no_file_that_a_training_depends_on(resolved)
     before = files_below(resolved())
     after = files_below(resolved("overrides=[tracking.log_model=false]"))
     changed = {name for name in before if before[name] != after[name]}
-    assert {name.partition("/")[0] for name in changed} == {"tracking", "googlenet_auxiliary.yaml"}
+    assert {name.partition("/")[0] for name in changed} == {"tracking", "spatial_pyramid_pooling.yaml"}
 
 
 def test_the_command_that_plans_a_study_again_gives_the_same_plan(enter, resolved):
     plan = resolved("overrides=[recipe.epochs=1,recipe.augmentation.image_sizes=[24,32]]")
     before = Path("params.yaml").read_bytes()
-    command = shlex.split(yaml.safe_load((plan / "googlenet_auxiliary.yaml").read_text())["command"].split(" && ")[0])
+    command = shlex.split(
+        yaml.safe_load((plan / "spatial_pyramid_pooling.yaml").read_text())["command"].split(" && ")[0]
+    )
     assert command[:3] == ["python", "-m", "convatlas.plan"]
     assert enter("plan", *command[3:]).status == 0
     assert Path("params.yaml").read_bytes() == before
@@ -146,7 +148,7 @@ def test_an_upgrade_changes_what_the_library_decides(resolved, monkeypatch):
     after = files_below(resolved())
     source_code._version.cache_clear()
     changed = {name for name in before if before[name] != after[name]}
-    assert changed == {name for name in before if name.startswith("googlenet_auxiliary/")}
+    assert changed == {name for name in before if name.startswith("spatial_pyramid_pooling/")}
 
 
 def test_planned_runs_that_differ_from_the_list_are_told_with_the_users_own_plan(enter, resolved):
@@ -155,7 +157,7 @@ def test_planned_runs_that_differ_from_the_list_are_told_with_the_users_own_plan
     del params["runs"][next(iter(params["runs"]))]
     Path("params.yaml").write_text(yaml.safe_dump(params))
     before = files_below(Path("plan"))
-    words = ["does not list the runs", "study=googlenet_auxiliary", "seeds=7", "overrides=[recipe.epochs=1]"]
+    words = ["does not list the runs", "study=spatial_pyramid_pooling", "seeds=7", "overrides=[recipe.epochs=1]"]
     assert_one_sentence(enter("resolve"), *words)
     assert files_below(Path("plan")) == before
     assert not Path(".plan.partial").exists()
@@ -184,7 +186,7 @@ EMPTY = ["seeds", "overrides", "studies", "data", "manifests", "searches", "runs
         ({"overrides": ["recipe.epochs=[2"]}, ["recipe.epochs=[2 cannot be read"]),
         ({"studies": "overview"}, ["studies='overview'", "studies: [overview]"]),
         ({"studies": ["overvew"]}, ["study=overvew", "overview"]),
-        ({"studies": ["googlenet_auxiliary", "googlenet_auxiliary"]}, ["googlenet_auxiliary", "twice"]),
+        ({"studies": ["spatial_pyramid_pooling", "spatial_pyramid_pooling"]}, ["spatial_pyramid_pooling", "twice"]),
         ({"scale": "huge"}, ["scale=huge", "laptop"]),
         ({"surprise": 1}, ["no key surprise"]),
         *[({key: None}, [f"{key}=None", "write"]) for key in EMPTY],
@@ -194,7 +196,7 @@ EMPTY = ["seeds", "overrides", "studies", "data", "manifests", "searches", "runs
 def test_a_plan_edited_by_hand_is_read_with_types(enter, monkeypatch, tmp_path, changes, words):
     (tmp_path / "conf").symlink_to(ROOT / "conf")
     monkeypatch.chdir(tmp_path)
-    base = {"scale": "laptop", "seeds": [0], "overrides": [], "studies": ["googlenet_auxiliary"]}
+    base = {"scale": "laptop", "seeds": [0], "overrides": [], "studies": ["spatial_pyramid_pooling"]}
     base |= {"data": {}, "manifests": {}, "searches": {}, "runs": {}}
     Path("params.yaml").write_text(yaml.safe_dump(base | changes))
     assert_one_sentence(enter("resolve"), *words)
@@ -213,12 +215,12 @@ def test_what_is_no_plan_at_all(enter, monkeypatch, tmp_path, text, word):
 def test_a_study_has_the_name_of_its_file(enter, monkeypatch, tmp_path):
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
     monkeypatch.chdir(tmp_path)
-    shutil.copy("conf/study/googlenet_auxiliary.yaml", "conf/study/mine.yaml")
-    assert_one_sentence(enter("plan", "study=mine"), "conf/study/mine.yaml", "its name is googlenet_auxiliary")
+    shutil.copy("conf/study/spatial_pyramid_pooling.yaml", "conf/study/mine.yaml")
+    assert_one_sentence(enter("plan", "study=mine"), "conf/study/mine.yaml", "its name is spatial_pyramid_pooling")
     text = Path("conf/study/mine.yaml").read_text()
-    Path("conf/study/tracking.yaml").write_text(text.replace("name: googlenet_auxiliary", "name: tracking"))
+    Path("conf/study/tracking.yaml").write_text(text.replace("name: spatial_pyramid_pooling", "name: tracking"))
     assert_one_sentence(enter("plan", "study=tracking"), "conf/study/tracking.yaml", "rename")
-    assert_one_sentence(enter("plan", "study=googlenet_auxiliary,googlenet_auxiliary"), "twice")
+    assert_one_sentence(enter("plan", "study=spatial_pyramid_pooling,spatial_pyramid_pooling"), "twice")
     assert not Path("params.yaml").exists()
 
 

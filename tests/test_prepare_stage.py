@@ -28,9 +28,9 @@ def pets(enter, monkeypatch, tmp_path):
             file = Path("data/raw/pets", label, f"{number}.png")
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(draws.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(file)
-    study = Path("conf/study/googlenet_auxiliary.yaml")
-    study.write_text(study.read_text().replace("data=digits", "data=pets"))
-    assert enter("plan", "study=googlenet_auxiliary", "seeds=0").status == 0
+    study = Path("conf/study/spatial_pyramid_pooling.yaml")
+    study.write_text(study.read_text().replace("data=cluttered_digits", "data=pets"))
+    assert enter("plan", "study=spatial_pyramid_pooling", "seeds=0").status == 0
     assert enter("resolve").status == 0
     return Path("data/prepared/pets")
 

@@ -21,9 +21,18 @@ def counts(model: Mapping[str, Any], input_size: Sequence[int], figures: Collect
         model: the net's section of a configuration.
         input_size: channels, height and width of one image.
         figures: the costs that are needed; others may be there, too.
+
+    Raises:
+        UserError: the net takes no such images.
     """
     alone = set(figures) <= {"parameters", "macs"}
-    return _counts(json.dumps(model, sort_keys=True), tuple(input_size), alone)
+    try:
+        return _counts(json.dumps(model, sort_keys=True), tuple(input_size), alone)
+    except (ValueError, RuntimeError) as error:
+        line = str(error).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"{model['_target_']} takes no images of {list(input_size)} ({line}); choose another data.image_size."
+        ) from error
 
 
 @cache
