@@ -24,6 +24,8 @@ from helpers import assert_one_sentence
         (["recipe.optimizer.lrr=1"], ["recipe.optimizer.lrr", "Did you mean recipe.optimizer.lr"]),
         (["modl=lenet5"], ["modl", "Did you mean model"]),
         (["recipe.epochs=many"], ["recipe.epochs='many'", "valid integer"]),
+        (["recipe.loss.class_weights=[1,2]"], ["recipe.loss.class_weights has 2 weights for 10 classes"]),
+        (["+recipe.loss.auxiliary.nonsense=5"], ["recipe.loss.auxiliary.nonsense=5", "no such term"]),
         (["recipe.epochs=0"], ["recipe.epochs=0", "greater than or equal to 1"]),
         (["recipe.optimizer.lr=-1"], ["recipe.optimizer", "Invalid learning rate: -1"]),
         (["recipe.optimizer.momentum=-1"], ["recipe.optimizer", "Invalid momentum value: -1"]),
