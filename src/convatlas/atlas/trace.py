@@ -117,8 +117,9 @@ def _join_boxes(operations: list[Operation], calls: Sequence[Call]) -> None:
             taken = (*joined[-1].inputs, *(source for source in sources if source != inner))
             joined[-1].inputs = tuple(dict.fromkeys(taken))
         else:
-            words = {"kind": "boxes", "text": "choice of boxes"} if is_boxes else {}
-            joined.append(replace(operation, inputs=tuple(dict.fromkeys(sources)), **words))
+            joined.append(replace(operation, inputs=tuple(dict.fromkeys(sources))))
+            if is_boxes:
+                joined[-1].kind, joined[-1].text = "boxes", "choice of boxes"
         places.append(len(joined) - 1)
     for call in calls:
         call.start, call.end = ([*places, len(joined)][place] for place in (call.start, call.end))
