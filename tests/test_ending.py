@@ -171,6 +171,9 @@ def test_ctrl_c_while_a_command_is_imported(tmp_path, command):
 
 
 def test_ctrl_c_in_a_program_that_imports_the_package_is_its_own(tmp_path):
-    (tmp_path / "theirs.py").write_text("import convatlas, signal; print(signal.getsignal(signal.SIGINT).__name__)")
+    (tmp_path / "theirs.py").write_text(
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # in the background it is ignored
+        "import convatlas; print(signal.getsignal(signal.SIGINT).__name__)"
+    )
     printed = subprocess.run([sys.executable, "-m", "theirs"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert printed.stdout == "default_int_handler\n"

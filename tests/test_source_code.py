@@ -7,6 +7,7 @@ import sys
 from importlib import metadata
 
 import pytest
+from hydra import compose
 
 from convatlas.core import source_code
 from convatlas.core.composing import compose_run, hydra_ready
@@ -188,7 +189,9 @@ def test_raw_files_are_a_dependency_where_a_source_reads_them(source, reads):
 
 
 def test_every_data_set_has_its_code():
-    for file in (ROOT / "conf" / "data").glob("*.yaml"):
-        target = next(line.split()[-1] for line in file.read_text().splitlines() if "_target_" in line)
+    with hydra_ready():
+        names = [file.stem for file in (ROOT / "conf" / "data").glob("*.yaml")]
+        targets = {compose("prepare", [f"data={name}"]).data.source["_target_"] for name in names}
+    for target in targets:
         own = f"src/{'/'.join(target.split('.')[:-1])}.py"
         assert own in prepare_code(target).files

@@ -195,7 +195,7 @@ UNUSABLE = {
     "no database": (lambda file: file.write_text("words\n" * 1000), "is no SQLite database"),
     "another program": (another_program, "is the database of another program"),
     "older version": (of_an_older_version, "mlflow db upgrade sqlite:///"),
-    "a folder": (lambda file: (file.unlink(), file.mkdir()), "cannot be written; change its permissions"),
+    "a folder": (lambda file: (file.unlink(), file.mkdir()), "is a folder, no database; name another store"),
     "no folder": (lambda file: shutil.rmtree(file.parent), "does not exist; make it"),
 }
 

@@ -404,7 +404,8 @@ def read_config(values: dict[str, Any], where: str = "the configuration") -> Run
 def describe(error: ValidationError, where: str) -> str:
     """Put the first finding of pydantic into one sentence that names the key."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    parts = [str(part) for part in first["loc"]]
+    key = ".".join(part for part in parts if "[" not in part)  # pydantic names the branch of a union with its types
     if first["type"] == "extra_forbidden":
         return f"{where}: there is no key {key}; it may come from another version of convatlas. Remove it."
     if first["type"] == "missing":

@@ -186,7 +186,7 @@ def words(found: Finding) -> str:
     if found.kind == "counted":
         return f"difference of the sides {found.effect:.4g}"
     if found.in_points:
-        effect, low, high = (f"{100 * end:+.1f}" for end in ends)
+        effect, low, high = (f"{100 * end:+.1f}".replace("-", "−") for end in ends)
         text = f"{effect} points ({low} to {high})"
     else:
         text = f"difference of the sides {found.effect:.3g} ({found.low:.3g} to {found.high:.3g})"

@@ -110,7 +110,7 @@ def _steps(study: Study) -> list[dict[str, Any]]:
             "before": variants[step.before].title,
             "after": variants[step.after].title,
             "plot": plot(each),
-            "words": words(each),
+            "words": words(each).split(", ")[0],
             "verdict": each.verdict,
             "parameters": ratio(step, lambda variant: variant.cost("parameters")),
             "macs": ratio(step, lambda variant: variant.macs),

@@ -82,7 +82,9 @@ class Step(PlanPart):
     @property
     def claim(self) -> Claim:
         """What is judged of it."""
-        return Claim(says=f"{self.idea} lowers the error", holds=(f"error[{self.after}] < error[{self.before}]",))
+        return Claim(
+            says=f"the error is lower with {self.idea}", holds=(f"error[{self.after}] < error[{self.before}]",)
+        )
 
 
 class CountedNet(PlanPart):

@@ -182,6 +182,8 @@ def store_lock(uri: str) -> AbstractContextManager[object]:
         return nullcontext()
     if not database.parent.is_dir():
         raise UserError(f"{database.parent} does not exist; make it, or {ANOTHER_STORE}.")
+    if database.is_dir():
+        raise UserError(f"{database} is a folder, no database; {ANOTHER_STORE}.")
     if not os.access(database.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UserError(f"{database.parent} cannot be written; change its permissions, {ANOTHER_STORE}.")
     return _locked(database)

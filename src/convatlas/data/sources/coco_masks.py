@@ -65,7 +65,7 @@ def load(
     files, names = read_splits(root, train, test, classes, title or LAYOUT, outlines=True)
     described, by, terms = said_of(files)
     wanted = names if classes is None else list(classes)
-    collector = SliceCollector(["background", *wanted], image_size, None, with_spacing=False)
+    collector = SliceCollector(["background", *wanted], image_size, None, ignores=True, with_spacing=False)
     in_test: list[bool] = []
     for file in files:
         _add_file(collector, file, wanted)

@@ -63,7 +63,7 @@ def load(
     patients = named_pattern("patient_pattern", patient_pattern)
     for folder in ("images", "masks"):
         require_folder(root / folder, TITLE, "Put images/ and masks/ side by side, or set data.root.")
-    collector = SliceCollector(classes, image_size, None, with_spacing=False)
+    collector = SliceCollector(classes, image_size, None, ignores=ignore is not None, with_spacing=False)
     images, masks = _by_name(root / "images", collector), _by_name(root / "masks", collector)
     for name in sorted(set(masks) - set(images)):
         collector.leave_out(f"masks/{name}", "there is a mask, but no image")

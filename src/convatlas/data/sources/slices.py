@@ -31,6 +31,7 @@ class SliceCollector:
         classes: names by class number; 0 is the background.
         image_size: side of the square that is cut from the middle of each slice, in pixels after resampling.
         pixel_mm: side of a pixel after resampling; None keeps that of each slice.
+        ignores: whether masks may have `IGNORED`; elsewhere it is an unknown label as any other.
         with_spacing: whether a slice needs to know the size of its pixels; its grey levels are stretched then. Without
             it, slices are of 8 bits, and are scaled so that their longer side has `image_size` pixels.
 
@@ -39,7 +40,13 @@ class SliceCollector:
     """
 
     def __init__(
-        self, classes: Sequence[str], image_size: int, pixel_mm: float | None, *, with_spacing: bool = True
+        self,
+        classes: Sequence[str],
+        image_size: int,
+        pixel_mm: float | None,
+        *,
+        ignores: bool = False,
+        with_spacing: bool = True,
     ) -> None:
         if image_size < 1:
             raise UserError(f"data.source.image_size={image_size} must be at least 1.")
@@ -48,6 +55,7 @@ class SliceCollector:
         self.classes = list(classes)
         self.side = image_size
         self.pixel_mm = pixel_mm
+        self.ignores = ignores
         self.with_spacing = with_spacing
         self.left_out: list[tuple[str, str]] = []
         self.names: list[str] = []
@@ -144,7 +152,7 @@ class SliceCollector:
     def _complaint(self, planes: NDArray[Any], mask: NDArray[Any], spacing: Sequence[float] | None) -> str | None:
         known = len(self.classes)
         values = set(np.unique(mask).tolist())
-        unknown = sorted(values - {*range(known), IGNORED})
+        unknown = sorted(values - {*range(known), *([IGNORED] if self.ignores else [])})
         if mask.shape != planes.shape[1:]:
             sizes = [" x ".join(map(str, shape)) for shape in (mask.shape, planes.shape[1:])]
             reason = f"the mask has {sizes[0]} pixels, the image {sizes[1]}"
@@ -152,7 +160,7 @@ class SliceCollector:
             reason = f"it has {len(planes)} channels, and those before it have {self._channels}"
         elif not np.isfinite(planes).all():
             reason = "the image has values that are no numbers"
-        elif values == {IGNORED}:
+        elif self.ignores and values == {IGNORED}:
             reason = "every pixel of its mask is ignored"
         elif unknown:
             reason = f"the mask has the unknown label {unknown[0]:g}; known are 0 to {known - 1}"
