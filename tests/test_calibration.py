@@ -29,6 +29,7 @@ variants:
   a: {title: A, overrides: [model=lenet5]}
   b: {title: B, overrides: [model=vgg_small, model.width=0.25]}
   alone: {title: Alone, overrides: [model=lenet5, data=digits_0_to_4]}
+  own: {title: Own, overrides: [model=lenet5, recipe.optimizer.lr=0.2]}
   later: {title: Later, overrides: [model=lenet5, weights=runs/two/a]}
 printed: {}
 claims: []
@@ -75,11 +76,14 @@ def test_the_best_on_validation_is_taken_and_every_plan_has_it(project, monkeypa
     assert choices("two") == {"a": SGD.split(), "b": ADAMW.split()}
     assert read_calibration("two").variants["b"].scores == {ADAMW: 0.5, SGD: None}
     with hydra_ready():
-        runs = planned_runs(*load_study("two", "laptop"), [0], ["recipe.optimizer.lr=0.5"])
+        runs = planned_runs(*load_study("two", "laptop"), [0], ())
     rates = {run.config.variant: run.config.recipe.optimizer for run in runs}
     assert rates["a"]["_target_"] == "torch.optim.SGD"
     assert rates["b"]["_target_"] == rates["alone"]["_target_"] == "torch.optim.AdamW"
-    assert {rate["lr"] for rate in rates.values()} == {0.5}  # a user's own override wins
+    assert [rate["lr"] for rate in rates.values()] == [0.01, 0.003, 0.003, 0.2, 0.003]  # what a variant states holds
+    with hydra_ready():
+        runs = planned_runs(*load_study("two", "laptop"), [0], ["recipe.optimizer.lr=0.5"])
+    assert {run.config.recipe.optimizer["lr"] for run in runs} == {0.5}  # and what a user says, for all
 
 
 def test_what_was_tried_is_not_tried_again_unless_the_variant_changed(project, monkeypatch) -> None:
@@ -177,7 +181,7 @@ def test_what_is_recorded_belongs_to_the_study_as_it_is(file: Path) -> None:
         study, scale = load_study(file.stem, "laptop")
         runs = {
             run.config.variant: run
-            for run in calibrate.compared(planned_runs(study, calibrate.bare(scale), [tried.seed], ()))
+            for run in calibrate.compared(study, planned_runs(study, calibrate.bare(scale), [tried.seed], ()))
         }
     grid = {" ".join(choice) for choice in scale.grid}
     assert set(tried.variants) == set(runs)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -58,7 +58,7 @@ def calibrate(name: str, *, anew: bool) -> None:
         study, scale = load_study(name, CALIBRATED)
         seed = read_calibration(name).seed
         before = {} if anew else read_calibration(name).variants
-        wanted = {run.config.variant: run for run in compared(planned_runs(study, bare(scale), [seed], ()))}
+        wanted = {run.config.variant: run for run in compared(study, planned_runs(study, bare(scale), [seed], ()))}
         choices = [" ".join(choice) for choice in scale.grid]
         tried = Calibration(
             seed=seed, variants={key: still_valid(before.get(key), run, choices) for key, run in wanted.items()}
@@ -90,11 +90,18 @@ def calibrate(name: str, *, anew: bool) -> None:
     print(f"{calibration_file(name)}: {len(tried.variants)} variants")
 
 
-def compared(runs: Sequence[PlannedRun]) -> Iterable[PlannedRun]:
-    """Yield the runs that share task and data with another and begin with random weights."""
-    fresh = [run for run in runs if run.config.weights is None]
+def compared(study: Study, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Return the runs that share task and data with another, begin with random weights, and state no optimiser."""
+    fresh = [run for run in runs if run.config.weights is None and not states_its_own(study, run.config.variant)]
     groups = Counter((run.config.data.task, run.config.data.name) for run in fresh)
     return [run for run in fresh if groups[run.config.data.task, run.config.data.name] > 1]
+
+
+def states_its_own(study: Study, variant: str) -> bool:
+    """Say whether a variant itself says with which optimiser or rate it trains."""
+    found = study.variants[variant]
+    own = ("recipe.optimizer", "recipe/optimizer")
+    return any(each.lstrip("+~").startswith(own) for each in (*found.overrides, *found.laptop))
 
 
 def bare(scale: Scale) -> Scale:

@@ -298,17 +298,17 @@ def planned_runs(
     more: Sequence[str],
     seeds_of: Mapping[str, Sequence[int]] | None = None,
 ) -> list[PlannedRun]:
-    """Compose every variant of a study; later overrides win: scale, study, variant, variant at the scale, `more`.
+    """Compose every variant of a study.
 
-    What was chosen for a variant by calibration comes before `more`. `seeds_of` has the seeds of the runs that have
-    others than `seeds`, by key.
+    Later overrides win: scale, study, what calibration chose for the variant, variant, variant at the scale, `more`.
+    `seeds_of` has the seeds of the runs that have others than `seeds`, by key.
     """
     chosen = choices(study.name) if scale.grid else {}
     runs = []
     for name, variant in study.variants.items():
         own_scale = getattr(variant, scale.name)
-        stated = [*scale.overrides, *study.overrides[scale.name], *variant.overrides, *own_scale]
-        overrides = [*stated, *chosen.get(name, ()), *more]
+        shared = [*scale.overrides, *study.overrides[scale.name], *chosen.get(name, ())]
+        overrides = [*shared, *variant.overrides, *own_scale, *more]
         key = f"{study.name}/{name}"
         _check_free(overrides, key)
         named = {
