@@ -49,6 +49,10 @@ def step(enter, prepared, tmp_path):
     return step
 
 
+def test_a_training_in_double_precision_ends_with_its_test(step) -> None:
+    step("digits", "model=resnet_cifar", "model.depth=8", "trainer.precision=64-true", "recipe.ema_decay=0.9")
+
+
 def recipes() -> list[Any]:
     """List the recipes; but for some of each task they belong to the slow tests."""
     fast = {"laptop", "cifar", "imagenet", "imagenet_efficientnet", "fine_tune_all", "detection", "segmentation"}

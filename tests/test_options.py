@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Literal
 
@@ -124,3 +125,12 @@ def test_the_study_of_a_run_is_an_option(enter):
         entered = enter("train", "--cfg", "job", "--resolve", override)
         assert yaml.safe_load(entered.out)["study"] == "my_experiment"
     assert yaml.safe_load(enter("train", "--cfg", "job", "--resolve").out)["study"] == "adhoc"
+
+
+def test_the_pages_answer_to_every_name_of_the_machine() -> None:
+    """A browser on another machine asks by a name, and MLflow refuses names that it is not told."""
+    from convatlas.ui import DEFAULT_NAMES, allowed_names
+
+    names = allowed_names("box.example")
+    assert {"box.example", "box.example:*", socket.gethostname(), f"{socket.gethostname()}:*"} <= set(names)
+    assert set(DEFAULT_NAMES) <= set(names)

@@ -270,7 +270,7 @@ class Project:
         for name in ("dvc.yaml", "requirements.lock", ".gitignore", ".dvcignore"):
             shutil.copy(ROOT / name, folder / name)
         for net in (folder / "conf" / "model").glob("*.yaml"):
-            if net.stem not in {"lenet5_modern", "resnet_cifar", "fbnet_small", "searched"}:
+            if net.stem not in {"fbnet_small", "lenet5_modern", "mobilenet_v2_small", "resnet_cifar", "searched"}:
                 net.unlink()  # the atlas draws every net that there is
         (folder / "conf" / "study" / "overview.yaml").write_text(study)
         if search is not None:

@@ -60,6 +60,17 @@ def test_evaluating_a_run_again_gives_its_own_figures(trained, enter, task):
     assert json.loads(entered.out) == json.loads((folder / "metrics.json").read_text())["test"]
 
 
+def test_data_that_were_prepared_anew_are_not_tested_on(trained, enter, tmp_path):
+    other = tmp_path / "anew"
+    made = enter(
+        "prepare", "data=digits", "data.split.seed=1", f"data.prepared={other}", f"page={tmp_path / 'page.html'}"
+    )
+    assert made.status == 0, made.err
+    entered = enter("evaluate", f"run={trained('classification')}", f"data={other}")
+    assert entered.status != 0
+    assert "data.split.seed=0, but the data prepared in" in entered.err
+
+
 def test_an_augmentation_that_would_harm_boxes_is_refused_before_anything_is_written(compose, prepared):
     from convatlas.core.errors import UserError
 
