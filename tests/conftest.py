@@ -1,4 +1,4 @@
-"""What tests share: prepared data, made once, and small runs composed from conf/ as a person would."""
+"""What tests share: prepared data, made once, and small runs composed from conf/ as a user would."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from convatlas.core.composing import compose_run, hydra_ready
 from convatlas.core.config import RunConfig
-from helpers import ROOT, TASKS_DATA, Entered, prepare_data
+from helpers import CHROMIUM, ROOT, TASKS_DATA, Entered, prepare_data
 
 Compose = Callable[..., RunConfig]
 Enter = Callable[..., Entered]
@@ -81,3 +82,16 @@ def enter(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         return Entered(int(ended.value.code or 0), captured.out, captured.err)
 
     return enter
+
+
+@pytest.fixture(scope="module")
+def browser() -> Any:
+    """Start headless Chromium, for the tests of a module."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield started
+        started.close()

@@ -14,6 +14,7 @@ from convatlas.core.composing import hydra_ready
 from convatlas.core.config import DataConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = Path("/usr/bin/chromium")
 TASKS_DATA = {"classification": "digits", "detection": "digit_scenes", "segmentation": "heart_phantom"}
 
 

@@ -56,8 +56,8 @@ def calibrate(name: str, *, anew: bool) -> None:
     """
     with hydra_ready():
         study, scale = load_study(name, CALIBRATED)
-        seed = read_calibration(name).seed
-        before = {} if anew else read_calibration(name).variants
+        recorded = read_calibration(name)
+        seed, before = recorded.seed, {} if anew else recorded.variants
         wanted = {run.config.variant: run for run in compared(study, planned_runs(study, bare(scale), [seed], ()))}
         choices = [" ".join(choice) for choice in scale.grid]
         tried = Calibration(

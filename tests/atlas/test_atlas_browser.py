@@ -1,27 +1,14 @@
-"""The atlas as a person meets it, in a real browser."""
-
-from pathlib import Path
+"""The atlas as a user sees it, in a real browser."""
 
 import pytest
 from test_atlas_pages import pages, reports  # noqa: F401 - a fixture
 
-CHROMIUM = Path("/usr/bin/chromium")
+from helpers import CHROMIUM
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs {CHROMIUM}"),
 ]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -130,6 +130,6 @@ def test_empty_classes_are_named_and_refused_in_training() -> None:
         (["1", "10", "cat", "cats"], ""),
     ],
 )
-def test_classes_that_are_hardly_told_apart_are_named(classes: list[str], alike: str) -> None:
-    said = f"These classes are told apart, and may be meant as one: {alike}."
+def test_class_names_that_are_nearly_equal_are_named(classes: list[str], alike: str) -> None:
+    said = f"These class names differ only in case, blanks or accents, and stay separate classes: {alike}."
     assert alike_names(classes) == (said if alike else "")

@@ -1,13 +1,11 @@
 """The page as a person meets it, in a real browser."""
 
-from pathlib import Path
-
 import pytest
 from made_runs import COSTS, MadeVariant, accuracies, make_study
 
 from convatlas.reporting.report import write_report
+from helpers import CHROMIUM
 
-CHROMIUM = Path("/usr/bin/chromium")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs {CHROMIUM}"),
@@ -34,18 +32,6 @@ def address(tmp_path_factory):
     figure = {"title": "Error", "curves": {"<b>ours": points}, "printed": {"CIFAR": [[1, 20], [9, 10]]}, **looks}
     write_report(*make_study(folder, made, figures=[figure]), folder / "report")
     return (folder / "report" / "index.html").as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        yield started
-        started.close()
 
 
 @pytest.fixture

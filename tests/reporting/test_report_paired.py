@@ -191,8 +191,8 @@ def test_of_all_pairs_those_that_differ_are_counted(tmp_path):
     scores = {"a": (0.5, 0.51, 0.49), "b": (0.505, 0.5, 0.51), "c": (0.9, 0.89, 0.91), "none": ()}
     made_ones = {key: MadeVariant(test=accuracies(*found)) for key, found in scores.items()}
     assert told_apart(group(tmp_path, made_ones)) == (
-        "Of 3 pairs of variants 2 (67 %) are told apart by the 95 % interval of their difference; from the lowest mean "
-        "to the highest it is 40.0 points."
+        "Of 3 pairs of variants 2 (67 %) differ: the 95 % interval of their difference excludes zero. From the "
+        "lowest mean to the highest it is 40.0 points."
     )
 
 

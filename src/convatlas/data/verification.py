@@ -95,7 +95,11 @@ def alike_names(classes: Sequence[str]) -> str:
     for name in classes:
         found.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
     alike = ["/".join(map(repr, names)) for names in found.values() if len(names) > 1]
-    return f"These classes are told apart, and may be meant as one: {', '.join(alike)}." if alike else ""
+    return (
+        f"These class names differ only in case, blanks or accents, and stay separate classes: {', '.join(alike)}."
+        if alike
+        else ""
+    )
 
 
 def empty_classes(raw: RawDataset, parts: Mapping[str, Items], name: str) -> dict[str, list[str]]:

@@ -69,7 +69,7 @@ def measure(
     Args:
         trained: the run.
         runtime: "torch" as it is written, "compile" after `torch.compile`, or its ONNX form in "onnxruntime".
-        threads: of the processor.
+        threads: of the CPU.
         batches: images in a batch; a detector takes one alone.
         seconds: that each is timed for, at least.
 

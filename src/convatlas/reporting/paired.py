@@ -78,8 +78,8 @@ def told_apart(group: Group) -> str:
     means = [found.mean for variant in finished if (found := variant.test(group.score)) and found.is_finite]
     reach = f"{(max(means) - min(means)) * group.metric.factor:.1f} {'points' if group.metric.is_share else ''}".strip()
     return (
-        f"Of {count(len(known), 'pair')} of variants {apart} ({100 * apart / len(known):.0f} %) are told apart by the "
-        f"95 % interval of their difference; from the lowest mean to the highest it is {reach}."
+        f"Of {count(len(known), 'pair')} of variants {apart} ({100 * apart / len(known):.0f} %) differ: the 95 % "
+        f"interval of their difference excludes zero. From the lowest mean to the highest it is {reach}."
     )
 
 

@@ -79,10 +79,10 @@ def data_block(value: Any) -> Markup:
 
 @cache
 def chart_library() -> str:
-    """Return Vega with its embedding, once for all charts of a page."""
+    """Return Vega and `drawChart(container, specification)`, once for all charts of a page; see `charts.js`."""
     import vl_convert
 
-    return for_script_element(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+    return for_script_element(vl_convert.javascript_bundle(template_source("charts.js")))
 
 
 def for_script_element(script: str) -> str:

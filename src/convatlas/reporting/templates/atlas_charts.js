@@ -2,15 +2,8 @@
 
 async function draw(container) {
   const spec = JSON.parse(document.getElementById(container.dataset.spec).textContent);
-  const { view } = await window.vegaEmbed(container, spec, {
-    mode: "vega",
-    renderer: "svg",
-    actions: false,
-    defaultStyle: false,
-    tooltip: { theme: "page", disableDefaultStyle: true },
-  });
+  await window.drawChart(container, spec);
   for (const input of container.querySelectorAll("input[type=range]")) input.setAttribute("aria-label", input.name);
-  return view;
 }
 
 for (const note of document.querySelectorAll("[data-without-script]")) note.remove();

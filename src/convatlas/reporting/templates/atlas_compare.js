@@ -16,14 +16,7 @@ async function unpacked() {
 async function draw(container, rows) {
   const spec = read(container.dataset.spec);
   if (rows) spec.data.find((source) => source.name === "rows").values = rows;
-  const { view } = await window.vegaEmbed(container, spec, {
-    mode: "vega",
-    renderer: "svg",
-    actions: false,
-    defaultStyle: false,
-    tooltip: { theme: "page", disableDefaultStyle: true },
-  });
-  return view;
+  return window.drawChart(container, spec);
 }
 
 function make(tag, text = "", attributes = {}) {

@@ -4,13 +4,7 @@ const views = new Map(); // section of the page -> the views of its charts
 
 async function draw(container) {
   const spec = JSON.parse(document.getElementById(container.dataset.spec).textContent);
-  const { view } = await window.vegaEmbed(container, spec, {
-    mode: "vega",
-    renderer: "svg",
-    actions: false,
-    defaultStyle: false,
-    tooltip: { theme: "page", disableDefaultStyle: true },
-  });
+  const view = await window.drawChart(container, spec);
   const section = container.closest("[data-group]");
   views.set(section, [...(views.get(section) ?? []), view]);
 }
