@@ -88,9 +88,12 @@ def test_the_comparison_with_the_reference_can_be_sorted_too(opened):
     page = opened()
     table = page.locator("table.paired")
     assert [row.split()[1] for row in table.locator("tbody th").all_inner_texts()] == ["b", "c"]
-    table.get_by_role("columnheader", name="difference").get_by_role("button").click()
+    button = table.get_by_role("columnheader", name="difference").get_by_role("button")
+    button.click()
+    assert [row.split()[1] for row in table.locator("tbody th").all_inner_texts()] == ["b", "c"]
+    button.click()
     assert [row.split()[1] for row in table.locator("tbody th").all_inner_texts()] == ["c", "b"]
-    assert table.get_by_role("img").first.get_attribute("aria-label").startswith("difference +33.33, 95 % interval")
+    assert table.get_by_role("img").first.get_attribute("aria-label").startswith("difference −5.00, 95 % interval")
 
 
 def test_the_legend_points_a_variant_out_everywhere(opened):
@@ -99,7 +102,7 @@ def test_the_legend_points_a_variant_out_everywhere(opened):
     assert page.evaluate(faint) == 0
     button = page.get_by_role("button", name="Net b").first
     button.click()
-    page.wait_for_function(f"{faint} === 6")  # two of three points in each of three trade-offs
+    page.wait_for_function(f"{faint} === 8")  # two of three points in each of four trade-offs
     assert button.get_attribute("aria-pressed") == "true"
     assert page.locator("tr.picked").count() == page.locator("table.results").count()
 

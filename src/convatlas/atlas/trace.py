@@ -94,6 +94,7 @@ def _trace(net: nn.Module, input_size: Sequence[int]) -> Trace:
         if isinstance(net, HasDenseOutputs):
             net.dense_outputs(images)
         elif is_detector(net):
+            # Values cannot be read on the meta device; what the trace then lacks is noticed by its parameters.
             with suppress(*([NotImplementedError, RuntimeError] if images.is_meta else [])):
                 net(list(images))
         else:
