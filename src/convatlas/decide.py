@@ -1,9 +1,9 @@
-"""`python -m convatlas.decide [minutes=60] [most_seeds=12]`: adds seeds to the plan until its claims are decided.
+"""`python -m convatlas.decide [minutes=60] [most_seeds=24]`: adds seeds to the plan until its claims are decided.
 
-First `dvc repro` brings the plan up to date. Then each claim that is undecided gets the seeds of its next look (3, 6 or
-12, see `convatlas.reporting.statistics`), only for the variants that it names; they are written into params.yaml under
-`seeds_of` and trained by `dvc repro`. It ends when nothing is undecided, when the rest have all the seeds that are
-allowed, or before a training that would not fit into the minutes. Finished seeds are never trained again.
+First `dvc repro` brings the plan up to date. Then each claim that is undecided gets the seeds of its next look (3, 6,
+12 or 24, see `convatlas.reporting.statistics`), only for the variants that it names; they are written into params.yaml
+under `seeds_of` and trained by `dvc repro`. It ends when nothing is undecided, when the rest have all the seeds that
+are allowed, or before a training that would not fit into the minutes. Finished seeds are never trained again.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class PlannedVariant(PlanPart):
 class Claim(PlanPart):
     """What the lecture says, the comparisons by which our runs check it (none: they cannot), and a remark.
 
-    `margin` is the difference that counts for nothing; None takes that of `convatlas.reporting.verdicts`.
+    `margin` is the difference that counts for nothing; None takes that of the plan.
     """
 
     says: str = ""
@@ -161,6 +161,7 @@ class Plan(PlanPart):
     scale: str = ""
     command: str = ""
     images: str = "made"
+    margin: float = 0.01
     seeds: tuple[int, ...] = ()
     variants: Annotated[
         dict[FolderName, Annotated[PlannedVariant, BeforeValidator(lambda v: v or {})]], Field(min_length=1)

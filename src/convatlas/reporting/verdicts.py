@@ -28,8 +28,6 @@ from convatlas.studies.claims import Comparison, Quantity, read_claim
 Verdict = Literal["confirmed", "refuted", "no difference", "undecided", "not tested"]
 VERDICTS: tuple[Verdict, ...] = ("confirmed", "refuted", "no difference", "undecided", "not tested")
 Kind = Literal["counted", "measured"]
-MARGIN = 0.01
-"""Differences of scores that count for nothing, where a study states no margin of its own: one point."""
 MOST_SEEDS = 1000
 
 
@@ -134,7 +132,7 @@ def _check(comparison: Comparison, study: Study, margin: float | None) -> Checke
         slopes = comparison.slopes({q: math.fsum(v[s] for s in common) / len(common) for q, v in values.items()})
         parts = _parts(runs, slopes, common)
         found = estimate(differences, parts, _prior(study, slopes, variants))
-        margin = _default_margin(comparison) if margin is None else margin
+        margin = _default_margin(comparison, study.plan.margin) if margin is None else margin
         effect, (low, high) = found.value, found.interval(error_rate(found.seeds))
         verdict, chance = decided(found, comparison.relation, margin), found.chance
         needed = seeds_needed(found, comparison.relation, margin) if verdict == "undecided" else None
@@ -219,9 +217,9 @@ def _is_score(quantity: Quantity) -> bool:
     return quantity.figure == "error" or metric(quantity.figure).is_share
 
 
-def _default_margin(comparison: Comparison) -> float | None:
-    """Return the margin of sums and differences of scores; anything else has none unless the study states it."""
-    return MARGIN if comparison.is_linear and all(map(_is_score, comparison.quantities())) else None
+def _default_margin(comparison: Comparison, margin: float) -> float | None:
+    """Return the plan's margin for sums and differences of scores; anything else has none unless its claim does."""
+    return margin if comparison.is_linear and all(map(_is_score, comparison.quantities())) else None
 
 
 def _parts(

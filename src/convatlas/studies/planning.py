@@ -58,7 +58,7 @@ class Claim(Section):
     a claim that nothing here can check, and `note` says why."""
     note: str | None = None
     margin: Annotated[float, Field(ge=0)] | None = None
-    """The difference of the two sides that counts for nothing; null is one point, between scores."""
+    """The difference of the two sides that counts for nothing; null is that of the scale, between scores."""
     equal: dict[Literal["macs", "parameters"], Annotated[float, Field(gt=0, lt=1)]] = Field(default={})
     """Costs that all variants of the claim have in common, up to a share of the least: `{macs: 0.03}`."""
     scales: list[ScaleName] = Field(default=["laptop", "workstation", "paper"])
@@ -133,6 +133,8 @@ class Scale(Section):
 
     name: ScaleName
     seeds: list[int]
+    margin: Annotated[float, Field(ge=0)] = Field(default=0.01)
+    """The difference of two scores that counts for nothing, where a claim states none of its own."""
     overrides: Overrides
     grid: list[Overrides] = Field(default=[])
     """What the calibration of a study chooses from, see `convatlas.studies.calibration`."""
@@ -482,6 +484,7 @@ def study_file(
         "figures": figures,
         "grading": grading_points(study) if study.grading and scale.name in study.grading.scales else None,
         "scale": scale.name,
+        "margin": scale.margin,
         "seeds": list(seeds),
         "command": command,
         "variants": variants,
