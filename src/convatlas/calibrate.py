@@ -117,9 +117,13 @@ def trial(study: Study, scale: Scale, key: str, number: int, seed: int) -> RunCo
 
 
 def identity(config: RunConfig) -> str:
-    """Return the digest of what decides a training beside the choice: net, data and recipe."""
+    """Return the digest of what decides a training beside the choice: net, data and recipe.
+
+    An option that came later counts only where it is used.
+    """
     plain = config.plain()
-    return digest([plain["model"], plain["data"], plain["recipe"]])[:16]
+    recipe = config.recipe.model_dump(mode="json", exclude_defaults=True)
+    return digest([plain["model"], plain["data"], recipe])[:16]
 
 
 def still_valid(tried: Tried | None, run: PlannedRun, choices: Sequence[str]) -> Tried:

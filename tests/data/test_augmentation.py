@@ -21,7 +21,7 @@ from convatlas.data.augmentation import (
     rotate_and_zoom,
 )
 from convatlas.data.augmentation.geometry import TRIALS, boxes_in_window, inception_windows, see_through, zoomed_out
-from convatlas.data.augmentation.pixels import change_contrast, change_saturation, principal_colours
+from convatlas.data.augmentation.pixels import change_contrast, change_saturation, principal_colours, turn_hue
 
 EVERYTHING: dict[str, Any] = {
     "crop_padding": 2,
@@ -222,7 +222,10 @@ def test_detection_takes_what_keeps_its_boxes_right() -> None:
     Augmenter(augmentation(**parts, random_area=(0.3, 1.0), zoom_out=2.0, image_sizes=(8, 16)), "detection", 8)
 
 
-@pytest.mark.parametrize(("part", "value", "channels"), [("saturation", 0.2, 1), ("rand_augment", 2, 2)])
+COLOURED = [("saturation", 0.2, 1), ("hue", 0.2, 1), ("rand_augment", 2, 2)]
+
+
+@pytest.mark.parametrize(("part", "value", "channels"), COLOURED)
 def test_operations_on_colours_refuse_other_channels(part: str, value: float, channels: int) -> None:
     with pytest.raises(UserError, match=rf"^recipe\.augmentation\.{part}={value} .*these have {channels}; set it to 0"):
         Augmenter(augmentation(**{part: value}), "classification", 8, channels)
@@ -347,6 +350,22 @@ def test_contrast_and_saturation_are_pillows_and_each_image_has_its_factor() -> 
         for result, original, factor in zip(changed, pixels, (0.4, 1.7), strict=True):
             expected = np.asarray(enhance(Image.fromarray(original)).enhance(factor), dtype=np.float32)
             np.testing.assert_allclose(result, expected, atol=2.0)  # Pillow rounds to whole numbers on the way
+
+
+def test_hue_is_torchvisions_and_each_image_has_its_turn() -> None:
+    from torchvision.transforms.v2.functional import adjust_hue
+
+    batch = torch.rand(4, 3, 9, 7, generator=torch.Generator().manual_seed(0))
+    batch[0, :, :2] = batch[0, :1, :2]  # greys have no hue
+    turns = torch.tensor([0.2, -0.35, 0.5, 0.0])
+    expected = torch.stack([adjust_hue(image, float(turn)) for image, turn in zip(batch, turns, strict=True)])
+    torch.testing.assert_close(turn_hue(batch, turns), expected, atol=1e-5, rtol=0)
+    drawn = Augmenter(augmentation(hue=0.1), "classification", 8).draw(500, torch.Generator().manual_seed(0))
+    assert -0.1 <= drawn.hue.min() < -0.09
+    assert 0.09 < drawn.hue.max() <= 0.1
+    red = torch.zeros(500, 3, 8, 8)
+    red[:, 0] = 1.0
+    assert torch.equal(drawn.images(red), turn_hue(red, drawn.hue))
 
 
 def test_colour_noise_runs_along_the_principal_colours_of_the_training_images() -> None:

@@ -288,3 +288,56 @@ def test_a_copy_and_a_stored_net_find_the_same(family: str, images: list[Tensor]
 def test_options_that_make_no_ssdlite(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         on_meta_device(lambda: small("v3", **options))
+
+
+# ---- the focal loss -------------------------------------------------------------------------------------------------
+
+
+def test_the_focal_loss_is_the_authors_on_all_boxes(images: list[Tensor]) -> None:
+    net = small("v3", loss="focal").train()
+    heads = list(net.head.classification_head.module_list)
+    assert all(head[1].bias.detach().sigmoid().tolist() == pytest.approx([0.01] * len(head[1].bias)) for head in heads)
+    features = list(net.backbone(torch.stack(images)).values())
+    outputs = net.head(features)
+    outputs["cls_logits"] = torch.randn(outputs["cls_logits"].shape, generator=torch.Generator().manual_seed(0))
+    anchors = net.anchor_generator(ImageList(torch.stack(images), [(SIZE, SIZE)] * 2), features)
+    targets = [target([[8, 8, 40, 40], [50, 50, 90, 90]], [1, 3]), target([], [])]
+    matches = [torch.full((len(anchors[0]),), -1) for _ in targets]
+    matches[0][[5, 9, 11]] = torch.tensor([0, 1, 1])
+    outputs = {name: values.detach() for name, values in outputs.items()}
+    losses = net.compute_loss(targets, outputs, anchors, matches)
+    expected = 0.0
+    for image, match in enumerate(matches):
+        for box, number in enumerate(match.tolist()):
+            for label in range(4):
+                p = float(outputs["cls_logits"][image, box, label].sigmoid())
+                right = number >= 0 and label == int(targets[image]["labels"][number])
+                expected -= 0.75 * (1 - p) ** 2 * math.log(p) if right else 0.25 * p**2 * math.log(1 - p)
+    assert float(losses["classification"]) == pytest.approx(expected / 3, rel=1e-4)
+    softmax = small("v3").compute_loss(targets, outputs, anchors, matches)
+    assert float(losses["bbox_regression"]) == pytest.approx(float(softmax["bbox_regression"]) / 4, rel=1e-6)
+
+
+def test_the_focal_loss_finds_each_class_by_itself_and_never_the_background(images: list[Tensor]) -> None:
+    net = small("v3", loss="focal").eval()
+    features = list(net.backbone(torch.stack(images[:1])).values())
+    outputs = net.head(features)
+    outputs["bbox_regression"] = torch.zeros_like(outputs["bbox_regression"])  # the default boxes themselves
+    logits = torch.full_like(outputs["cls_logits"], -30.0)
+    logits[:, :, 0] = 30.0
+    logits[0, 7, 1], logits[0, 7, 3] = 2.0, 1.0
+    outputs["cls_logits"] = logits
+    anchors = net.anchor_generator(ImageList(images[0][None], [(SIZE, SIZE)]), features)
+    (found,) = net.postprocess_detections(outputs, anchors, [(SIZE, SIZE)])
+    assert found["labels"].tolist() == [1, 3]  # two classes of one box
+    assert found["scores"].tolist() == pytest.approx(torch.tensor([2.0, 1.0]).sigmoid().tolist())
+    torch.testing.assert_close(found["boxes"], anchors[0][[7, 7]].clamp(0, SIZE))
+    logits[..., 1:] = torch.randn(logits[..., 1:].shape, generator=torch.Generator().manual_seed(0))
+    (found,) = net.postprocess_detections(outputs, anchors, [(SIZE, SIZE)])
+    assert len(found["scores"]) <= 100
+    assert found["scores"].tolist() == sorted(found["scores"].tolist(), reverse=True)
+
+
+def test_a_loss_that_is_not_known_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^model\.loss=hinge is not known; choose one of softmax, focal\.$"):
+        small("v3", loss="hinge")

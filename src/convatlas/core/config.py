@@ -167,6 +167,8 @@ class Augmentation(Section):
     """Factor on the distance from an image's mean grey, drawn from [1 - contrast, 1 + contrast]."""
     saturation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Factor on the distance from each pixel's grey, drawn from [1 - saturation, 1 + saturation]; 3 channels only."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Turn of the colours, a share of their circle drawn from [-hue, hue]; 3 channels only."""
     colour_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Deviation of AlexNet's noise along the principal components of the training pixels; the paper has 0.1."""
     random_area: Areas | None = None

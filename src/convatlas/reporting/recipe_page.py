@@ -26,9 +26,9 @@ first and ours below it, in italics. {facts} facts of {systems} systems; {memory
 on memory, {unknown} are not stated by the authors, and the head of the recipe says what was chosen. The authors'
 precision is float32.
 
-Everywhere: images are normalised by mean and standard deviation of each channel, changes of brightness, contrast and
-saturation come in that order, and an epoch leaves out its last incomplete batch. `last_epoch` trains on all training
-images and tests the last epoch; `best_epoch` holds images out and tests the epoch that is best on them.
+Everywhere: images are normalised by mean and standard deviation of each channel, changes of brightness, contrast,
+saturation and hue come in that order, and an epoch leaves out its last incomplete batch. `last_epoch` trains on all
+training images and tests the last epoch; `best_epoch` holds images out and tests the epoch that is best on them.
 
 """
 

@@ -6,8 +6,8 @@ that they are the same for every device; they are applied in torch operations wi
 where the images lie.
 
 Order: resize (multi-scale training), pad and crop, mirror, zoom out and Inception crop, rotate and zoom, brightness,
-contrast, saturation, colour noise, RandAugment, then (after normalisation) cutout, and last mixup and CutMix. What
-comes into an image from outside is black, and class 0 in a mask.
+contrast, saturation, hue, colour noise, RandAugment, then (after normalisation) cutout, and last mixup and CutMix.
+What comes into an image from outside is black, and class 0 in a mask.
 """
 
 from convatlas.data.augmentation.changes import Augmenter, Changes, check_used

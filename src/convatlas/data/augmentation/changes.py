@@ -27,7 +27,13 @@ from convatlas.data.augmentation.geometry import (
     zoomed_out,
 )
 from convatlas.data.augmentation.mixing import beta, mix, own_shares
-from convatlas.data.augmentation.pixels import change_contrast, change_saturation, cut_out, principal_colours
+from convatlas.data.augmentation.pixels import (
+    change_contrast,
+    change_saturation,
+    cut_out,
+    principal_colours,
+    turn_hue,
+)
 from convatlas.data.augmentation.rand_augment import MOST_OPERATIONS, OPERATIONS, rand_augment
 
 __all__ = ["Augmenter", "Changes", "check_used"]
@@ -91,11 +97,12 @@ class Augmenter:
         for key, reason in NOT_FOR.get(task, {}).items():
             if getattr(config, key):
                 raise UserError(f"recipe.augmentation.{key}={getattr(config, key)} {reason}; for {task} set it to 0.")
-        if config.saturation and channels != 3:
-            raise UserError(
-                f"recipe.augmentation.saturation={config.saturation} is for images of 3 channels, and these have "
-                f"{channels}; set it to 0."
-            )
+        for key in ("saturation", "hue"):
+            if getattr(config, key) and channels != 3:
+                raise UserError(
+                    f"recipe.augmentation.{key}={getattr(config, key)} is for images of 3 channels, and these have "
+                    f"{channels}; set it to 0."
+                )
         if config.rand_augment and channels not in {1, 3}:
             raise UserError(
                 f"recipe.augmentation.rand_augment={config.rand_augment} is for images of 1 or 3 channels, and these "
@@ -151,6 +158,7 @@ class Augmenter:
         numbers["operations"] = torch.randint(0, OPERATIONS, (images, MOST_OPERATIONS), **place)
         numbers["downwards"] = uniform(MOST_OPERATIONS) < 0.5
         numbers["noise"] = config.colour_noise * torch.randn(images, self.channels, **place)
+        numbers["hue"] = around(0.0, config.hue)
         return Changes(config=config, side=side, colours=self.colours, **numbers)
 
     def _windows(self, uniform: Callable[..., Tensor]) -> Tensor:
@@ -195,6 +203,7 @@ class Changes:
         operations: `(B, MOST_OPERATIONS)` int64, RandAugment's.
         downwards: `(B, MOST_OPERATIONS)` bool, their direction.
         noise: `(B, C)` float32, of each principal component.
+        hue: `(B,)` float32, turn of the colours as a share of their circle.
     """
 
     config: Augmentation
@@ -216,6 +225,7 @@ class Changes:
     operations: Tensor
     downwards: Tensor
     noise: Tensor
+    hue: Tensor
 
     def __getitem__(self, which: slice | Tensor) -> Changes:
         return self._each(lambda numbers: numbers[which])
@@ -235,6 +245,8 @@ class Changes:
             images = change_contrast(images, self.contrast.to(here))
         if config.saturation:
             images = change_saturation(images, self.saturation.to(here))
+        if config.hue:
+            images = turn_hue(images, self.hue.to(here))
         if self.colours is not None:
             images = (images + (self.noise @ self.colours.T).to(here)[:, :, None, None]).clamp_(0, 1)
         if config.rand_augment:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["change_contrast", "change_saturation", "covered", "cut_out", "grey", "principal_colours"]
+__all__ = ["change_contrast", "change_saturation", "covered", "cut_out", "grey", "principal_colours", "turn_hue"]
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey (ITU-R BT.601)."""
@@ -32,6 +32,24 @@ def change_saturation(images: Tensor, factors: Tensor) -> Tensor:
     """Scale the distance of each pixel of `(B, 3, H, W)` images in [0, 1] from its grey; `factors`: `(B,)`."""
     middle = grey(images)
     return (middle + factors[:, None, None, None] * (images - middle)).clamp_(0, 1)
+
+
+def turn_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Turn the hue of each pixel of images in [0, 1]; value and saturation (HSV) stay.
+
+    Args:
+        images: `(B, 3, H, W)`.
+        turns: `(B,)`, shares of the circle of hues; a third makes green of red.
+    """
+    highest, which = images.max(dim=1, keepdim=True)
+    chroma = highest - images.amin(dim=1, keepdim=True)
+    # of the two other channels, the next on the circle less the one after it: a sixth of the circle to each side
+    ahead, behind = (images.gather(1, (which + step) % 3) for step in (1, 2))
+    hue = (
+        2 * which + (ahead - behind) / chroma.clamp_min(torch.finfo(images.dtype).tiny) + 6 * turns[:, None, None, None]
+    )
+    place = (hue - 2 * torch.arange(3, device=images.device)[None, :, None, None]) % 6  # from each channel's own hue
+    return highest - chroma * (torch.minimum(place, 6 - place) - 1).clamp(0, 1)
 
 
 def principal_colours(images: NDArray[np.uint8]) -> Tensor:

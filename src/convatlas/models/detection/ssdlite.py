@@ -3,8 +3,8 @@
 Liu et al., "SSD: Single Shot MultiBox Detector" (ECCV 2016), is the detector. Sandler, Howard, Zhu, Zhmoginov, Chen,
 "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (CVPR 2018), section 6.2, make its extra maps and its heads of
 depthwise separable convolutions; Howard et al., "Searching for MobileNetV3" (ICCV 2019), section 6.3 and table 6,
-compare the backbones. Head, matching, losses, decoding and suppression are torchvision's; torchvision's own net on
-MobileNetV3-Large is here too.
+compare the backbones. Head, matching, decoding, suppression and the loss by softmax are torchvision's; torchvision's
+own net on MobileNetV3-Large is here too. The loss by sigmoids is that of the authors' configurations.
 """
 
 import math
@@ -19,7 +19,7 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead, ssdlite320_mobilenet_v3_large
 from torchvision.models.mobilenetv3 import MobileNetV3, _mobilenet_v3_conf
-from torchvision.ops import Conv2dNormActivation
+from torchvision.ops import Conv2dNormActivation, batched_nms, clip_boxes_to_image, sigmoid_focal_loss
 
 from convatlas.models.adapters import with_input_channels
 from convatlas.models.checks import require_choice, require_object_classes, require_strides, require_width
@@ -42,6 +42,12 @@ V3_STRIDED = {"large": (1, 3, 6, 12), "small": (0, 1, 3, 8)}
 """Places of the blocks that halve the resolution; the first half of the last one gives C4."""
 
 
+LOSSES: Mapping[str, dict[str, Any]] = {
+    "softmax": {"score_thresh": 0.001, "nms_thresh": 0.55, "detections_per_img": 300, "topk_candidates": 300},
+    "focal": {"score_thresh": 1e-8, "nms_thresh": 0.6, "detections_per_img": 100, "topk_candidates": 300},
+}
+"""What becomes of the scores, by the loss they were trained with: torchvision's, and the authors' configurations'."""
+
 Norm = Callable[[int], nn.BatchNorm2d]
 
 
@@ -63,6 +69,61 @@ class LowestReducedBoxes(DefaultBoxGenerator):
 
     def num_anchors_per_location(self) -> list[int]:
         return [len(pairs) for pairs in self._wh_pairs]
+
+
+class FocalSSD(SSD):
+    """An SSD whose classes are sigmoids, trained with the focal loss on all default boxes.
+
+    As `ssdlite_mobilenet_v3_small_320x320_coco.config` of TensorFlow's object detection has it: alpha 0.75, gamma 2,
+    the background without a class of its own, the loss of a box a mean over its four numbers, scores that begin at
+    0.01. Class 0 stays in the output, so that the heads have torchvision's shapes; it is never found.
+    """
+
+    ALPHA, GAMMA = 0.75, 2.0
+    FIRST_SCORE = 0.01
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        scores: Any = self.head.classification_head
+        for head in scores.module_list:
+            nn.init.normal_(head[1].weight, std=0.03)
+            nn.init.constant_(head[1].bias, -math.log(1 / self.FIRST_SCORE - 1))
+
+    def compute_loss(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Return both losses, divided by the number of default boxes that have an object."""
+        boxes = super().compute_loss(targets, head_outputs, anchors, matched_idxs)["bbox_regression"] / 4
+        logits, matched = head_outputs["cls_logits"], torch.stack(matched_idxs)
+        wanted = torch.zeros_like(logits)
+        for each, target, match in zip(wanted, targets, matched, strict=True):
+            (found,) = torch.where(match >= 0)
+            each[found, target["labels"][match[found]]] = 1
+        loss = sigmoid_focal_loss(logits, wanted, alpha=self.ALPHA, gamma=self.GAMMA, reduction="sum")
+        return {"bbox_regression": boxes, "classification": loss / (matched >= 0).sum().clamp_min(1)}
+
+    def postprocess_detections(
+        self, head_outputs: dict[str, Tensor], image_anchors: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """Return each image's detections, the surest first."""
+        rows = zip(
+            head_outputs["bbox_regression"], head_outputs["cls_logits"], image_anchors, image_shapes, strict=True
+        )
+        return [self._detections(*row) for row in rows]
+
+    def _detections(
+        self, regression: Tensor, logits: Tensor, anchors: Tensor, shape: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        boxes = clip_boxes_to_image(self.box_coder.decode_single(regression, anchors), shape)
+        scores, places = logits[:, 1:].sigmoid().topk(min(self.topk_candidates, len(boxes)), dim=0)
+        kept, classes = torch.where(scores > self.score_thresh)
+        boxes, scores, labels = boxes[places[kept, classes]], scores[kept, classes], classes + 1
+        best = batched_nms(boxes, scores, labels, self.nms_thresh)[: self.detections_per_img]
+        return {"boxes": boxes[best], "scores": scores[best], "labels": labels[best]}
 
 
 def extra_map(in_channels: int, out_channels: int, norm: Norm) -> nn.Sequential:
@@ -127,6 +188,7 @@ class SSDLiteOptions(TypedDict, total=False):
     scales: tuple[float, ...]
     reduce_lowest: bool
     bn_momentum: float
+    loss: str
     image_size: int
     num_classes: int
 
@@ -141,6 +203,7 @@ def ssdlite(
     scales: Sequence[float] = SCALES,
     reduce_lowest: bool = True,
     bn_momentum: float = 0.03,
+    loss: str = "softmax",
     image_size: int = 320,
     num_classes: int = 91,
 ) -> SSD:
@@ -157,6 +220,7 @@ def ssdlite(
         scales: sides of the square default boxes of the first and of the last map, as shares of the image.
         reduce_lowest: give C4 three default boxes at a place instead of six, see `LowestReducedBoxes`.
         bn_momentum: weight of a new batch in the running statistics, the backbone's too.
+        loss: `softmax`, with three times as many hard backgrounds as objects, or `focal`, see `FocalSSD`.
         image_size: side of the images in pixels, 320 in the papers; they are not rescaled.
     """
     extra_channels = [max(MIN_CHANNELS, int(each * width)) for each in extra_channels]
@@ -170,21 +234,19 @@ def ssdlite(
         )
     if not 0 < bn_momentum <= 1:
         raise ValueError(f"model.bn_momentum={bn_momentum} must be above 0 and at most 1.")
+    require_choice("loss", loss, LOSSES)
     require_object_classes(num_classes)
     norm = partial(nn.BatchNorm2d, eps=1e-3)
     maps = SSDLiteMaps(net, nodes, in_channels, extra_channels, norm)
     kind = LowestReducedBoxes if reduce_lowest else DefaultBoxGenerator
     boxes = kind([SHAPES] * len(maps.channels), scales[0], scales[1])
-    detector = SSD(
+    detector = (FocalSSD if loss == "focal" else SSD)(
         maps,
         boxes,
         (image_size, image_size),
         num_classes,
         head=SSDLiteHead(maps.channels, boxes.num_anchors_per_location(), num_classes, norm),
-        score_thresh=0.001,
-        nms_thresh=0.55,
-        detections_per_img=300,
-        topk_candidates=300,
+        **LOSSES[loss],
     )
     for module in detector.modules():
         if isinstance(module, nn.BatchNorm2d):
