@@ -14,7 +14,14 @@ from convatlas import calibrate, plan
 from convatlas.core.composing import conf_dir, hydra_ready
 from convatlas.core.errors import UserError
 from convatlas.studies.calibration import Tried, choices, read_calibration
-from convatlas.studies.planning import load_study, planned_runs
+from convatlas.studies.figures import check_figures
+from convatlas.studies.planning import (
+    NothingToReplaceError,
+    check_claims,
+    load_study,
+    planned_runs,
+    study_names,
+)
 from convatlas.training import calibration
 from helpers import ROOT
 
@@ -149,8 +156,27 @@ def test_other_images_take_the_place_of_made_ones(project) -> None:
     assert study.title == "Two on photographs (CIFAR-10)"
     assert runs["two-cifar10/a"].data.name == "cifar10_10k"
     assert runs["two-cifar10/a"].model["in_channels"] == 3
-    assert runs["two-cifar10/alone"].data.name == "digits_0_to_4"
+    assert "two-cifar10/alone" not in runs, "its data are the same, and so it would be trained a second time"
     assert runs["two-cifar10/later"].weights == "runs/two-cifar10/a"
+
+
+@pytest.mark.parametrize("images", ["cifar10", "bccd", "sunnybrook"])
+def test_studies_on_other_images_have_what_they_name(images: str) -> None:
+    found = 0
+    with hydra_ready():
+        for name in study_names():
+            try:
+                study, _ = load_study(f"{name}-{images}", "laptop")
+            except NothingToReplaceError:
+                continue
+            found += 1
+            check_claims(study)
+            check_figures(study.figures, list(study.variants), study.printed, name)
+            assert all({step.before, step.after} <= set(study.variants) for step in study.steps)
+            for variant in study.variants.values():
+                overrides = " ".join([*study.overrides["laptop"], *variant.overrides, *variant.laptop])
+                assert f"data={images}" in overrides
+    assert found >= {"cifar10": 20, "bccd": 5, "sunnybrook": 2}[images]
 
 
 @pytest.mark.parametrize(

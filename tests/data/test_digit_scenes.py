@@ -184,3 +184,20 @@ def test_it_says_that_it_is_made() -> None:
 def test_it_refuses_what_makes_no_scenes(options: dict[str, Any], word: str) -> None:
     with pytest.raises(UserError, match=word):
         load(NOWHERE, **options)
+
+
+def test_a_large_test_split_leaves_the_scenes_of_training_their_pools() -> None:
+    few, many = (load(NOWHERE, scenes=40 + test, test_scenes=test, image_size=SIDE) for test in (10, 30))
+    assert few.official_split is not None
+    assert few.official_split.tolist() == ["train"] * 40 + ["test"] * 10
+    assert many.groups is not None
+    assert many.groups.tolist() == [*range(20), *range(20), *[20, 21, 22, 23, 24] * 6]
+    assert np.array_equal(few.images, many.images[:50])
+
+
+@pytest.mark.parametrize("test_scenes", [4, 31])
+def test_a_test_split_that_leaves_pools_empty_is_refused(test_scenes: int) -> None:
+    with pytest.raises(
+        UserError, match=rf"^data\.source\.test_scenes={test_scenes} .*; of 50 scenes use 5 to 30 for the"
+    ):
+        load(NOWHERE, scenes=50, test_scenes=test_scenes)

@@ -27,7 +27,7 @@ from pydantic import Field
 from convatlas.core.config import RunConfig, Section
 from convatlas.core.errors import UserError, near_matches
 
-__all__ = ["PrintedCurve", "StudyFigure", "check_figures", "planned_figures", "printed_at"]
+__all__ = ["PrintedCurve", "StudyFigure", "check_figures", "named_in", "planned_figures", "printed_at"]
 
 Numbers = dict[str, float]
 
@@ -74,6 +74,15 @@ def check_figures(
             raise UserError(f"{prefix} gives numbers as x and must name them; add x_title.")
         for curve in figure.printed.values():
             _printed_points(curve, None if not_yet_known else numbers, printed, prefix)
+
+
+def named_in(figure: StudyFigure) -> set[str]:
+    """Return the variants that a figure names."""
+    entries = [
+        *(figure.x if isinstance(figure.x, dict) else ()),
+        *(e for curve in figure.curves.values() for e in curve),
+    ]
+    return {entry.partition(".")[0] for entry in entries}
 
 
 def planned_figures(

@@ -20,7 +20,7 @@ from convatlas.studies.architectures import found_by_search, with_architecture
 from convatlas.studies.calibration import choices, read_calibration
 from convatlas.studies.claims import read_claim
 from convatlas.studies.counting import check_equal, counts
-from convatlas.studies.figures import StudyFigure, check_figures, planned_figures, printed_at
+from convatlas.studies.figures import StudyFigure, check_figures, named_in, planned_figures, printed_at
 
 Overrides = list[str]
 ScaleName = Literal["laptop", "workstation", "paper"]
@@ -126,6 +126,8 @@ class Images(Section):
     title: str
     instead_of: dict[str, str]
     """A data set for each of those that studies name."""
+    overrides: Overrides = Field(default=[])
+    """What else a study has on them, such as weights for their classes."""
 
 
 class Scale(Section):
@@ -181,7 +183,7 @@ def load_study(name: str, scale_name: str) -> tuple[Study, Scale]:
 
 
 def _on_images(study: Study, name: str, scale: Scale) -> Study:
-    """Return a study on other data: those of `conf/images/<name>.yaml`."""
+    """Return a study on other data, those of `conf/images/<name>.yaml`: the variants that they take the place for."""
     known = sorted(path.stem for path in (conf_dir() / "images").glob("*.yaml"))
     if name not in known:
         raise UserError(f"images={name}: there is none of that name. {near_matches(name, ['made', *known])}")
@@ -195,19 +197,30 @@ def _on_images(study: Study, name: str, scale: Scale) -> Study:
         moved = (each.replace(f"=runs/{study.name}/", f"=runs/{planned}/") for each in overrides)
         return [changes.get(each, each) for each in moved]
 
+    def is_replaced(variant: Variant) -> bool:
+        overrides = [*study.overrides["laptop"], *variant.overrides, *variant.laptop]
+        return next((each in changes for each in reversed(overrides) if each.startswith("data=")), False)
+
+    def compares_replaced(claim: Claim) -> bool:
+        named = {q.variant for text in claim.holds for q in read_claim(text, f"the study {study.name}").quantities()}
+        return named <= {*variants, *study.counted}
+
     variants = {
         key: variant.model_copy(update={"overrides": changed(variant.overrides), "laptop": changed(variant.laptop)})
         for key, variant in study.variants.items()
+        if is_replaced(variant)
     }
-    used = [*study.overrides["laptop"], *(o for v in study.variants.values() for o in (*v.overrides, *v.laptop))]
-    if not any(each in changes for each in used):
+    if not variants:
         raise NothingToReplaceError(f"images={name} has nothing in the place of the data of the study {study.name}.")
     update = {
         "name": planned,
         "title": f"{study.title} on {images.title}",
         "images": name,
-        "overrides": {**study.overrides, "laptop": changed(study.overrides["laptop"])},
+        "overrides": {**study.overrides, "laptop": [*changed(study.overrides["laptop"]), *images.overrides]},
         "variants": variants,
+        "claims": [claim for claim in study.claims if compares_replaced(claim)],
+        "steps": [step for step in study.steps if {step.before, step.after} <= set(variants)],
+        "figures": [figure for figure in study.figures if named_in(figure) <= set(variants)],
     }
     return study.model_copy(update=update)
 

@@ -87,6 +87,7 @@ def load(
     root: Path,  # noqa: ARG001 - every source takes `root`; this one needs no files
     *,
     scenes: int = 1500,
+    test_scenes: int | None = None,
     image_size: int = 96,
     level: str = "medium",
     noise: float | None = None,
@@ -97,6 +98,7 @@ def load(
     Args:
         root: not read, nothing is written there: the digits come with scikit-learn.
         scenes: number of scenes, spread evenly over 25 pools of digits; the last 5 pools are the test split.
+        test_scenes: how many of them are in the test split, spread evenly over its 5 pools; null: one in five.
         image_size: side of a scene in pixels; 32, 48 or 64 or more, by level.
         level: "easy", "medium" or "hard".
         noise: standard deviation of the noise, in grey levels of 255; 0 makes each background one flat grey; null takes
@@ -104,10 +106,15 @@ def load(
         seed: decides pools and scenes. A scene depends on its number too, so that more scenes leave the first as is.
 
     Raises:
-        UserError: fewer scenes than pools, an unknown level, or too small an `image_size`.
+        UserError: fewer scenes than pools, for test or training, an unknown level, or too small an `image_size`.
     """
     if scenes < POOLS:
         raise UserError(f"data.source.scenes={scenes} leaves pools of digits empty; use {POOLS} or more.")
+    if test_scenes is not None and not TEST_POOLS <= test_scenes <= scenes - (POOLS - TEST_POOLS):
+        raise UserError(
+            f"data.source.test_scenes={test_scenes} leaves pools of digits empty; of {scenes} scenes use {TEST_POOLS} "
+            f"to {scenes - (POOLS - TEST_POOLS)} for the test."
+        )
     if scenes > MOST_SCENES or seed < 0:
         raise UserError(f"data.source: use at most {MOST_SCENES:,} scenes ({scenes}), and a seed from 0 ({seed}).")
     if level not in LEVELS:
@@ -122,7 +129,7 @@ def load(
     source = load_digits()
     pictures, labels = (source.images / 16).astype(np.float32), source.target.astype(np.int64)
     pools = deal_into_pools(labels, POOLS, seed)
-    groups = np.arange(scenes, dtype=np.int64) % POOLS
+    groups = pools_of_scenes(scenes, test_scenes)
     made = [
         draw_scene(
             pictures,
@@ -154,6 +161,14 @@ def load(
             *(["Up to 8 quarters of digits lie about, which are no objects."] if LEVELS[level].clutter else []),
         ],
     )
+
+
+def pools_of_scenes(scenes: int, test_scenes: int | None) -> NDArray[np.int64]:
+    """Return the pool of each scene: one after the other, or those of the training first and then those of the test."""
+    if test_scenes is None:
+        return np.arange(scenes, dtype=np.int64) % POOLS
+    training = POOLS - TEST_POOLS
+    return np.concatenate([np.arange(scenes - test_scenes) % training, training + np.arange(test_scenes) % TEST_POOLS])
 
 
 def deal_into_pools(labels: NDArray[np.int64], pools: int, seed: int) -> NDArray[np.int64]:
