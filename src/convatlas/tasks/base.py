@@ -269,7 +269,8 @@ class Task(pl.LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         """Build the recipe's optimiser and its schedule."""
         recipe = self.config.recipe
-        optimizer = build_optimizer(self.net, recipe)
+        mixed = self.config.trainer.precision.endswith("-mixed")
+        optimizer = build_optimizer(self.net, recipe, mixed_precision=mixed)
         steps = max(1, int(self.trainer.estimated_stepping_batches) // recipe.epochs)
         schedule = build_schedule(recipe.schedule, optimizer, recipe.epochs, steps, self.monitor)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
