@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
@@ -34,7 +34,7 @@ def anatomy(net: Plain) -> Plain:
     graph = whole_net(trace)
     blocks = []
     for node, inside in expanded_blocks(trace, graph):
-        name = f"{node.title}, {shape_text(node.shape)}"
+        name = f"{_words(node)}, {shape_text(node.shape)}"
         blocks.append({"title": name, "svg": draw(trace, inside, f"{name}: what is inside, of {title}")})
     return {
         "whole": draw(trace, graph, f"{title}: the whole net"),
@@ -52,7 +52,7 @@ def _stages(trace: Trace, graph: Graph) -> list[Plain]:
     """Sum up the nodes of a drawing that follow one another and have maps of one size.
 
     Each stage has `what` (its blocks and layers), `shape` of its last result, `convolutions`, `parameters`, `macs`,
-    `stored_bytes`, and `field`: height and width of what a value sees, null for the whole image.
+    `stored_bytes`, and `field`: height and width of what a value sees, null for the whole image, 0 for none of it.
     """
     nodes = [node for node in graph.nodes if node.end > node.start]
     stages = []
@@ -62,7 +62,7 @@ def _stages(trace: Trace, graph: Graph) -> list[Plain]:
         seen = operations[-1].field
         stages.append(
             {
-                "what": "; ".join(dict.fromkeys(_words(node) for node in stage if node.title or node.lines)),
+                "what": "; ".join(_contents(stage)),
                 "shape": shape_text(stage[-1].shape),
                 "convolutions": sum(each.kind == "conv" for each in operations),
                 "parameters": sum(each.parameters for each in operations),
@@ -74,10 +74,17 @@ def _stages(trace: Trace, graph: Graph) -> list[Plain]:
     return stages
 
 
+def _contents(stage: Iterable[Node]) -> Iterator[str]:
+    """Give the blocks and chains of a stage; equal ones that follow one another are counted."""
+    named = (node for node in stage if node.title or node.lines)
+    for words, found in groupby(named, key=lambda node: node.title or ", ".join(_short(node))):
+        nodes = list(found)
+        times = sum(node.repeats if node.title else 1 for node in nodes)
+        yield words + (f" × {times}" if times > 1 else "")
+
+
 def _words(node: Node) -> str:
-    if node.title:
-        return node.title + (f" × {node.repeats}" if node.repeats > 1 else "")
-    return ", ".join(_short(node))
+    return node.title + (f" × {node.repeats}" if node.repeats > 1 else "")
 
 
 def _short(node: Node) -> Iterator[str]:

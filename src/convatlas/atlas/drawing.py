@@ -5,6 +5,9 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import nn
 
 from convatlas.atlas.layout import lay_out
 from convatlas.atlas.structure import Graph, Node
@@ -31,7 +34,8 @@ def draw(trace: Trace, graph: Graph, title: str) -> str:
     """Return a graph as an SVG element; `title` says what it shows to those who cannot see it."""
     boxes = [_box(trace, node) for node in graph.nodes]
     edges = [(source, number) for number, node in enumerate(graph.nodes) for source in node.inputs]
-    layout = lay_out([(box.width, box.height) for box in boxes], edges, nodesep="0.22", ranksep="0.3")
+    sizes = [(box.width, box.height) for box in boxes]
+    layout = lay_out(sizes, edges, columns=_columns(trace, graph), nodesep="0.22", ranksep="0.3")
     curves = (f'<path class="flow" d="{c.path}"/><path class="tip" d="{c.tip}"/>' for c in layout.curves)
     drawn = (_node(box, node, *at) for box, node, at in zip(boxes, graph.nodes, layout.centres, strict=True))
     width, height = round(layout.width + 4), round(layout.height + 4)
@@ -41,6 +45,53 @@ def draw(trace: Trace, graph: Graph, title: str) -> str:
         f"<title>{html.escape(title)}</title><desc>{html.escape(as_words(trace, graph))}</desc>"
         f"{''.join(curves)}{''.join(drawn)}</svg>"
     )
+
+
+def _columns(trace: Trace, graph: Graph) -> list[list[int]]:
+    """Return the nodes that stand straight below one another: the columns of a fractal, or else the longest way."""
+    found: dict[str, list[int]] = {}
+    of_node: dict[int, str] = {}
+    for number, node in enumerate(graph.nodes):
+        column = _list_in_list(trace, node)
+        if column is None and node.kind == "chain" and len(node.inputs) == 1:
+            column = of_node.get(node.inputs[0])  # what belongs to no list goes on in the column that leads to it
+        if column is not None:
+            of_node[number] = column
+            found.setdefault(column, []).append(number)
+    if len(found) > 1 and all(_lead_down(graph, column) for column in found.values()):
+        return [found[column] for column in sorted(found)]
+    way = _longest_way(graph)
+    return [way] if 2 * len(way) >= len(graph.nodes) else []
+
+
+def _lead_down(graph: Graph, column: Sequence[int]) -> bool:
+    """Say whether each node of a column takes, by whatever way, what the one before it gives."""
+    behind: list[set[int]] = []
+    for number, node in enumerate(graph.nodes):
+        behind.append({number}.union(*(behind[source] for source in node.inputs)))
+    return all(upper in behind[lower] for upper, lower in pairwise(column))
+
+
+def _list_in_list(trace: Trace, node: Node) -> str | None:
+    """Return the name of the list that a node's modules stand in, where that is one of several lists in a list."""
+    place = node.call or (trace.operations[node.start].call if node.end > node.start else 0)
+    while place:
+        name, modules = trace.calls[place].name, dict(trace.calls[0].module.named_modules())
+        column = name.rpartition(".")[0]
+        lists = column.rpartition(".")[0]
+        if all(isinstance(modules.get(each), nn.ModuleList) for each in (column, lists)):
+            return column
+        place = trace.calls[place].parent
+    return None
+
+
+def _longest_way(graph: Graph) -> list[int]:
+    """Return the way through most nodes, from the first to the last."""
+    ways: list[list[int]] = []
+    for number, node in enumerate(graph.nodes):
+        before = max((ways[source] for source in node.inputs), key=len, default=[])
+        ways.append([*before, number])
+    return max(ways, key=len, default=[])
 
 
 def as_words(trace: Trace, graph: Graph) -> str:
@@ -73,7 +124,7 @@ def _box(trace: Trace, node: Node) -> _Box:
     if node.shape and not any(each.kind == "boxes" for each in trace.operations[node.start : node.end]):
         lines.append(("shape", shape_text(node.shape)))
     style = node.kind if node.kind != "chain" else f"chain {_weightiest(trace, node)}"
-    width = max(len(text) * CHARACTER * (1.06 if role == "head" else 1) for role, text in lines) + 2 * MARGIN
+    width = max(len(text) * CHARACTER * (1.12 if role == "head" else 1) for role, text in lines) + 2 * MARGIN
     return _Box(style, tuple(lines), width, len(lines) * LINE + MARGIN)
 
 

@@ -132,7 +132,7 @@ def described(given: Given) -> Description | None:
             return Description(kind, names[plain], given.field)
     if name in _KINDS:
         return _KINDS[name](given)
-    words = "scale" if name in SCALING else name.strip("_").replace("_", " ")
+    words = "scale" if name in SCALING else name.strip("_").replace("_", " ").replace("roi", "RoI")
     return Description("scale" if name in SCALING else "other", words, given.field)
 
 
