@@ -80,7 +80,7 @@ def reports(tmp_path_factory) -> Path:
     write_report(plan, runs, folder / "reports" / "studies" / "overview")
     write_index(plan.parent, runs, folder / "reports")
     drawn = anatomies(NETS, folder / "kept", processes=1)
-    write_atlas(folder / "reports" / "atlas", NETS, drawn, read_lineage(), [read_study(plan, runs)])
+    write_atlas(folder / "reports" / "atlas", NETS, drawn, lineage=read_lineage(), studies=[read_study(plan, runs)])
     return folder / "reports"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from convatlas.atlas.drawing import draw, shape_text
+from convatlas.atlas.drawing import draw, shape_words
 from convatlas.atlas.operations import JOINS
 from convatlas.atlas.structure import Graph, Node, expanded_blocks, whole_net
 from convatlas.atlas.trace import Trace, trace_net
@@ -34,7 +34,8 @@ def anatomy(net: Plain) -> Plain:
     graph = whole_net(trace)
     blocks = []
     for node, inside in expanded_blocks(trace, graph):
-        name = f"{_words(node)}, {shape_text(node.shape)}"
+        times = f" × {node.repeats}" if node.repeats > 1 else ""
+        name = ", ".join(filter(None, [node.title + times, shape_words(trace, node)]))
         blocks.append({"title": name, "svg": draw(trace, inside, f"{name}: what is inside, of {title}")})
     return {
         "whole": draw(trace, graph, f"{title}: the whole net"),
@@ -51,8 +52,9 @@ def anatomy(net: Plain) -> Plain:
 def _stages(trace: Trace, graph: Graph) -> list[Plain]:
     """Sum up the nodes of a drawing that follow one another and have maps of one size.
 
-    Each stage has `what` (its blocks and layers), `shape` of its last result, `convolutions`, `parameters`, `macs`,
-    `stored_bytes`, and `field`: height and width of what a value sees, null for the whole image, 0 for none of it.
+    Each stage has `what` (its blocks and layers), `shape` of its last result ("" for weights and boxes),
+    `convolutions`, `parameters`, `macs`, `stored_bytes`, and `field`: height and width of what a value sees, null for
+    the whole image, 0 for none of it.
     """
     nodes = [node for node in graph.nodes if node.end > node.start]
     stages = []
@@ -63,7 +65,7 @@ def _stages(trace: Trace, graph: Graph) -> list[Plain]:
         stages.append(
             {
                 "what": "; ".join(_contents(stage)),
-                "shape": shape_text(stage[-1].shape),
+                "shape": shape_words(trace, stage[-1]),
                 "convolutions": sum(each.kind == "conv" for each in operations),
                 "parameters": sum(each.parameters for each in operations),
                 "macs": sum(each.macs for each in operations),
@@ -81,10 +83,6 @@ def _contents(stage: Iterable[Node]) -> Iterator[str]:
         nodes = list(found)
         times = sum(node.repeats if node.title else 1 for node in nodes)
         yield words + (f" × {times}" if times > 1 else "")
-
-
-def _words(node: Node) -> str:
-    return node.title + (f" × {node.repeats}" if node.repeats > 1 else "")
 
 
 def _short(node: Node) -> Iterator[str]:

@@ -13,7 +13,7 @@ from convatlas.atlas.layout import lay_out
 from convatlas.atlas.structure import Graph, Node
 from convatlas.atlas.trace import Trace
 
-__all__ = ["as_words", "draw", "shape_text"]
+__all__ = ["as_words", "draw", "shape_words"]
 
 LINE, CHARACTER, MARGIN = 16.0, 6.7, 9.0
 """Height of a line, mean width of a character at 12 px, and what is left free at each side, in pixels."""
@@ -102,13 +102,17 @@ def as_words(trace: Trace, graph: Graph) -> str:
         words = ", ".join(filter(None, [node.title, *lines])) or trace.operations[node.end - 1].text
         repeats = f" × {node.repeats}" if node.kind == "block" and node.repeats > 1 else ""
         sources = " and ".join(str(source + 1) for source in node.inputs)
-        parts.append(f"{number}: {words}{repeats}, {shape_text(node.shape)}{f', of {sources}' if sources else ''}")
+        shape = shape_words(trace, node)
+        parts.append(", ".join(filter(None, [f"{number}: {words}{repeats}", shape, sources and f"of {sources}"])))
     return "; ".join(parts) + "."
 
 
-def shape_text(shape: Sequence[int]) -> str:
-    """Write a shape."""
-    return " × ".join(map(str, shape))
+def shape_words(trace: Trace, node: Node) -> str:
+    """Write the shape of a node's result; nothing for boxes, whose number depends on the image, and for weights."""
+    operations = trace.operations[node.start : node.end]
+    seen = operations[-1].field if operations else None
+    is_map = not any(each.kind == "boxes" for each in operations) and (seen is None or seen.height)
+    return " × ".join(map(str, node.shape)) if is_map else ""
 
 
 def _box(trace: Trace, node: Node) -> _Box:
@@ -121,8 +125,8 @@ def _box(trace: Trace, node: Node) -> _Box:
         lines.insert(0, ("head", node.title + repeats))
     elif node.repeats > 1 and (node.shared or len(node.lines) > 1):
         lines.insert(0, ("head", f"{node.repeats} times{', the same weights' if node.shared else ''}"))
-    if node.shape and not any(each.kind == "boxes" for each in trace.operations[node.start : node.end]):
-        lines.append(("shape", shape_text(node.shape)))
+    if shape := shape_words(trace, node):
+        lines.append(("shape", shape))
     style = node.kind if node.kind != "chain" else f"chain {_weightiest(trace, node)}"
     width = max(len(text) * CHARACTER * (1.12 if role == "head" else 1) for role, text in lines) + 2 * MARGIN
     return _Box(style, tuple(lines), width, len(lines) * LINE + MARGIN)

@@ -72,18 +72,18 @@ def stored_by_depth(size: tuple[int, int, int] = (3, 32, 32)) -> Chart:
             trace = trace_net(build, size)
             stored = sum(operation.stored for operation in trace.operations) / 1e6
             rows.append({"d": depth, "m": short(stored), "v": title, "c": f"var(--hue-{int(saving)})"})
-    slider = _slider("depth", len(DEPTHS), name="depth")
+    slider = _slider("layers", DEPTHS[-1], DEPTHS[0], DEPTHS[1] - DEPTHS[0])
     base = alt.Chart(ROWS).encode(
         x=alt.X("d:Q", title="layers", axis=alt.Axis(grid=False, values=list(DEPTHS))),
         y=alt.Y("m:Q", title="kept for backward, MB an image", scale=alt.Scale(zero=True)),
         color=alt.Color("c:N", scale=None),
     )
-    until = f"datum.d <= {list(DEPTHS)}[depth - 1]"
+    until = "datum.d <= layers"
     line = base.transform_filter(until).mark_line(aria=False).add_params(slider)
     points = base.transform_filter(until).mark_circle(aria=False, size=70).encode(
         tooltip=tooltip(v="net", d="layers", m="MB")
     )  # fmt: skip
-    ends = alt.Chart(ROWS).transform_filter(f"datum.d === {list(DEPTHS)}[depth - 1]").mark_text(
+    ends = alt.Chart(ROWS).transform_filter("datum.d === layers").mark_text(
         aria=False, align="right", dx=-9, dy=-8
     ).encode(x="d:Q", y="m:Q", text="v:N", color=alt.Color("c:N", scale=None))  # fmt: skip
     note = (
@@ -145,5 +145,6 @@ def _columns(variant: Variant) -> list[str]:
     return sorted({c for run in variant.runs for c in run.record.columns if c.startswith("gradient/")})
 
 
-def _slider(title: str, most: int, name: str | None = None) -> alt.Parameter:
-    return alt.param(name=name or title, value=most, bind=alt.binding_range(min=1, max=most, step=1, name=f"{title} "))
+def _slider(name: str, most: int, least: int = 1, step: int = 1) -> alt.Parameter:
+    bound = alt.binding_range(min=least, max=most, step=step, name=f"{name} ")
+    return alt.param(name=name, value=most, bind=bound)

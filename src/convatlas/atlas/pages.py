@@ -15,15 +15,18 @@ from typing import Any
 
 from markupsafe import Markup
 
+from convatlas.atlas.appearances import Appearance, read_appearances
 from convatlas.atlas.lineage import Lineage
 from convatlas.atlas.lineage_map import draw_map
 from convatlas.atlas.pictures import activation_maps, filters
 from convatlas.atlas.results import Comparison, Result, comparisons, results_of
 from convatlas.core.files import write_text
 from convatlas.reporting.charts import COLOUR, ROWS, Chart, compiled, tooltip
+from convatlas.reporting.findings import Finding, words
 from convatlas.reporting.rendering import chart_library, for_script_element, render, template_source
 from convatlas.reporting.study import Study
 from convatlas.reporting.trade_offs import LATENCY, PRICES, trade_offs
+from convatlas.studies.planning import last_choices
 
 __all__ = ["write_atlas"]
 
@@ -32,8 +35,18 @@ LARGE = 64
 """Images above so many pixels are not CIFAR's."""
 
 
+WIDE = 620
+"""Blocks of more pixels do not stand beside the drawing of the whole net."""
+
+
 def write_atlas(
-    folder: Path, nets: Mapping[str, Plain], drawn: Mapping[str, Plain], lineage: Lineage, studies: Sequence[Study]
+    folder: Path,
+    nets: Mapping[str, Plain],
+    drawn: Mapping[str, Plain],
+    *,
+    lineage: Lineage,
+    studies: Sequence[Study],
+    found: Sequence[Finding] = (),
 ) -> None:
     """Write all pages.
 
@@ -43,15 +56,25 @@ def write_atlas(
         drawn: the anatomy of each, see `convatlas.atlas.anatomy`.
         lineage: what the map shows.
         studies: where the results come from.
+        found: what these and earlier studies found.
 
     Raises:
         UserError: a file of a run is not readable.
     """
     results = results_of(studies)
     members = lineage.members(nets)
+    appearances = read_appearances(found)
     write_text(folder / "index.html", _index(nets, drawn, lineage, members, results))
     for name in nets:
-        page = _card(name, nets, drawn[name], lineage=lineage, members=members, results=results.get(name, []))
+        page = _card(
+            name,
+            nets,
+            drawn[name],
+            lineage=lineage,
+            members=members,
+            results=results.get(name, []),
+            appearances=appearances.get(name, []),
+        )
         write_text(folder / "nets" / f"{name}.html", page)
     write_text(folder / "compare.html", _compare(nets, drawn, comparisons(studies)))
     write_text(folder / "training.html", _training(studies))
@@ -92,6 +115,7 @@ def _card(
     lineage: Lineage,
     members: Mapping[str, Sequence[str]],
     results: Sequence[Result],
+    appearances: Sequence[Appearance],
 ) -> str:
     own = next(family for family, found in members.items() if name in found)
     family = lineage.families[own]
@@ -108,6 +132,7 @@ def _card(
             "whole": _svg(drawn["whole"]),
             "blocks": [{**block, "svg": _svg(block["svg"])} for block in drawn["blocks"]],
         },
+        wide=any(int(block["svg"].partition('width="')[2].partition('"')[0]) > WIDE for block in drawn["blocks"]),
         command=_command(name, nets[name]["about"], results),
         family=family,
         others=[other for other in members[own] if other != name],
@@ -116,15 +141,25 @@ def _card(
         families=lineage.families,
         first={key: found[0] for key, found in members.items()},
         results=results,
+        appearances=appearances,
+        missing=_missing(results, appearances),
+        words=words,
         pictures=pictures,
         titles={other: net["about"]["title"] for other, net in nets.items()},
     )
 
 
+def _missing(results: Sequence[Result], appearances: Sequence[Appearance]) -> list[tuple[str, str]]:
+    """Return each kind of images on which a study trains a net and no run has finished, and the study's name."""
+    first = {images: each.study for each in reversed(appearances) for images in each.images}
+    there = {result.study.plan.images for result in results}
+    return [(images, study) for images, study in sorted(first.items(), reverse=True) if images not in there]
+
+
 def _command(name: str, about: Plain, results: Sequence[Result]) -> str:
     """Return a command line that trains the net: that of its first finished variant, or on data of its task."""
     if results:
-        return " ".join(["python -m convatlas.train", *map(_quoted, results[0].variant.overrides)])
+        return " ".join(["python -m convatlas.train", *map(_quoted, last_choices(results[0].variant.overrides))])
     size = (about.get("input_size") or [3, 32, 32])[-1]
     data = {
         "classification": "imagenet data.root=..." if size > LARGE else "cifar10 data.root=...",

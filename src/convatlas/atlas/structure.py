@@ -104,7 +104,8 @@ def inside(trace: Trace, node: Node) -> Graph:
         return Graph(_nodes(trace, _parts(trace, node.call, _Classes(trace, within=node.call))))
     end = node.start + units_drawn(trace, node) * (node.unit_end - node.start)
     parts = [_Part(place, place + 1, None) for place in range(node.start, end)]
-    return Graph(_with_outputs(trace, _nodes(trace, parts, chains_only=True), end))
+    nodes = _nodes(trace, parts, chains_only=True)
+    return Graph(nodes if units_drawn(trace, node) == MOST_UNITS else _with_outputs(trace, nodes, end))
 
 
 def _with_outputs(trace: Trace, nodes: tuple[Node, ...], end: int) -> tuple[Node, ...]:
@@ -286,7 +287,9 @@ def _repetition(
             if not (_hangs_on(trace, parts, here, period) or same) or not _same_inside(trace, parts, at, here, period):
                 break
             repeats += 1
-        if period * repeats <= best[0] * best[1] or (chains_only and period > 1 and not _is_chain(trace, parts[at : at + period])):
+        if period * repeats <= best[0] * best[1] or (
+            chains_only and period > 1 and not _is_chain(trace, parts[at : at + period])
+        ):
             continue
         same = _same_modules(trace, parts, at, at + period, period)
         if _stands_once(trace, parts[at : at + period * repeats], period, same):
@@ -439,6 +442,8 @@ def _with_inputs(trace: Trace, nodes: Sequence[Node]) -> list[Node]:
 
 
 def _input(trace: Trace, source: int) -> Node:
+    if source != IMAGE and (seen := trace.operations[source].field) is not None and not seen.height:
+        return Node("input", "weights", (), 0, 0, 0, (), ())
     return Node("input", "image" if source == IMAGE else "input", (), 0, 0, 0, (), _shape(trace, source))
 
 

@@ -237,8 +237,8 @@ class _Recorder(TorchFunctionMode):
             shape = tuple(results[0].shape)
             call = Given(_name(func), args, kwargs, shapes, shape, len(sources), self._field(sources))
             place = self._taken_down(call, sources)
-            for place, each in zip(self._parts(place, shapes[0], results), results, strict=True):
-                self._of_tensor[id(each)] = self._of_storage[each.untyped_storage()._cdata] = place
+            for part, each in zip(self._parts(place, shapes[0], results), results, strict=True):
+                self._of_tensor[id(each)] = self._of_storage[each.untyped_storage()._cdata] = part
                 self._alive.append(each)
         return result
 
