@@ -19,7 +19,9 @@ from convatlas.atlas.anatomy import anatomy
 from convatlas.atlas.drawing import draw
 from convatlas.atlas.nets import read_nets
 from convatlas.atlas.structure import Graph, expanded_blocks, whole_net
+from convatlas.atlas.study_drawings import DRAWINGS, Block, drawing
 from convatlas.atlas.trace import Trace, trace_net
+from convatlas.core.errors import UserError
 from convatlas.models.build import build_model
 from convatlas.models.costs import count_parameters, is_detector, multiply_adds, on_meta_device
 from convatlas.models.interfaces import HasDenseOutputs, auxiliary_loss_weights
@@ -48,6 +50,11 @@ def every_net(names=tuple(NETS)) -> list[Any]:
 def traced(name: str) -> Trace:
     net = NETS[name]
     return trace_net(lambda: build_model(net["model"]), net["about"]["input_size"])
+
+
+@cache
+def drawn(name: str) -> dict[str, Any]:
+    return anatomy(NETS[name])
 
 
 @cache
@@ -139,15 +146,15 @@ def test_a_drawing_has_the_convolutions_of_the_module(name):
 
 @pytest.mark.parametrize("name", every_net())
 def test_costs_by_stage_add_up_to_those_of_the_net(name):
-    drawn = anatomy(NETS[name])
-    assert drawn["parameters"] == GOLDEN[name]["parameters"]
+    found = drawn(name)
+    assert found["parameters"] == GOLDEN[name]["parameters"]
     net = on_meta_device(lambda: build_model(NETS[name]["model"]))
     of_weights = multiply_adds(net, NETS[name]["about"]["input_size"])[2] if "hyper" in name else 0
-    assert drawn["macs"] == GOLDEN[name]["macs"] + of_weights
-    assert sum(stage["parameters"] for stage in drawn["stages"]) <= count_parameters(net)
-    assert sum(stage["macs"] for stage in drawn["stages"]) == drawn["macs"]
-    assert sum(stage["convolutions"] for stage in drawn["stages"]) == drawn["convolutions"]
-    assert len(drawn["whole"]) + sum(len(block["svg"]) for block in drawn["blocks"]) < 300_000
+    assert found["macs"] == GOLDEN[name]["macs"] + of_weights
+    assert sum(stage["parameters"] for stage in found["stages"]) <= count_parameters(net)
+    assert sum(stage["macs"] for stage in found["stages"]) == found["macs"]
+    assert sum(stage["convolutions"] for stage in found["stages"]) == found["convolutions"]
+    assert len(found["whole"]) + sum(len(block["svg"]) for block in found["blocks"]) < 300_000
 
 
 @pytest.mark.parametrize(
@@ -232,3 +239,14 @@ def test_a_detector_ends_in_the_choice_of_boxes():
     pyramid = titles.index("feature pyramid network")
     assert [len(nodes[number].inputs) for number in (pyramid, len(nodes) - 3, len(nodes) - 2)] == [2, 1, 1]
     assert set(nodes[-1].inputs) & {len(nodes) - 3, len(nodes) - 2}
+
+
+@pytest.mark.parametrize(("file", "block"), DRAWINGS.items())
+def test_the_drawings_of_the_studies_pages_are_those_of_the_modules(file, block):
+    """`python -m convatlas.atlas.study_drawings` writes them."""
+    assert (ROOT / "docs" / "studies" / "images" / f"{file}.svg").read_text() == drawing(drawn(block.net), block)
+
+
+def test_a_drawing_of_a_module_that_is_no_block_is_refused():
+    with pytest.raises(UserError, match=r"^fractalnet has no drawing of its module 'head', but of blocks\.0\.$"):
+        drawing(drawn("fractalnet"), Block("fractalnet", "head"))

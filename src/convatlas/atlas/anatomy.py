@@ -25,8 +25,8 @@ def anatomy(net: Plain) -> Plain:
     """Draw a net from its sections `about` and `model`.
 
     Returns:
-        `whole`, an SVG; `blocks`, each with `title` and `svg`; `stages`, see `_stages`; `convolutions`, `joins`,
-        `parameters`, `macs` and `stored_bytes` of the whole net, for one image.
+        `whole`, an SVG; `blocks`, each with `title`, `module` (the name of the first that is one) and `svg`; `stages`,
+        see `_stages`; `convolutions`, `joins`, `parameters`, `macs` and `stored_bytes` of the whole net, for one image.
     """
     torch.set_num_threads(1)
     title = net["about"]["title"]
@@ -36,7 +36,9 @@ def anatomy(net: Plain) -> Plain:
     for node, inside in expanded_blocks(trace, graph):
         times = f" × {node.repeats}" if node.repeats > 1 else ""
         name = ", ".join(filter(None, [node.title + times, shape_words(trace, node)]))
-        blocks.append({"title": name, "svg": draw(trace, inside, f"{name}: what is inside, of {title}")})
+        module = trace.calls[node.call].name if node.call is not None else ""
+        svg = draw(trace, inside, f"{name}: what is inside, of {title}")
+        blocks.append({"title": name, "module": module, "svg": svg})
     return {
         "whole": draw(trace, graph, f"{title}: the whole net"),
         "blocks": blocks,

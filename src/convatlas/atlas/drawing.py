@@ -18,6 +18,8 @@ __all__ = ["as_words", "draw", "shape_words"]
 LINE, CHARACTER, MARGIN = 16.0, 6.7, 9.0
 """Height of a line, mean width of a character at 12 px, and what is left free at each side, in pixels."""
 ROUND = 26.0
+SMALLEST = 0.75
+"""To what part of its size a drawing may shrink before it scrolls."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def draw(trace: Trace, graph: Graph, title: str) -> str:
     width, height = round(layout.width + 4), round(layout.height + 4)
     return (
         f'<svg class="net" xmlns="http://www.w3.org/2000/svg" role="img" width="{width}" height="{height}" '
-        f'viewBox="-2 -2 {width} {height}">'
+        f'viewBox="-2 -2 {width} {height}" style="min-width:{SMALLEST * width:.0f}px">'
         f"<title>{html.escape(title)}</title><desc>{html.escape(as_words(trace, graph))}</desc>"
         f"{''.join(curves)}{''.join(drawn)}</svg>"
     )
