@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from contextlib import suppress
 from functools import cache
+from itertools import combinations
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -110,6 +111,19 @@ def boxes_of(svg: str) -> list[list[str]]:
     return [["".join(text.itertext()) for text in group if text.tag.endswith("text")] for group in groups]
 
 
+def rectangles(svg: str) -> list[tuple[float, ...]]:
+    """Return x, y, width and height of each box, without the one that stands behind it for its repetitions."""
+    found = re.findall(r'<rect x="([\d.-]+)" y="([\d.-]+)" width="([\d.]+)" height="([\d.]+)"', svg)
+    return [tuple(map(float, each)) for each in found]
+
+
+def overlapping(svg: str) -> list[tuple[Any, Any]]:
+    def apart(one, other):
+        return any(one[i] + one[i + 2] <= other[i] or other[i] + other[i + 2] <= one[i] for i in (0, 1))
+
+    return [pair for pair in combinations(rectangles(svg), 2) if not apart(*pair)]
+
+
 def convolutions_drawn(svg: str) -> int:
     """Count the convolutions that the words of a drawing speak of."""
     total = 0
@@ -139,6 +153,8 @@ def test_a_drawing_has_the_convolutions_of_the_module(name):
         assert counted == run - ONE_TO_A_READER.get(name, 0)
     assert convolutions_drawn(draw(trace, whole(name), name)) == counted
     for number, node in enumerate(whole(name).nodes):
+        inner = range(node.start, node.end - 1) if node.kind == "chain" else ()
+        assert all(taker < node.end for place in inner for taker in trace.takers[place]), "a chain has one end"
         assert node.inputs or number == 0 or "hyper" in name
         if node.call is not None and (module := trace.calls[node.call].name) in shapes:
             assert node.shape in shapes[module] or node.repeats > 1
@@ -154,7 +170,9 @@ def test_costs_by_stage_add_up_to_those_of_the_net(name):
     assert sum(stage["parameters"] for stage in found["stages"]) <= count_parameters(net)
     assert sum(stage["macs"] for stage in found["stages"]) == found["macs"]
     assert sum(stage["convolutions"] for stage in found["stages"]) == found["convolutions"]
-    assert len(found["whole"]) + sum(len(block["svg"]) for block in found["blocks"]) < 300_000
+    drawings = [found["whole"], *(block["svg"] for block in found["blocks"])]
+    assert sum(map(len, drawings)) < 300_000
+    assert [pair for svg in drawings for pair in overlapping(svg)] == []
 
 
 @pytest.mark.parametrize(
@@ -200,6 +218,40 @@ def test_a_fractal_block_has_its_columns_and_means():
     svg = draw(traced("fractalnet_small"), inside, "")
     assert [lines for lines in boxes_of(svg) if lines[0] in {"+", "mean"}] == [["mean"], ["mean"]]
     assert convolutions_drawn(svg) == 7
+
+
+def test_the_columns_of_a_fractal_stand_straight_from_shallow_to_deep():
+    svg = next(block["svg"] for block in drawn("fractalnet")["blocks"])
+    boxes = zip(boxes_of(svg), rectangles(svg), strict=True)
+    columns = Counter(round(x + width / 2) for lines, (x, _, width, _) in boxes if "3×3 conv" in lines[0])
+    assert [number for _, number in sorted(columns.items())] == [1, 2, 4]
+
+
+def test_two_couplings_have_both_streams():
+    (block,) = (each for each in drawn("revnet_cifar")["blocks"] if each["module"] == "stages.0.units.0.g")
+    assert block["title"] == "coupling × 2, 16 × 32 × 32"
+    words = [lines[0] for lines in boxes_of(block["svg"])]
+    assert Counter(words) == {"input": 2, "BN · ReLU": 2, "+": 2, "output": 2}
+
+
+def test_three_dense_layers_take_all_before_them():
+    trace, graph = traced("densenet_cifar"), whole("densenet_cifar")
+    node, inside = expanded_blocks(trace, graph)[0]
+    assert (node.title, node.repeats) == ("dense layer", 3)
+    assert [len(each.inputs) for each in inside.nodes if each.kind == "join"] == [2, 3, 4]
+
+
+def test_the_parts_of_a_split_are_told_apart():
+    (unit,) = (each for each in drawn("shufflenet_v2_small")["blocks"] if each["title"].startswith("shuffle unit"))
+    channels = int(unit["title"].split()[2])
+    halves = {f"channels 1 to {channels // 2}", f"channels {channels // 2 + 1} to {channels}"}
+    assert halves <= {lines[0] for lines in boxes_of(unit["svg"])}
+
+
+def test_what_is_made_of_weights_sees_nothing_of_the_image():
+    first, second, *_ = drawn("hyper_wide_resnet_small")["stages"]
+    assert (first["what"], first["field"], first["shape"]) == ("generated kernels", [0, 0], "")
+    assert second["field"][0] > 3
 
 
 def test_the_arms_of_a_u_net_are_joined_across():

@@ -18,8 +18,10 @@ from convatlas.atlas.lineage_map import draw_map
 from convatlas.atlas.nets import read_nets
 from convatlas.atlas.pages import write_atlas
 from convatlas.core.errors import UserError
+from convatlas.reporting.findings import Finding
 from convatlas.reporting.reading import read_study
 from convatlas.reporting.report import write_index, write_report
+from helpers import ROOT
 
 NETS = {name: net for name, net in read_nets().items() if name in {"lenet5_modern", "resnet_cifar", "unet_small"}}
 VOID = {"meta", "img", "br", "input", "link", "hr", "path", "rect"}
@@ -123,6 +125,22 @@ def test_a_card_says_what_is_known_of_its_net(reports):
     without = (reports / "atlas" / "nets" / "unet_small.html").read_text()
     assert "No run of the plan trains this net." in without
     assert "model=unet_small data=heart_phantom" in without
+
+
+def test_a_card_says_in_which_studies_its_net_is_and_what_is_missing(tmp_path):
+    nets = {"resnet18_small": read_nets()["resnet18_small"]}
+    kept = json.loads((ROOT / "docs" / "studies" / "verdicts.json").read_text())
+    one = next(each for each in kept if each["comparison"] == "error[resnet18] < error[vgg]")
+    found = [Finding.model_validate(one)]
+    drawn = anatomies(nets, tmp_path / "kept", processes=1)
+    write_atlas(tmp_path, nets, drawn, lineage=read_lineage(), studies=[], found=found)
+    card = (tmp_path / "nets" / "resnet18_small.html").read_text()
+    assert "No run of the plan trains this net." in card
+    assert "here on the study&#39;s own images: <code>python -m convatlas.plan study=overview</code>" in card
+    assert "<code>python -m convatlas.plan study=overview images=made,cifar10</code>" in card
+    assert "Overview (<code>overview</code>), as ResNet-18." in card
+    assert f"<b>{one['verdict']}</b>" in card
+    assert card.count("not run yet") == 1
 
 
 def test_the_difference_of_a_pair_is_that_of_the_report(reports):

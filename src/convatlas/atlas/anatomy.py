@@ -13,7 +13,7 @@ from convatlas.atlas.operations import JOINS
 from convatlas.atlas.structure import Graph, Node, expanded_blocks, whole_net
 from convatlas.atlas.trace import Trace, trace_net
 from convatlas.models.build import build_model
-from convatlas.models.costs import count_parameters, on_meta_device
+from convatlas.models.costs import count_parameters
 
 __all__ = ["anatomy"]
 
@@ -45,7 +45,7 @@ def anatomy(net: Plain) -> Plain:
         "stages": _stages(trace, graph),
         "convolutions": sum(operation.kind == "conv" for operation in trace.operations),
         "joins": sum(operation.kind in JOINS for operation in trace.operations),
-        "parameters": count_parameters(on_meta_device(lambda: build_model(net["model"]))),
+        "parameters": count_parameters(trace.calls[0].module),
         "macs": sum(operation.macs for operation in trace.operations),
         "stored_bytes": sum(operation.stored for operation in trace.operations),
     }

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from omegaconf import OmegaConf
 
 from convatlas.core.composing import conf_dir
 from convatlas.reporting.findings import Finding, Row, rows
 from convatlas.studies.claims import read_claim
-from convatlas.studies.planning import Study, study_names
+from convatlas.studies.planning import Images, Study, study_names
 
 __all__ = ["Appearance", "net_among", "read_appearances"]
 
-MADE = "made"
-"""The images of a study that names no others."""
+OWN = {"made": "the study's own images"}
+"""What records call the images of a study itself, and how to say it."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,14 @@ class Appearance:
         title: its title.
         variants: the titles of the variants that train the net.
         rows: the comparisons that speak of these variants, with what was found on each kind of images.
-        images: the kinds of images that the study can be on, its own first.
+        images: the kinds of images that the study can be on with their titles, its own first.
     """
 
     study: str
     title: str
     variants: tuple[str, ...]
     rows: tuple[Row, ...]
-    images: tuple[str, ...]
+    images: dict[str, str]
 
 
 def net_among(overrides: Sequence[str]) -> str | None:
@@ -42,19 +43,9 @@ def net_among(overrides: Sequence[str]) -> str | None:
     return named[-1] if named else None
 
 
-def _images() -> dict[str, dict[str, Any]]:
-    """Return the files of `conf/images` by name."""
-    from omegaconf import OmegaConf
-
-    files = sorted((conf_dir() / "images").glob("*.yaml"))
-    return {file.stem: dict(OmegaConf.to_container(OmegaConf.load(file))) for file in files}  # type: ignore[arg-type]
-
-
 def read_appearances(found: Sequence[Finding]) -> dict[str, list[Appearance]]:
     """Return the appearances of every net, in the alphabetical order of the studies."""
-    from omegaconf import OmegaConf
-
-    instead = {name: set(images["instead_of"]) for name, images in _images().items()}
+    others = _images()
     appearances: dict[str, list[Appearance]] = {}
     for name in study_names():
         file = conf_dir() / "study" / f"{name}.yaml"
@@ -69,13 +60,21 @@ def read_appearances(found: Sequence[Finding]) -> dict[str, list[Appearance]]:
             data |= {each.partition("=")[2] for each in overrides if each.startswith("data=")}
             if (net := net_among(overrides)) is not None:
                 of_net.setdefault(net, []).append(key)
-        images = (MADE, *(other for other, replaced in instead.items() if replaced & data))
+        images = OWN | {each: others[each].title for each in others if data & set(others[each].instead_of)}
         own = rows(each for each in found if each.study == name and each.comparison)
         for net, keys in of_net.items():
             speaking = tuple(row for row in own if _variants(row) & set(keys))
             titles = tuple(study.variants[key].title for key in keys)
             appearances.setdefault(net, []).append(Appearance(name, study.title, titles, speaking, images))
     return appearances
+
+
+def _images() -> dict[str, Images]:
+    """Read `conf/images`, by name."""
+    return {
+        file.stem: Images.model_validate(OmegaConf.to_container(OmegaConf.load(file)))
+        for file in sorted((conf_dir() / "images").glob("*.yaml"))
+    }
 
 
 def _variants(row: Row) -> set[str]:

@@ -63,7 +63,7 @@ def _columns(trace: Trace, graph: Graph) -> list[list[int]]:
     if len(found) > 1 and all(_lead_down(graph, column) for column in found.values()):
         return [found[column] for column in sorted(found)]
     way = _longest_way(graph)
-    return [way] if 2 * len(way) >= len(graph.nodes) else []
+    return [way] if 3 * len(way) >= 2 * len(graph.nodes) else []
 
 
 def _lead_down(graph: Graph, column: Sequence[int]) -> bool:
@@ -78,10 +78,9 @@ def _list_in_list(trace: Trace, node: Node) -> str | None:
     """Return the name of the list that a node's modules stand in, where that is one of several lists in a list."""
     place = node.call or (trace.operations[node.start].call if node.end > node.start else 0)
     while place:
-        name, modules = trace.calls[place].name, dict(trace.calls[0].module.named_modules())
-        column = name.rpartition(".")[0]
-        lists = column.rpartition(".")[0]
-        if all(isinstance(modules.get(each), nn.ModuleList) for each in (column, lists)):
+        column = trace.calls[place].name.rpartition(".")[0]
+        lists = [trace.calls[0].module.get_submodule(name) for name in (column, column.rpartition(".")[0])]
+        if all(isinstance(each, nn.ModuleList) for each in lists):
             return column
         place = trace.calls[place].parent
     return None

@@ -150,10 +150,15 @@ def _card(
 
 
 def _missing(results: Sequence[Result], appearances: Sequence[Appearance]) -> list[tuple[str, str]]:
-    """Return each kind of images on which a study trains a net and no run has finished, and the study's name."""
-    first = {images: each.study for each in reversed(appearances) for images in each.images}
+    """Return each kind of images on which no run of a net has finished, by its title, and the command that plans it."""
     there = {result.study.plan.images for result in results}
-    return [(images, study) for images, study in sorted(first.items(), reverse=True) if images not in there]
+    missing = {}
+    for each in appearances:
+        for images, title in each.images.items():
+            option = "" if images == "made" else f" images=made,{images}"
+            if images not in there:
+                missing.setdefault(title, f"python -m convatlas.plan study={each.study}{option}")
+    return list(missing.items())
 
 
 def _command(name: str, about: Plain, results: Sequence[Result]) -> str:
