@@ -152,7 +152,7 @@ def _card(
 def _missing(results: Sequence[Result], appearances: Sequence[Appearance]) -> list[tuple[str, str]]:
     """Return each kind of images on which no run of a net has finished, by its title, and the command that plans it."""
     there = {result.study.plan.images for result in results}
-    missing = {}
+    missing: dict[str, str] = {}
     for each in appearances:
         for images, title in each.images.items():
             option = "" if images == "made" else f" images=made,{images}"
