@@ -128,6 +128,9 @@ def test_two_nets_stand_side_by_side(opened):
 
 def test_a_point_of_the_scatter_leads_to_a_card(opened):
     page = opened("compare.html")
+    charts = page.locator("[data-spec^=price-]")
+    assert charts.count() > 1
+    assert all(chart.locator(".mark-symbol path").count() == 2 for chart in charts.all())
     page.locator("[data-spec=price-1-1] .mark-symbol path").first.click(force=True)
     page.wait_for_url("**/nets/resnet_cifar.html")
 

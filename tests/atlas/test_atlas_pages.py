@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pytest
 from made_runs import MadeVariant, accuracies, make_study, rising_history
 
-from convatlas.atlas.film import drop_paths, stored_by_depth
+from convatlas.atlas.film import drop_paths, gradient_films, stored_by_depth
 from convatlas.atlas.keeping import anatomies
 from convatlas.atlas.lineage import Lineage, read_lineage
 from convatlas.atlas.lineage_map import draw_map
@@ -213,8 +213,8 @@ def test_the_map_has_a_box_for_every_family_below_those_that_it_grew_out_of():
     assert svg.count('class="edge"') == sum(len(family.parents) for family in lineage.families.values())
 
 
-def rows(chart):
-    return next(source["values"] for source in chart.vega["data"] if source["name"] == "rows")
+def rows(film):
+    return next(source["values"] for source in film.chart.vega["data"] if source["name"] == "rows")
 
 
 def test_the_film_of_drop_path_shows_whole_columns_and_dropped_joins():
@@ -240,3 +240,24 @@ def test_a_reversible_net_stores_the_same_at_every_depth():
     assert len(set(found["computed again"])) == 1
     assert found["activations stored"] == sorted(set(found["activations stored"]))
     assert found["activations stored"][0] > 5 * found["computed again"][0]
+
+
+def test_the_film_of_gradients_has_every_layer_and_epoch_and_the_names_of_its_lines(tmp_path):
+    norms = {0: [(0.5, 2.0), (0.25, 1.0)], 1: [(1.5, 4.0), (0.75, 3.0)]}
+    history = {
+        seed: [
+            {**epoch, "gradient/001": first, "gradient/002": second}
+            for epoch, (first, second) in zip(rising_history("val/accuracy", (0.5, 0.7)), found, strict=True)
+        ]
+        for seed, found in norms.items()
+    }
+    made = {"a": MadeVariant(test=accuracies(0.9, 0.91), title="With skips", history=history)}
+    (film,) = gradient_films([read_study(*make_study(tmp_path, made))])
+    assert [(row["e"], row["n"], row["m"]) for row in rows(film)] == [
+        (1, 1, 1.0),
+        (2, 1, 0.5),
+        (1, 2, 3.0),
+        (2, 2, 2.0),
+    ]
+    assert film.legend == [("With skips", "var(--hue-0)")]
+    assert gradient_films([read_study(*make_study(tmp_path / "other", overview()))]) == []

@@ -21,7 +21,7 @@ from convatlas.atlas.lineage_map import draw_map
 from convatlas.atlas.pictures import activation_maps, filters
 from convatlas.atlas.results import Comparison, Result, comparisons, results_of
 from convatlas.core.files import write_text
-from convatlas.reporting.charts import COLOUR, ROWS, Chart, compiled, tooltip
+from convatlas.reporting.charts import COLOUR, EPOCHS, ROWS, Chart, compiled, tooltip
 from convatlas.reporting.findings import Finding, words
 from convatlas.reporting.rendering import chart_library, for_script_element, render, template_source
 from convatlas.reporting.study import Study
@@ -222,7 +222,7 @@ def _curves() -> Chart:
     import altair as alt
 
     base = alt.Chart(ROWS).encode(
-        x=alt.X("e:Q", title="epoch", axis=alt.Axis(grid=False, tickMinStep=1, format="d")),
+        x=alt.X("e:Q", title="epoch", axis=EPOCHS),
         y=alt.Y("m:Q", title="validation score", scale=alt.Scale(zero=False)),
         color=COLOUR,
         detail="v:N",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -34,6 +34,8 @@ SHORT = 8
 """Lines of a box up to which a chain that repeats is written out."""
 CONTINUING = frozenset({"norm", "activation", "scale", "shuffle", "pad"})
 """Operations that stand in the line of the one before them."""
+WEIGHTY = frozenset({"conv", "linear", "recurrent"})
+"""Operations that may have weights."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,13 @@ class _Classes:
 
     def taken_apart(self, place: int) -> bool:
         call = self.trace.calls[place]
-        return self.is_sequence(place) or call.kind in self.stages or not call.children
+        return self.is_sequence(place) or call.kind in self.stages or not call.children or self._is_light(place)
+
+    def _is_light(self, place: int) -> bool:
+        """Say whether a call is a single convolution with what follows it, or less."""
+        call = self.trace.calls[place]
+        kinds = [operation.kind for operation in self.trace.operations[call.start : call.end]]
+        return sum(kind in WEIGHTY for kind in kinds) == self.convs[place] <= 1 and not {*JOINS, "split"} & set(kinds)
 
 
 def _parts(trace: Trace, place: int, classes: _Classes) -> list[_Part]:
@@ -293,7 +301,8 @@ def _repetition(
             continue
         same = _same_modules(trace, parts, at, at + period, period)
         if _stands_once(trace, parts[at : at + period * repeats], period, same):
-            best, shared = (period, repeats), same
+            kinds = {trace.operations[place].kind for place in range(parts[at].start, parts[at + period - 1].end)}
+            best, shared = (period, repeats), same and bool(kinds & WEIGHTY)
     return (*best, shared)
 
 
@@ -407,10 +416,12 @@ def _lines(trace: Trace, chain: Iterable[tuple[int, int, int]]) -> tuple[tuple[s
 
 
 def _summary(operations: Sequence[Operation]) -> tuple[tuple[str, int], ...]:
-    """Write the convolutions and linear layers of a block; of many, the number of convolutions."""
+    """Write the convolutions and linear layers of a block; of many, the number of either."""
     lines = _counted((operation.text, 1) for operation in operations if operation.kind in {"conv", "linear"})
-    convs = sum(operation.kind == "conv" for operation in operations)
-    return lines if len(lines) <= 5 else ((f"{convs} convolutions", 1),)
+    if len(lines) <= 5:
+        return lines
+    kinds = Counter(operation.kind for operation in operations)
+    return ((f"{kinds['conv']} convolutions" if kinds["conv"] else f"{kinds['linear']} linear layers", 1),)
 
 
 def _counted(lines: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:

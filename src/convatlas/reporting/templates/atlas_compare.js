@@ -137,7 +137,7 @@ form.hidden = false;
 const drawings = await unpacked();
 const [curveChart, ...others] = document.querySelectorAll("[data-spec]");
 document.getElementById("chosen").hidden = false;
-await Promise.all(others.map(draw));
+await Promise.all(others.map((container) => draw(container)));
 
 function chosen() {
   return [...new Set(selects.map((select) => select.value).filter(Boolean))];
