@@ -416,12 +416,12 @@ def _lines(trace: Trace, chain: Iterable[tuple[int, int, int]]) -> tuple[tuple[s
 
 
 def _summary(operations: Sequence[Operation]) -> tuple[tuple[str, int], ...]:
-    """Write the convolutions and linear layers of a block; of many, the number of either."""
+    """Write the convolutions and linear layers of a block; of many, how many there are."""
     lines = _counted((operation.text, 1) for operation in operations if operation.kind in {"conv", "linear"})
     if len(lines) <= 5:
         return lines
     kinds = Counter(operation.kind for operation in operations)
-    return ((f"{kinds['conv']} convolutions" if kinds["conv"] else f"{kinds['linear']} linear layers", 1),)
+    return ((f"{kinds['conv']} convolutions" if kinds["conv"] else f"{kinds['linear']} matrix products", 1),)
 
 
 def _counted(lines: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
