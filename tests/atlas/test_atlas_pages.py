@@ -113,6 +113,17 @@ def test_every_link_leads_somewhere(reports):
                 assert anchor in Page(target.read_text()).anchors
 
 
+def test_pages_without_reports_beside_them_lead_to_none(tmp_path):
+    nets = {"resnet_cifar": NETS["resnet_cifar"]}
+    plan, runs = make_study(tmp_path, overview())
+    drawn = anatomies(nets, tmp_path / "kept", processes=1)
+    write_atlas(tmp_path / "atlas", nets, drawn, lineage=read_lineage(), studies=[read_study(plan, runs)])
+    card = (tmp_path / "atlas" / "nets" / "resnet_cifar.html").read_text()
+    assert "Net &lt;resnet&gt;" in card
+    own = [link for link in Page(card).links if not link.startswith(("https://", "#"))]
+    assert own == ["../index.html", "../compare.html#resnet_cifar"]
+
+
 def test_a_card_says_what_is_known_of_its_net(reports):
     card = (reports / "atlas" / "nets" / "resnet_cifar.html").read_text()
     assert "https://arxiv.org/abs/1512.03385" in card

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ def write_atlas(
     """Write all pages.
 
     Args:
-        folder: gets `index.html`, `compare.html`, `training.html` and `nets/<net>.html`.
+        folder: gets `index.html`, `compare.html`, `training.html` and `nets/<net>.html`; pages link to the reports
+            beside it, if they are there.
         nets: the sections `about` and `model` of each net.
         drawn: the anatomy of each, see `convatlas.atlas.anatomy`.
         lineage: what the map shows.
@@ -64,7 +65,9 @@ def write_atlas(
     results = results_of(studies)
     members = lineage.members(nets)
     appearances = read_appearances(found)
-    write_text(folder / "index.html", _index(nets, drawn, lineage, members, results))
+    home = (folder.parent / "index.html").is_file()
+    reported = {each.name for each in studies if (folder.parent / "studies" / each.name / "index.html").is_file()}
+    write_text(folder / "index.html", _index(nets, drawn, lineage, members, results, home=home))
     for name in nets:
         page = _card(
             name,
@@ -74,10 +77,12 @@ def write_atlas(
             members=members,
             results=results.get(name, []),
             appearances=appearances.get(name, []),
+            reported=reported,
+            home=home,
         )
         write_text(folder / "nets" / f"{name}.html", page)
-    write_text(folder / "compare.html", _compare(nets, drawn, comparisons(studies)))
-    write_text(folder / "training.html", _training(studies))
+    write_text(folder / "compare.html", _compare(nets, drawn, comparisons(studies), home=home))
+    write_text(folder / "training.html", _training(studies, home=home))
 
 
 # ---- the map --------------------------------------------------------------------------------------------------------
@@ -89,10 +94,13 @@ def _index(
     lineage: Lineage,
     members: Mapping[str, Sequence[str]],
     results: Mapping[str, Sequence[Result]],
+    *,
+    home: bool,
 ) -> str:
     links = {family: f"nets/{found[0]}.html" for family, found in members.items()}
     return render(
         "atlas_index.html.j2",
+        home=home,
         scripts=[for_script_element(template_source("atlas_index.js"))],
         map=_svg(draw_map(lineage, links)),
         lineage=lineage,
@@ -116,6 +124,8 @@ def _card(
     members: Mapping[str, Sequence[str]],
     results: Sequence[Result],
     appearances: Sequence[Appearance],
+    reported: Collection[str],
+    home: bool,
 ) -> str:
     own = next(family for family, found in members.items() if name in found)
     family = lineage.families[own]
@@ -125,6 +135,7 @@ def _card(
     pictures = [picture for result in results[:1] for picture in (filters(result), activation_maps(result)) if picture]
     return render(
         "atlas_card.html.j2",
+        home=home,
         name=name,
         about=nets[name]["about"],
         drawn={
@@ -142,6 +153,7 @@ def _card(
         first={key: found[0] for key, found in members.items()},
         results=results,
         appearances=appearances,
+        reported=reported,
         missing=_missing(results, appearances),
         words=words,
         pictures=pictures,
@@ -185,7 +197,7 @@ def _svg(text: str) -> Markup:
 # ---- side by side ---------------------------------------------------------------------------------------------------
 
 
-def _compare(nets: Mapping[str, Plain], drawn: Mapping[str, Plain], found: Sequence[Comparison]) -> str:
+def _compare(nets: Mapping[str, Plain], drawn: Mapping[str, Plain], found: Sequence[Comparison], *, home: bool) -> str:
     drawings = json.dumps({name: drawn[name]["whole"] for name in nets}, sort_keys=True).encode()
     facts = {
         name: {
@@ -199,6 +211,7 @@ def _compare(nets: Mapping[str, Plain], drawn: Mapping[str, Plain], found: Seque
     scatters = [(each, charts) for each in found if (charts := _scatters(each))]
     return render(
         "atlas_compare.html.j2",
+        home=home,
         scripts=[chart_library(), for_script_element(template_source("atlas_compare.js"))],
         facts=facts,
         groups=[each.plain for each in found],
@@ -236,11 +249,12 @@ def _curves() -> Chart:
 # ---- films ----------------------------------------------------------------------------------------------------------
 
 
-def _training(studies: Sequence[Study]) -> str:
+def _training(studies: Sequence[Study], *, home: bool) -> str:
     from convatlas.atlas.film import drop_paths, gradient_films, stored_by_depth
 
     return render(
         "atlas_training.html.j2",
+        home=home,
         scripts=[chart_library(), for_script_element(template_source("atlas_charts.js"))],
         films=[drop_paths(), stored_by_depth(), *gradient_films(studies)],
     )
