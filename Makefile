@@ -64,8 +64,9 @@ report: setup  ## write the reports of the runs that are there, whatever is miss
 atlas: setup  ## draw every net and write the atlas with the runs that are there
 	python -m convatlas.atlas
 
-study-pages: setup  ## write what the runs measured into docs/studies
+study-pages: setup  ## write what the runs measured into docs/studies, and draw its nets anew
 	python -m convatlas.reporting.study_pages
+	python -m convatlas.atlas.study_drawings
 
 clean:  ## delete what the pipeline made; .venv, mlflow.db and DVC's cache stay
 	rm -rf runs plan reports data/prepared data/manifests .work .plan.* .pytest_cache .mypy_cache .ruff_cache

@@ -3,7 +3,28 @@
 import pytest
 from test_atlas_pages import pages, reports  # noqa: F401 - a fixture
 
+from convatlas.atlas.keeping import anatomies
+from convatlas.atlas.lineage import read_lineage
+from convatlas.atlas.nets import read_nets
+from convatlas.atlas.pages import write_atlas
 from helpers import CHROMIUM
+
+OF_ALL_SORTS = (
+    "csp_resnext50",
+    "darts_cifar",
+    "densenet121",
+    "fractalnet",
+    "googlenet",
+    "hyper_lstm",
+    "hyper_wide_resnet",
+    "irevnet_injective",
+    "nasnet_cifar",
+    "revnet_cifar",
+    "saunet",
+    "spinenet49_retinanet",
+    "stochastic_depth_resnet",
+    "thundernet",
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,7 +50,10 @@ def opened(browser, reports):  # noqa: F811
     return open_page
 
 
-@pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, {"viewport": {"width": 390, "height": 844}}])
+PHONE = {"viewport": {"width": 390, "height": 844}}
+
+
+@pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, PHONE, {"color_scheme": "dark", **PHONE}])
 @pytest.mark.parametrize("name", ["index.html", "compare.html", "training.html", "nets/resnet_cifar.html"])
 def test_a_page_complains_of_nothing_and_fits_its_width(opened, name, options):
     page = opened(name, **options)
@@ -38,16 +62,29 @@ def test_a_page_complains_of_nothing_and_fits_its_width(opened, name, options):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_no_text_of_a_drawing_leaves_its_box(opened):
-    page = opened("nets/resnet_cifar.html")
-    outside = """[...document.querySelectorAll('.net g')].filter(group => {
+@pytest.fixture(scope="module")
+def cards(tmp_path_factory):
+    """Write the atlas of nets of all sorts."""
+    folder = tmp_path_factory.mktemp("cards")
+    nets = {name: net for name, net in read_nets().items() if name in OF_ALL_SORTS}
+    drawn = anatomies(nets, folder / "kept", processes=2)
+    write_atlas(folder, nets, drawn, lineage=read_lineage(), studies=[])
+    return folder / "nets"
+
+
+@pytest.mark.parametrize("name", OF_ALL_SORTS)
+def test_no_text_of_a_drawing_leaves_its_box(browser, cards, name):
+    page = browser.new_page()
+    page.goto((cards / f"{name}.html").as_uri())
+    outside = """[...document.querySelectorAll('.net g')].flatMap(group => {
         const box = group.querySelector('rect:not(.behind)').getBoundingClientRect();
-        return [...group.querySelectorAll('text')].some(text => {
+        return [...group.querySelectorAll('text')].filter(text => {
             const own = text.getBoundingClientRect();
             return own.left < box.left || own.right > box.right || own.top < box.top - 1 || own.bottom > box.bottom + 1;
-        });
-    }).length"""
-    assert page.evaluate(outside) == 0
+        }).map(text => text.textContent);
+    })"""
+    assert page.evaluate(outside) == []
+    page.close()
 
 
 def test_the_map_is_filtered_by_idea_year_and_name(opened):
@@ -91,6 +128,9 @@ def test_two_nets_stand_side_by_side(opened):
 
 def test_a_point_of_the_scatter_leads_to_a_card(opened):
     page = opened("compare.html")
+    charts = page.locator("[data-spec^=price-]")
+    assert charts.count() > 1
+    assert all(chart.locator(".mark-symbol path").count() == 2 for chart in charts.all())
     page.locator("[data-spec=price-1-1] .mark-symbol path").first.click(force=True)
     page.wait_for_url("**/nets/resnet_cifar.html")
 

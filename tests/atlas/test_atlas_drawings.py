@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from contextlib import suppress
 from functools import cache
+from itertools import combinations
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -19,7 +20,9 @@ from convatlas.atlas.anatomy import anatomy
 from convatlas.atlas.drawing import draw
 from convatlas.atlas.nets import read_nets
 from convatlas.atlas.structure import Graph, expanded_blocks, whole_net
+from convatlas.atlas.study_drawings import DRAWINGS, Block, drawing
 from convatlas.atlas.trace import Trace, trace_net
+from convatlas.core.errors import UserError
 from convatlas.models.build import build_model
 from convatlas.models.costs import count_parameters, is_detector, multiply_adds, on_meta_device
 from convatlas.models.interfaces import HasDenseOutputs, auxiliary_loss_weights
@@ -35,7 +38,7 @@ FAST = (
     "shufflenet_v2_small",
     "unet_small",
 )
-ONE_TO_A_READER = {"lenet5": 2, "thundernet": 0}
+ONE_TO_A_READER = {"lenet5": 2}
 """LeNet-5's sparse layer is computed as three convolutions and drawn as the one that it is."""
 
 
@@ -48,6 +51,11 @@ def every_net(names=tuple(NETS)) -> list[Any]:
 def traced(name: str) -> Trace:
     net = NETS[name]
     return trace_net(lambda: build_model(net["model"]), net["about"]["input_size"])
+
+
+@cache
+def drawn(name: str) -> dict[str, Any]:
+    return anatomy(NETS[name])
 
 
 @cache
@@ -103,6 +111,19 @@ def boxes_of(svg: str) -> list[list[str]]:
     return [["".join(text.itertext()) for text in group if text.tag.endswith("text")] for group in groups]
 
 
+def rectangles(svg: str) -> list[tuple[float, ...]]:
+    """Return x, y, width and height of each box, without the one that stands behind it for its repetitions."""
+    found = re.findall(r'<rect x="([\d.-]+)" y="([\d.-]+)" width="([\d.]+)" height="([\d.]+)"', svg)
+    return [tuple(map(float, each)) for each in found]
+
+
+def overlapping(svg: str) -> list[tuple[Any, Any]]:
+    def apart(one, other):
+        return any(one[i] + one[i + 2] <= other[i] or other[i] + other[i + 2] <= one[i] for i in (0, 1))
+
+    return [pair for pair in combinations(rectangles(svg), 2) if not apart(*pair)]
+
+
 def convolutions_drawn(svg: str) -> int:
     """Count the convolutions that the words of a drawing speak of."""
     total = 0
@@ -126,12 +147,11 @@ def test_a_drawing_has_the_convolutions_of_the_module(name):
     trace = traced(name)
     counted = sum(operation.kind == "conv" for operation in trace.operations)
     run, shapes = run_counted(name)
-    if "thundernet" in name:  # its head comes behind the choice of boxes, at which a run without values ends
-        assert counted > run
-    else:
-        assert counted == run - ONE_TO_A_READER.get(name, 0)
+    assert counted == run - ONE_TO_A_READER.get(name, 0)
     assert convolutions_drawn(draw(trace, whole(name), name)) == counted
     for number, node in enumerate(whole(name).nodes):
+        inner = range(node.start, node.end - 1) if node.kind == "chain" else ()
+        assert all(taker < node.end for place in inner for taker in trace.takers[place]), "a chain has one end"
         assert node.inputs or number == 0 or "hyper" in name
         if node.call is not None and (module := trace.calls[node.call].name) in shapes:
             assert node.shape in shapes[module] or node.repeats > 1
@@ -139,15 +159,17 @@ def test_a_drawing_has_the_convolutions_of_the_module(name):
 
 @pytest.mark.parametrize("name", every_net())
 def test_costs_by_stage_add_up_to_those_of_the_net(name):
-    drawn = anatomy(NETS[name])
-    assert drawn["parameters"] == GOLDEN[name]["parameters"]
+    found = drawn(name)
+    assert found["parameters"] == GOLDEN[name]["parameters"]
     net = on_meta_device(lambda: build_model(NETS[name]["model"]))
     of_weights = multiply_adds(net, NETS[name]["about"]["input_size"])[2] if "hyper" in name else 0
-    assert drawn["macs"] == GOLDEN[name]["macs"] + of_weights
-    assert sum(stage["parameters"] for stage in drawn["stages"]) <= count_parameters(net)
-    assert sum(stage["macs"] for stage in drawn["stages"]) == drawn["macs"]
-    assert sum(stage["convolutions"] for stage in drawn["stages"]) == drawn["convolutions"]
-    assert len(drawn["whole"]) + sum(len(block["svg"]) for block in drawn["blocks"]) < 300_000
+    assert found["macs"] == GOLDEN[name]["macs"] + of_weights
+    assert sum(stage["parameters"] for stage in found["stages"]) <= count_parameters(net)
+    assert sum(stage["macs"] for stage in found["stages"]) == found["macs"]
+    assert sum(stage["convolutions"] for stage in found["stages"]) == found["convolutions"]
+    drawings = [found["whole"], *(block["svg"] for block in found["blocks"])]
+    assert sum(map(len, drawings)) < 300_000
+    assert [pair for svg in drawings for pair in overlapping(svg)] == []
 
 
 @pytest.mark.parametrize(
@@ -195,6 +217,40 @@ def test_a_fractal_block_has_its_columns_and_means():
     assert convolutions_drawn(svg) == 7
 
 
+def test_the_columns_of_a_fractal_stand_straight_from_shallow_to_deep():
+    svg = next(block["svg"] for block in drawn("fractalnet")["blocks"])
+    boxes = zip(boxes_of(svg), rectangles(svg), strict=True)
+    columns = Counter(round(x + width / 2) for lines, (x, _, width, _) in boxes if "3×3 conv" in lines[0])
+    assert [number for _, number in sorted(columns.items())] == [1, 2, 4]
+
+
+def test_two_couplings_have_both_streams():
+    (block,) = (each for each in drawn("revnet_cifar")["blocks"] if each["module"] == "stages.0.units.0.g")
+    assert block["title"] == "coupling × 2, 16 × 32 × 32"
+    words = [lines[0] for lines in boxes_of(block["svg"])]
+    assert Counter(words) == {"input": 2, "BN · ReLU": 2, "+": 2, "output": 2}
+
+
+def test_three_dense_layers_take_all_before_them():
+    trace, graph = traced("densenet_cifar"), whole("densenet_cifar")
+    node, inside = expanded_blocks(trace, graph)[0]
+    assert (node.title, node.repeats) == ("dense layer", 3)
+    assert [len(each.inputs) for each in inside.nodes if each.kind == "join"] == [2, 3, 4]
+
+
+def test_the_parts_of_a_split_are_told_apart():
+    (unit,) = (each for each in drawn("shufflenet_v2_small")["blocks"] if each["title"].startswith("shuffle unit"))
+    channels = int(unit["title"].split()[2])
+    halves = {f"channels 1 to {channels // 2}", f"channels {channels // 2 + 1} to {channels}"}
+    assert halves <= {lines[0] for lines in boxes_of(unit["svg"])}
+
+
+def test_what_is_made_of_weights_sees_nothing_of_the_image():
+    first, second, *_ = drawn("hyper_wide_resnet_small")["stages"]
+    assert (first["what"], first["field"], first["shape"]) == ("generated kernels", [0, 0], "")
+    assert second["field"][0] > 3
+
+
 def test_the_arms_of_a_u_net_are_joined_across():
     nodes = whole("unet_small").nodes
     joins = [node for node in nodes if node.kind == "join"]
@@ -232,3 +288,14 @@ def test_a_detector_ends_in_the_choice_of_boxes():
     pyramid = titles.index("feature pyramid network")
     assert [len(nodes[number].inputs) for number in (pyramid, len(nodes) - 3, len(nodes) - 2)] == [2, 1, 1]
     assert set(nodes[-1].inputs) & {len(nodes) - 3, len(nodes) - 2}
+
+
+@pytest.mark.parametrize(("file", "block"), DRAWINGS.items())
+def test_the_drawings_of_the_studies_pages_are_those_of_the_modules(file, block):
+    """`python -m convatlas.atlas.study_drawings` writes them."""
+    assert (ROOT / "docs" / "studies" / "images" / f"{file}.svg").read_text() == drawing(drawn(block.net), block)
+
+
+def test_a_drawing_of_a_module_that_is_no_block_is_refused():
+    with pytest.raises(UserError, match=r"^fractalnet has no drawing of its module 'head', but of blocks\.0\.$"):
+        drawing(drawn("fractalnet"), Block("fractalnet", "head"))

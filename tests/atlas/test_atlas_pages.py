@@ -11,15 +11,17 @@ from urllib.parse import unquote
 import pytest
 from made_runs import MadeVariant, accuracies, make_study, rising_history
 
-from convatlas.atlas.film import drop_paths, stored_by_depth
+from convatlas.atlas.film import drop_paths, gradient_films, stored_by_depth
 from convatlas.atlas.keeping import anatomies
 from convatlas.atlas.lineage import Lineage, read_lineage
 from convatlas.atlas.lineage_map import draw_map
 from convatlas.atlas.nets import read_nets
 from convatlas.atlas.pages import write_atlas
 from convatlas.core.errors import UserError
+from convatlas.reporting.findings import Finding
 from convatlas.reporting.reading import read_study
 from convatlas.reporting.report import write_index, write_report
+from helpers import ROOT
 
 NETS = {name: net for name, net in read_nets().items() if name in {"lenet5_modern", "resnet_cifar", "unet_small"}}
 VOID = {"meta", "img", "br", "input", "link", "hr", "path", "rect"}
@@ -80,7 +82,7 @@ def reports(tmp_path_factory) -> Path:
     write_report(plan, runs, folder / "reports" / "studies" / "overview")
     write_index(plan.parent, runs, folder / "reports")
     drawn = anatomies(NETS, folder / "kept", processes=1)
-    write_atlas(folder / "reports" / "atlas", NETS, drawn, read_lineage(), [read_study(plan, runs)])
+    write_atlas(folder / "reports" / "atlas", NETS, drawn, lineage=read_lineage(), studies=[read_study(plan, runs)])
     return folder / "reports"
 
 
@@ -111,6 +113,17 @@ def test_every_link_leads_somewhere(reports):
                 assert anchor in Page(target.read_text()).anchors
 
 
+def test_pages_without_reports_beside_them_lead_to_none(tmp_path):
+    nets = {"resnet_cifar": NETS["resnet_cifar"]}
+    plan, runs = make_study(tmp_path, overview())
+    drawn = anatomies(nets, tmp_path / "kept", processes=1)
+    write_atlas(tmp_path / "atlas", nets, drawn, lineage=read_lineage(), studies=[read_study(plan, runs)])
+    card = (tmp_path / "atlas" / "nets" / "resnet_cifar.html").read_text()
+    assert "Net &lt;resnet&gt;" in card
+    own = [link for link in Page(card).links if not link.startswith(("https://", "#"))]
+    assert own == ["../index.html", "../compare.html#resnet_cifar"]
+
+
 def test_a_card_says_what_is_known_of_its_net(reports):
     card = (reports / "atlas" / "nets" / "resnet_cifar.html").read_text()
     assert "https://arxiv.org/abs/1512.03385" in card
@@ -123,6 +136,22 @@ def test_a_card_says_what_is_known_of_its_net(reports):
     without = (reports / "atlas" / "nets" / "unet_small.html").read_text()
     assert "No run of the plan trains this net." in without
     assert "model=unet_small data=heart_phantom" in without
+
+
+def test_a_card_says_in_which_studies_its_net_is_and_what_is_missing(tmp_path):
+    nets = {"resnet18_small": read_nets()["resnet18_small"]}
+    kept = json.loads((ROOT / "docs" / "studies" / "verdicts.json").read_text())
+    one = next(each for each in kept if each["comparison"] == "error[resnet18] < error[vgg]")
+    found = [Finding.model_validate(one)]
+    drawn = anatomies(nets, tmp_path / "kept", processes=1)
+    write_atlas(tmp_path, nets, drawn, lineage=read_lineage(), studies=[], found=found)
+    card = (tmp_path / "nets" / "resnet18_small.html").read_text()
+    assert "No run of the plan trains this net." in card
+    assert "here on the study&#39;s own images: <code>python -m convatlas.plan study=overview</code>" in card
+    assert "<code>python -m convatlas.plan study=overview images=made,cifar10</code>" in card
+    assert "Overview (<code>overview</code>), as ResNet-18." in card
+    assert f"<b>{one['verdict']}</b>" in card
+    assert card.count("not run yet") == 1
 
 
 def test_the_difference_of_a_pair_is_that_of_the_report(reports):
@@ -195,8 +224,8 @@ def test_the_map_has_a_box_for_every_family_below_those_that_it_grew_out_of():
     assert svg.count('class="edge"') == sum(len(family.parents) for family in lineage.families.values())
 
 
-def rows(chart):
-    return next(source["values"] for source in chart.vega["data"] if source["name"] == "rows")
+def rows(film):
+    return next(source["values"] for source in film.chart.vega["data"] if source["name"] == "rows")
 
 
 def test_the_film_of_drop_path_shows_whole_columns_and_dropped_joins():
@@ -222,3 +251,24 @@ def test_a_reversible_net_stores_the_same_at_every_depth():
     assert len(set(found["computed again"])) == 1
     assert found["activations stored"] == sorted(set(found["activations stored"]))
     assert found["activations stored"][0] > 5 * found["computed again"][0]
+
+
+def test_the_film_of_gradients_has_every_layer_and_epoch_and_the_names_of_its_lines(tmp_path):
+    norms = {0: [(0.5, 2.0), (0.25, 1.0)], 1: [(1.5, 4.0), (0.75, 3.0)]}
+    history = {
+        seed: [
+            {**epoch, "gradient/001": first, "gradient/002": second}
+            for epoch, (first, second) in zip(rising_history("val/accuracy", (0.5, 0.7)), found, strict=True)
+        ]
+        for seed, found in norms.items()
+    }
+    made = {"a": MadeVariant(test=accuracies(0.9, 0.91), title="With skips", history=history)}
+    (film,) = gradient_films([read_study(*make_study(tmp_path, made))])
+    assert [(row["e"], row["n"], row["m"]) for row in rows(film)] == [
+        (1, 1, 1.0),
+        (2, 1, 0.5),
+        (1, 2, 3.0),
+        (2, 2, 2.0),
+    ]
+    assert film.legend == [("With skips", "var(--hue-0)")]
+    assert gradient_films([read_study(*make_study(tmp_path / "other", overview()))]) == []

@@ -15,9 +15,10 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
 from convatlas.core.errors import UserError
+from convatlas.core.files import write_text
 from convatlas.data.prepared import PreparedData
 from convatlas.tasks.classification import ClassificationTask
-from convatlas.tracking.reports import publish_reports
+from convatlas.tracking.reports import publish_atlas, publish_reports
 from convatlas.tracking.runs import Experiment
 from convatlas.training.run import train
 from helpers import ROOT
@@ -72,10 +73,11 @@ def test_a_seed_has_its_parameters_configuration_data_and_pictures(compose, uri,
     assert str(ROOT) not in everything
 
 
-def test_a_report_is_the_artifact_of_one_run_and_the_description_of_its_experiment(compose, uri, tmp_path):
-    folder = tmp_path / "reports" / "adhoc"
+def test_report_and_atlas_are_artifacts_of_one_run_and_the_report_describes_its_experiment(compose, uri, tmp_path):
+    folder, atlas = tmp_path / "reports" / "adhoc", tmp_path / "reports" / "atlas"
     folder.mkdir(parents=True)
     assert publish_reports({"adhoc": folder}, uri) == []  # no store is made for it
+    assert publish_atlas(atlas, ["adhoc"], uri) is None
     train(compose(*tracked(uri, "tracking.log_model=false", "recipe.epochs=1")), strict=True)
     for text in ("first", "second"):
         (folder / "index.html").write_text(text)
@@ -86,6 +88,11 @@ def test_a_report_is_the_artifact_of_one_run_and_the_description_of_its_experime
     client = MlflowClient(uri)
     assert Path(client.download_artifacts(report.info.run_id, "index.html")).read_text() == "second"
     assert client.get_experiment_by_name("adhoc").tags["mlflow.note.content"] == "# second"
+    for text in ("first", "second"):
+        write_text(atlas / "nets" / "lenet5.html", text)
+        assert publish_atlas(atlas, ["not_tracked", "adhoc"], uri) == "adhoc"
+    assert Path(client.download_artifacts(report.info.run_id, "atlas/nets/lenet5.html")).read_text() == "second"
+    assert Path(client.download_artifacts(report.info.run_id, "index.html")).read_text() == "second"
 
 
 def test_a_second_training_of_a_variant_keeps_one_parent_with_one_curve(compose, uri):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from convatlas.reporting.study import Study
 
 PLAN, RUNS, ATLAS = Path("plan"), Path("runs"), Path("reports", "atlas")
+VERDICTS = Path("docs", "studies", "verdicts.json")
 
 
 def main() -> None:
@@ -36,10 +37,12 @@ def main() -> None:
         drawn = anatomies(nets, processes=min(4, os.cpu_count() or 1))
         from convatlas.atlas.pages import write_atlas
         from convatlas.reporting.reading import read_studies
+        from convatlas.reporting.study_pages import all_findings
 
     studies = read_studies(PLAN, RUNS) if any(PLAN.glob("*.yaml")) else []
+    found = all_findings(VERDICTS, [study for study in studies if study.runs_finished])
     with written_folder(ATLAS, "atlas", "folder") as partial:
-        write_atlas(partial, nets, drawn, read_lineage(), studies)
+        write_atlas(partial, nets, drawn, lineage=read_lineage(), studies=studies, found=found)
     print(ATLAS / "index.html")
     publish(studies)
 

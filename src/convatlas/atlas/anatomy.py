@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
 import torch
 
-from convatlas.atlas.drawing import draw, shape_text
+from convatlas.atlas.drawing import draw, shape_words
 from convatlas.atlas.operations import JOINS
 from convatlas.atlas.structure import Graph, Node, expanded_blocks, whole_net
 from convatlas.atlas.trace import Trace, trace_net
 from convatlas.models.build import build_model
-from convatlas.models.costs import count_parameters, on_meta_device
+from convatlas.models.costs import count_parameters
 
 __all__ = ["anatomy"]
 
@@ -25,8 +25,8 @@ def anatomy(net: Plain) -> Plain:
     """Draw a net from its sections `about` and `model`.
 
     Returns:
-        `whole`, an SVG; `blocks`, each with `title` and `svg`; `stages`, see `_stages`; `convolutions`, `joins`,
-        `parameters`, `macs` and `stored_bytes` of the whole net, for one image.
+        `whole`, an SVG; `blocks`, each with `title`, `module` (the name of the first that is one) and `svg`; `stages`,
+        see `_stages`; `convolutions`, `joins`, `parameters`, `macs` and `stored_bytes` of the whole net, for one image.
     """
     torch.set_num_threads(1)
     title = net["about"]["title"]
@@ -34,15 +34,18 @@ def anatomy(net: Plain) -> Plain:
     graph = whole_net(trace)
     blocks = []
     for node, inside in expanded_blocks(trace, graph):
-        name = f"{node.title}, {shape_text(node.shape)}"
-        blocks.append({"title": name, "svg": draw(trace, inside, f"{name}: what is inside, of {title}")})
+        times = f" × {node.repeats}" if node.repeats > 1 else ""
+        name = ", ".join(filter(None, [node.title + times, shape_words(trace, node)]))
+        module = trace.calls[node.call].name if node.call is not None else ""
+        svg = draw(trace, inside, f"{name}: what is inside, of {title}")
+        blocks.append({"title": name, "module": module, "svg": svg})
     return {
         "whole": draw(trace, graph, f"{title}: the whole net"),
         "blocks": blocks,
         "stages": _stages(trace, graph),
         "convolutions": sum(operation.kind == "conv" for operation in trace.operations),
         "joins": sum(operation.kind in JOINS for operation in trace.operations),
-        "parameters": count_parameters(on_meta_device(lambda: build_model(net["model"]))),
+        "parameters": count_parameters(trace.calls[0].module),
         "macs": sum(operation.macs for operation in trace.operations),
         "stored_bytes": sum(operation.stored for operation in trace.operations),
     }
@@ -51,8 +54,9 @@ def anatomy(net: Plain) -> Plain:
 def _stages(trace: Trace, graph: Graph) -> list[Plain]:
     """Sum up the nodes of a drawing that follow one another and have maps of one size.
 
-    Each stage has `what` (its blocks and layers), `shape` of its last result, `convolutions`, `parameters`, `macs`,
-    `stored_bytes`, and `field`: height and width of what a value sees, null for the whole image.
+    Each stage has `what` (its blocks and layers), `shape` of its last result ("" for weights and boxes),
+    `convolutions`, `parameters`, `macs`, `stored_bytes`, and `field`: height and width of what a value sees, null for
+    the whole image, 0 for none of it.
     """
     nodes = [node for node in graph.nodes if node.end > node.start]
     stages = []
@@ -62,8 +66,8 @@ def _stages(trace: Trace, graph: Graph) -> list[Plain]:
         seen = operations[-1].field
         stages.append(
             {
-                "what": "; ".join(dict.fromkeys(_words(node) for node in stage if node.title or node.lines)),
-                "shape": shape_text(stage[-1].shape),
+                "what": "; ".join(_contents(stage)),
+                "shape": shape_words(trace, stage[-1]),
                 "convolutions": sum(each.kind == "conv" for each in operations),
                 "parameters": sum(each.parameters for each in operations),
                 "macs": sum(each.macs for each in operations),
@@ -74,10 +78,13 @@ def _stages(trace: Trace, graph: Graph) -> list[Plain]:
     return stages
 
 
-def _words(node: Node) -> str:
-    if node.title:
-        return node.title + (f" × {node.repeats}" if node.repeats > 1 else "")
-    return ", ".join(_short(node))
+def _contents(stage: Iterable[Node]) -> Iterator[str]:
+    """Give the blocks and chains of a stage; equal ones that follow one another are counted."""
+    named = (node for node in stage if node.title or node.lines)
+    for words, found in groupby(named, key=lambda node: node.title or ", ".join(_short(node))):
+        nodes = list(found)
+        times = sum(node.repeats if node.title else 1 for node in nodes)
+        yield words + (f" × {times}" if times > 1 else "")
 
 
 def _short(node: Node) -> Iterator[str]:

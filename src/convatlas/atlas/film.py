@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import altair as alt
 
 from convatlas.atlas.trace import trace_net
 from convatlas.models.classification.fractalnet import FractalNet
 from convatlas.models.classification.revnet import revnet_cifar
-from convatlas.reporting.charts import ROWS, Chart, Row, compiled, short, tooltip
+from convatlas.reporting.charts import HUES, ROWS, Chart, Row, compiled, short, tooltip
 from convatlas.reporting.study import Study, Variant
 
-__all__ = ["drop_paths", "gradient_films", "stored_by_depth"]
+__all__ = ["Film", "drop_paths", "gradient_films", "stored_by_depth"]
 
 STEPS = 24
 FILTERS = (32, 32, 64, 128)
 DEPTHS = (38, 74, 110, 146)
 
 
-def drop_paths() -> Chart:
+class Film(NamedTuple):
+    """A chart with a slider, and the names of its lines with their colours."""
+
+    chart: Chart
+    legend: Sequence[tuple[str, str]] = ()
+
+
+def drop_paths() -> Film:
     """Draw which convolutions of a FractalNet are computed, step by step, as its own draws have it."""
     net = FractalNet(widths=(16, 16), columns=4, drop_path="mixed", drop_path_rate=0.15, num_classes=10, in_channels=3)
     net.train()
@@ -59,10 +67,10 @@ def drop_paths() -> Chart:
         "over. In half of the steps one column learns alone, in the others each join drops its inputs with probability "
         "0.15. Grey ones are not computed."
     )
-    return Chart("Drop-path, step by step", note, compiled([bars], rows, note))
+    return Film(Chart("Drop-path, step by step", note, compiled([bars], rows, note)))
 
 
-def stored_by_depth(size: tuple[int, int, int] = (3, 32, 32)) -> Chart:
+def stored_by_depth(size: tuple[int, int, int] = (3, 32, 32)) -> Film:
     """Draw the bytes that a RevNet keeps for the backward pass, by depth, with and without computing again."""
     titles = {False: "activations stored", True: "computed again"}
     rows = []
@@ -72,35 +80,35 @@ def stored_by_depth(size: tuple[int, int, int] = (3, 32, 32)) -> Chart:
             trace = trace_net(build, size)
             stored = sum(operation.stored for operation in trace.operations) / 1e6
             rows.append({"d": depth, "m": short(stored), "v": title, "c": f"var(--hue-{int(saving)})"})
-    slider = _slider("depth", len(DEPTHS), name="depth")
+    slider = _slider("layers", DEPTHS[-1], DEPTHS[0], DEPTHS[1] - DEPTHS[0])
     base = alt.Chart(ROWS).encode(
         x=alt.X("d:Q", title="layers", axis=alt.Axis(grid=False, values=list(DEPTHS))),
         y=alt.Y("m:Q", title="kept for backward, MB an image", scale=alt.Scale(zero=True)),
         color=alt.Color("c:N", scale=None),
     )
-    until = f"datum.d <= {list(DEPTHS)}[depth - 1]"
+    until = "datum.d <= layers"
     line = base.transform_filter(until).mark_line(aria=False).add_params(slider)
     points = base.transform_filter(until).mark_circle(aria=False, size=70).encode(
         tooltip=tooltip(v="net", d="layers", m="MB")
     )  # fmt: skip
-    ends = alt.Chart(ROWS).transform_filter(f"datum.d === {list(DEPTHS)}[depth - 1]").mark_text(
+    ends = alt.Chart(ROWS).transform_filter("datum.d === layers").mark_text(
         aria=False, align="right", dx=-9, dy=-8
     ).encode(x="d:Q", y="m:Q", text="v:N", color=alt.Color("c:N", scale=None))  # fmt: skip
     note = (
         "A RevNet for images of 32 × 32, one image: what each layer was given is stored, as in other nets, or "
         "computed again from the end, so that further layers of a stage add nothing. The slider makes the net deeper."
     )
-    return Chart("Activations stored, by depth", note, compiled([line, points, ends], rows, note))
+    return Film(Chart("Activations stored, by depth", note, compiled([line, points, ends], rows, note)))
 
 
-def gradient_films(studies: Iterable[Study]) -> list[Chart]:
+def gradient_films(studies: Iterable[Study]) -> list[Film]:
     """Draw the norm of each layer's gradient, epoch by epoch, of every study whose runs logged it."""
-    return [chart for study in studies if (chart := _gradients(study))]
+    return [film for study in studies if (film := _gradients(study))]
 
 
-def _gradients(study: Study) -> Chart | None:
+def _gradients(study: Study) -> Film | None:
     rows: list[Row] = []
-    variants = [variant for variant in study.variants if _columns(variant)][:8]
+    variants = [variant for variant in study.variants if _columns(variant)][:HUES]
     epochs = 0
     for number, variant in enumerate(variants):
         columns = _columns(variant)
@@ -136,14 +144,15 @@ def _gradients(study: Study) -> Chart | None:
         .transform_filter("datum.e === epoch")
         .add_params(slider)
     )
-    names = ", ".join(f"{variant.title}" for variant in variants)
-    note = f"Mean over the batches of the epoch and over the seeds, before clipping, of {names}. Hover for a name."
-    return Chart(f"Gradient by layer: {study.title}", note, compiled([line], rows, note))
+    note = "Mean over the batches of the epoch and over the seeds, before clipping. The scale is logarithmic."
+    legend = [(variant.title, f"var(--hue-{number})") for number, variant in enumerate(variants)]
+    return Film(Chart(f"Gradient by layer: {study.title}", note, compiled([line], rows, note)), legend)
 
 
 def _columns(variant: Variant) -> list[str]:
     return sorted({c for run in variant.runs for c in run.record.columns if c.startswith("gradient/")})
 
 
-def _slider(title: str, most: int, name: str | None = None) -> alt.Parameter:
-    return alt.param(name=name or title, value=most, bind=alt.binding_range(min=1, max=most, step=1, name=f"{title} "))
+def _slider(name: str, most: int, least: int = 1, step: int = 1) -> alt.Parameter:
+    bound = alt.binding_range(min=least, max=most, step=step, name=f"{name} ")
+    return alt.param(name=name, value=most, bind=bound)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pygraphviz
@@ -47,6 +48,7 @@ def lay_out(
     *,
     labels: Sequence[Size] = (),
     rows: Sequence[Sequence[int]] = (),
+    columns: Sequence[Sequence[int]] = (),
     **attributes: str,
 ) -> Layout:
     """Place boxes below the ones that lead to them.
@@ -56,6 +58,7 @@ def lay_out(
         edges: from which box to which, by their numbers.
         labels: width and height of each edge's label; empty where there are none.
         rows: boxes that stand beside one another, the first row at the top; empty lets the edges decide.
+        columns: boxes that stand straight below one another, the first column at the left if they begin on one row.
         attributes: of Graphviz's graph.
     """
     graph = pygraphviz.AGraph(directed=True, strict=False, rankdir="TB", splines="true", **attributes)
@@ -70,6 +73,15 @@ def lay_out(
         graph.add_subgraph([f"row {number}", *row], rank="same")
         if number:
             graph.add_edge(f"row {number - 1}", f"row {number}", key=f"row {number}", style="invis", weight="10")
+    for number, column in enumerate(columns):
+        for box in column:
+            graph.get_node(box).attr["group"] = f"column {number}"
+        for upper, lower in pairwise(column):
+            graph.add_edge(upper, lower, key=f"column {number}, {upper}", style="invis", weight="20")
+    if len(columns) > 1:
+        graph.add_subgraph([column[0] for column in columns], rank="same")
+        for left, right in pairwise(columns):
+            graph.add_edge(left[0], right[0], key=f"left of {right[0]}", style="invis")
     graph.layout(prog="dot")
     _, _, width, height = _numbers(graph.graph_attr["bb"])
     curves = [_curve(graph.get_edge(*edge, key=str(number)), height) for number, edge in enumerate(edges)]

@@ -31,6 +31,7 @@ ACTIVATIONS = {
     "gelu": "GELU",
     "mish": "Mish",
 }
+WORDS = {"addcmul": "multiply and add", "ps_roi_align": "PS RoI align", "roi_align": "RoI align"}
 NORMS = {"batch_norm": "BN", "group_norm": "group norm", "layer_norm": "layer norm", "local_response_norm": "LRN"}
 PLUMBING = frozenset(
     """
@@ -132,7 +133,7 @@ def described(given: Given) -> Description | None:
             return Description(kind, names[plain], given.field)
     if name in _KINDS:
         return _KINDS[name](given)
-    words = "scale" if name in SCALING else name.strip("_").replace("_", " ")
+    words = "scale" if name in SCALING else WORDS.get(plain, name.strip("_").replace("_", " "))
     return Description("scale" if name in SCALING else "other", words, given.field)
 
 

@@ -9,21 +9,24 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from convatlas.atlas.appearances import Appearance, read_appearances
 from convatlas.atlas.lineage import Lineage
 from convatlas.atlas.lineage_map import draw_map
 from convatlas.atlas.pictures import activation_maps, filters
 from convatlas.atlas.results import Comparison, Result, comparisons, results_of
 from convatlas.core.files import write_text
-from convatlas.reporting.charts import COLOUR, ROWS, Chart, compiled, tooltip
+from convatlas.reporting.charts import COLOUR, EPOCHS, ROWS, Chart, compiled, tooltip
+from convatlas.reporting.findings import Finding, words
 from convatlas.reporting.rendering import chart_library, for_script_element, render, template_source
 from convatlas.reporting.study import Study
 from convatlas.reporting.trade_offs import LATENCY, PRICES, trade_offs
+from convatlas.studies.planning import last_choices
 
 __all__ = ["write_atlas"]
 
@@ -32,29 +35,54 @@ LARGE = 64
 """Images above so many pixels are not CIFAR's."""
 
 
+WIDE = 620
+"""Blocks of more pixels do not stand beside the drawing of the whole net."""
+
+
 def write_atlas(
-    folder: Path, nets: Mapping[str, Plain], drawn: Mapping[str, Plain], lineage: Lineage, studies: Sequence[Study]
+    folder: Path,
+    nets: Mapping[str, Plain],
+    drawn: Mapping[str, Plain],
+    *,
+    lineage: Lineage,
+    studies: Sequence[Study],
+    found: Sequence[Finding] = (),
 ) -> None:
     """Write all pages.
 
     Args:
-        folder: gets `index.html`, `compare.html`, `training.html` and `nets/<net>.html`.
+        folder: gets `index.html`, `compare.html`, `training.html` and `nets/<net>.html`; pages link to the reports
+            beside it, if they are there.
         nets: the sections `about` and `model` of each net.
         drawn: the anatomy of each, see `convatlas.atlas.anatomy`.
         lineage: what the map shows.
         studies: where the results come from.
+        found: what these and earlier studies found.
 
     Raises:
         UserError: a file of a run is not readable.
     """
     results = results_of(studies)
     members = lineage.members(nets)
-    write_text(folder / "index.html", _index(nets, drawn, lineage, members, results))
+    appearances = read_appearances(found)
+    home = (folder.parent / "index.html").is_file()
+    reported = {each.name for each in studies if (folder.parent / "studies" / each.name / "index.html").is_file()}
+    write_text(folder / "index.html", _index(nets, drawn, lineage, members, results, home=home))
     for name in nets:
-        page = _card(name, nets, drawn[name], lineage=lineage, members=members, results=results.get(name, []))
+        page = _card(
+            name,
+            nets,
+            drawn[name],
+            lineage=lineage,
+            members=members,
+            results=results.get(name, []),
+            appearances=appearances.get(name, []),
+            reported=reported,
+            home=home,
+        )
         write_text(folder / "nets" / f"{name}.html", page)
-    write_text(folder / "compare.html", _compare(nets, drawn, comparisons(studies)))
-    write_text(folder / "training.html", _training(studies))
+    write_text(folder / "compare.html", _compare(nets, drawn, comparisons(studies), home=home))
+    write_text(folder / "training.html", _training(studies, home=home))
 
 
 # ---- the map --------------------------------------------------------------------------------------------------------
@@ -66,10 +94,13 @@ def _index(
     lineage: Lineage,
     members: Mapping[str, Sequence[str]],
     results: Mapping[str, Sequence[Result]],
+    *,
+    home: bool,
 ) -> str:
     links = {family: f"nets/{found[0]}.html" for family, found in members.items()}
     return render(
         "atlas_index.html.j2",
+        home=home,
         scripts=[for_script_element(template_source("atlas_index.js"))],
         map=_svg(draw_map(lineage, links)),
         lineage=lineage,
@@ -92,6 +123,9 @@ def _card(
     lineage: Lineage,
     members: Mapping[str, Sequence[str]],
     results: Sequence[Result],
+    appearances: Sequence[Appearance],
+    reported: Collection[str],
+    home: bool,
 ) -> str:
     own = next(family for family, found in members.items() if name in found)
     family = lineage.families[own]
@@ -101,6 +135,7 @@ def _card(
     pictures = [picture for result in results[:1] for picture in (filters(result), activation_maps(result)) if picture]
     return render(
         "atlas_card.html.j2",
+        home=home,
         name=name,
         about=nets[name]["about"],
         drawn={
@@ -108,6 +143,7 @@ def _card(
             "whole": _svg(drawn["whole"]),
             "blocks": [{**block, "svg": _svg(block["svg"])} for block in drawn["blocks"]],
         },
+        wide=any(int(block["svg"].partition('width="')[2].partition('"')[0]) > WIDE for block in drawn["blocks"]),
         command=_command(name, nets[name]["about"], results),
         family=family,
         others=[other for other in members[own] if other != name],
@@ -116,15 +152,31 @@ def _card(
         families=lineage.families,
         first={key: found[0] for key, found in members.items()},
         results=results,
+        appearances=appearances,
+        reported=reported,
+        missing=_missing(results, appearances),
+        words=words,
         pictures=pictures,
         titles={other: net["about"]["title"] for other, net in nets.items()},
     )
 
 
+def _missing(results: Sequence[Result], appearances: Sequence[Appearance]) -> list[tuple[str, str]]:
+    """Return each kind of images on which no run of a net has finished, by its title, and the command that plans it."""
+    there = {result.study.plan.images for result in results}
+    missing: dict[str, str] = {}
+    for each in appearances:
+        for images, title in each.images.items():
+            option = "" if images == "made" else f" images=made,{images}"
+            if images not in there:
+                missing.setdefault(title, f"python -m convatlas.plan study={each.study}{option}")
+    return list(missing.items())
+
+
 def _command(name: str, about: Plain, results: Sequence[Result]) -> str:
     """Return a command line that trains the net: that of its first finished variant, or on data of its task."""
     if results:
-        return " ".join(["python -m convatlas.train", *map(_quoted, results[0].variant.overrides)])
+        return " ".join(["python -m convatlas.train", *map(_quoted, last_choices(results[0].variant.overrides))])
     size = (about.get("input_size") or [3, 32, 32])[-1]
     data = {
         "classification": "imagenet data.root=..." if size > LARGE else "cifar10 data.root=...",
@@ -145,7 +197,7 @@ def _svg(text: str) -> Markup:
 # ---- side by side ---------------------------------------------------------------------------------------------------
 
 
-def _compare(nets: Mapping[str, Plain], drawn: Mapping[str, Plain], found: Sequence[Comparison]) -> str:
+def _compare(nets: Mapping[str, Plain], drawn: Mapping[str, Plain], found: Sequence[Comparison], *, home: bool) -> str:
     drawings = json.dumps({name: drawn[name]["whole"] for name in nets}, sort_keys=True).encode()
     facts = {
         name: {
@@ -159,6 +211,7 @@ def _compare(nets: Mapping[str, Plain], drawn: Mapping[str, Plain], found: Seque
     scatters = [(each, charts) for each in found if (charts := _scatters(each))]
     return render(
         "atlas_compare.html.j2",
+        home=home,
         scripts=[chart_library(), for_script_element(template_source("atlas_compare.js"))],
         facts=facts,
         groups=[each.plain for each in found],
@@ -182,7 +235,7 @@ def _curves() -> Chart:
     import altair as alt
 
     base = alt.Chart(ROWS).encode(
-        x=alt.X("e:Q", title="epoch", axis=alt.Axis(grid=False, tickMinStep=1, format="d")),
+        x=alt.X("e:Q", title="epoch", axis=EPOCHS),
         y=alt.Y("m:Q", title="validation score", scale=alt.Scale(zero=False)),
         color=COLOUR,
         detail="v:N",
@@ -196,11 +249,12 @@ def _curves() -> Chart:
 # ---- films ----------------------------------------------------------------------------------------------------------
 
 
-def _training(studies: Sequence[Study]) -> str:
+def _training(studies: Sequence[Study], *, home: bool) -> str:
     from convatlas.atlas.film import drop_paths, gradient_films, stored_by_depth
 
     return render(
         "atlas_training.html.j2",
+        home=home,
         scripts=[chart_library(), for_script_element(template_source("atlas_charts.js"))],
         films=[drop_paths(), stored_by_depth(), *gradient_films(studies)],
     )

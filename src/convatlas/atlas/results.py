@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from convatlas.atlas.appearances import net_among
 from convatlas.core.metrics import Metric
 from convatlas.reporting.paired import compare_two
 from convatlas.reporting.statistics import estimate
@@ -23,8 +24,7 @@ __all__ = ["Comparison", "Result", "comparisons", "net_of", "results_of"]
 
 def net_of(variant: Variant) -> str | None:
     """Return the net of `conf/model` that a variant trains; None for one that it does not name."""
-    named = [override.partition("=")[2] for override in variant.overrides if override.startswith("model=")]
-    return named[-1] if named else None
+    return net_among(variant.overrides)
 
 
 @dataclass(frozen=True)

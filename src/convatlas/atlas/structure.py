@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -25,11 +25,17 @@ LONG = 10
 """Convolutions of a part that is taken apart where the net has it once."""
 MOST_NODES, FEWEST_NODES = 48, 8
 """Boxes and joins of a drawing of a whole net, about."""
-LARGEST = 120
+LARGEST = 140
 """Operations of a block that is drawn down to every one of them."""
 LONGEST_PERIOD = 40
+FEW, MOST_UNITS = 16, 3
+"""Operations of a block of which several are drawn in a row, and how many."""
+SHORT = 8
+"""Lines of a box up to which a chain that repeats is written out."""
 CONTINUING = frozenset({"norm", "activation", "scale", "shuffle", "pad"})
 """Operations that stand in the line of the one before them."""
+WEIGHTY = frozenset({"conv", "linear", "recurrent"})
+"""Operations that may have weights."""
 
 
 @dataclass(frozen=True)
@@ -92,23 +98,57 @@ def whole_net(trace: Trace) -> Graph:
 
 
 def inside(trace: Trace, node: Node) -> Graph:
-    """Return one block, or what a node repeats, down to its operations; down to the blocks in it where it is large."""
-    if node.unit_end - node.start <= LARGEST or node.call is None:
-        parts = [_Part(place, place + 1, None) for place in range(node.start, node.unit_end)]
-    else:
-        parts = _parts(trace, node.call, _Classes(trace, within=node.call))
-    return Graph(_nodes(trace, parts))
+    """Return one block, or what a node repeats, down to its operations; down to the blocks in it where it is large.
+
+    Where equal blocks take more than the result of the one before, as many are drawn as it takes to see it.
+    """
+    if node.call is not None and node.unit_end - node.start > LARGEST:
+        return Graph(_nodes(trace, _parts(trace, node.call, _Classes(trace, within=node.call))))
+    end = node.start + units_drawn(trace, node) * (node.unit_end - node.start)
+    parts = [_Part(place, place + 1, None) for place in range(node.start, end)]
+    nodes = _nodes(trace, parts, chains_only=True)
+    return Graph(nodes if units_drawn(trace, node) == MOST_UNITS else _with_outputs(trace, nodes, end))
+
+
+def _with_outputs(trace: Trace, nodes: tuple[Node, ...], end: int) -> tuple[Node, ...]:
+    """Put a node behind each whose result is taken from `end` on, if there are several."""
+    leaving = [
+        number
+        for number, node in enumerate(nodes)
+        if any(taker >= end for place in range(node.start, node.end) for taker in trace.takers[place])
+    ]
+    outputs = [Node("input", "output", (), 0, 0, 0, (number,), nodes[number].shape) for number in leaving]
+    return (*nodes, *outputs) if len(outputs) > 1 else nodes
+
+
+def units_drawn(trace: Trace, node: Node) -> int:
+    """Return how many of a node's equal blocks are drawn: the first ones, as far as they take what the first takes."""
+    length = node.unit_end - node.start
+    if node.call is None or length > FEW:
+        return 1
+    for unit in range(1, min(node.repeats, MOST_UNITS)):
+        start = node.start + unit * length
+        sources = {source for each in trace.operations[start : start + length] for source in each.inputs}
+        if not any(source < node.start and len(_shape(trace, source)) == 3 for source in sources):
+            return unit
+    return min(node.repeats, MOST_UNITS)
 
 
 def expanded_blocks(trace: Trace, graph: Graph, limit: int = 6) -> list[tuple[Node, Graph]]:
-    """Return the kinds of blocks of a graph in the order of the net, of many the largest, each with what is inside."""
+    """Return the kinds of blocks of a graph in the order of the net, of many the largest, each with what is inside.
+
+    `repeats` of a block is the number of its equal ones that are drawn.
+    """
     kinds: dict[tuple, list[Node]] = defaultdict(list)
     for node in graph.nodes:
         if node.kind == "block":
             kinds[(node.title, _form(trace, node))].append(node)
     ranked = sorted(kinds.values(), key=lambda nodes: -sum(node.end - node.start for node in nodes))
     chosen = [max(nodes, key=lambda node: node.repeats) for nodes in ranked[:limit]]
-    drawn = [(node, inside(trace, node)) for node in sorted(chosen, key=lambda node: node.start)]
+    drawn = [
+        (replace(node, repeats=units_drawn(trace, node)), inside(trace, node))
+        for node in sorted(chosen, key=lambda node: node.start)
+    ]
     return [(node, within) for node, within in drawn if len(within.nodes) > 2]
 
 
@@ -171,7 +211,13 @@ class _Classes:
 
     def taken_apart(self, place: int) -> bool:
         call = self.trace.calls[place]
-        return self.is_sequence(place) or call.kind in self.stages or not call.children
+        return self.is_sequence(place) or call.kind in self.stages or not call.children or self._is_light(place)
+
+    def _is_light(self, place: int) -> bool:
+        """Say whether a call is a single convolution with what follows it, or less."""
+        call = self.trace.calls[place]
+        kinds = [operation.kind for operation in self.trace.operations[call.start : call.end]]
+        return sum(kind in WEIGHTY for kind in kinds) == self.convs[place] <= 1 and not {*JOINS, "split"} & set(kinds)
 
 
 def _parts(trace: Trace, place: int, classes: _Classes) -> list[_Part]:
@@ -194,18 +240,19 @@ def _parts(trace: Trace, place: int, classes: _Classes) -> list[_Part]:
 # ---- putting together -----------------------------------------------------------------------------------------------
 
 
-def _nodes(trace: Trace, parts: Sequence[_Part]) -> tuple[Node, ...]:
-    boxes = _chained(trace, _with_inputs(trace, _runs(trace, parts)))
+def _nodes(trace: Trace, parts: Sequence[_Part], *, chains_only: bool = False) -> tuple[Node, ...]:
+    """Make the nodes of a graph; of what repeats, chains alone stand once where `chains_only` says so."""
+    boxes = _chained(trace, _with_inputs(trace, _runs(trace, parts, chains_only)))
     return tuple(replace(box, lines=_lines(trace, box.chain)) if box.chain else box for box in boxes)
 
 
-def _runs(trace: Trace, parts: Sequence[_Part]) -> list[Node]:
+def _runs(trace: Trace, parts: Sequence[_Part], chains_only: bool) -> list[Node]:
     """Make a node of every part, and a single one of parts that repeat; inputs are filled in later."""
     labels = [_label(trace, part) for part in parts]
     nodes: list[Node] = []
     at = 0
     while at < len(parts):
-        period, repeats, shared = _repetition(trace, parts, labels, at)
+        period, repeats, shared = _repetition(trace, parts, labels, at, chains_only)
         unit, last = parts[at : at + period], parts[at + period * repeats - 1]
         node = replace(_node(trace, unit), end=last.end, shape=trace.operations[last.end - 1].shape)
         if node.kind == "chain":
@@ -227,7 +274,9 @@ def _label(trace: Trace, part: _Part) -> tuple:
     )
 
 
-def _repetition(trace: Trace, parts: Sequence[_Part], labels: Sequence[tuple], at: int) -> tuple[int, int, bool]:
+def _repetition(
+    trace: Trace, parts: Sequence[_Part], labels: Sequence[tuple], at: int, chains_only: bool
+) -> tuple[int, int, bool]:
     """Return how many parts from `at` on repeat, how often, and whether with the same weights."""
     best, shared = (1, 1), False
     if at and _continues(trace, parts[at - 1], parts[at]):
@@ -246,11 +295,27 @@ def _repetition(trace: Trace, parts: Sequence[_Part], labels: Sequence[tuple], a
             if not (_hangs_on(trace, parts, here, period) or same) or not _same_inside(trace, parts, at, here, period):
                 break
             repeats += 1
-        enough = repeats >= (2 if period == 1 or _is_chain(trace, parts[at : at + period]) else 3)
-        if enough and period * repeats > best[0] * best[1]:
-            best = period, repeats
-            shared = _same_modules(trace, parts, at, at + period, period)
+        if period * repeats <= best[0] * best[1] or (
+            chains_only and period > 1 and not _is_chain(trace, parts[at : at + period])
+        ):
+            continue
+        same = _same_modules(trace, parts, at, at + period, period)
+        if _stands_once(trace, parts[at : at + period * repeats], period, same):
+            kinds = {trace.operations[place].kind for place in range(parts[at].start, parts[at + period - 1].end)}
+            best, shared = (period, repeats), same and bool(kinds & WEIGHTY)
     return (*best, shared)
+
+
+def _stands_once(trace: Trace, parts: Sequence[_Part], period: int, shared: bool) -> bool:
+    """Say whether a period that repeats is drawn once with its number."""
+    repeats = len(parts) // period
+    if not _is_chain(trace, parts[:period]):
+        return repeats >= (2 if period == 1 else 3)
+    start, end = parts[0].start, parts[-1].end
+    if any(taker >= end for place in range(start, end - 1) for taker in trace.takers[place]):
+        return False  # something branches off on the way
+    lines = len(_lines(trace, [(start, parts[period - 1].end, 1)]))
+    return repeats >= 2 and (shared or lines == 1 or lines * repeats > SHORT)
 
 
 def _continues(trace: Trace, before: _Part, part: _Part) -> bool:
@@ -265,7 +330,7 @@ def _is_join_used_twice(trace: Trace, part: _Part) -> bool:
     """Say whether a part is a join of which more than one operation takes the result."""
     if part.call is not None or trace.operations[part.start].kind not in JOINS:
         return False
-    return sum(part.start in operation.inputs for operation in trace.operations) > 1
+    return len(trace.takers[part.start]) > 1
 
 
 def _same_modules(trace: Trace, parts: Sequence[_Part], at: int, here: int, period: int) -> bool:
@@ -351,10 +416,12 @@ def _lines(trace: Trace, chain: Iterable[tuple[int, int, int]]) -> tuple[tuple[s
 
 
 def _summary(operations: Sequence[Operation]) -> tuple[tuple[str, int], ...]:
-    """Write the convolutions and linear layers of a block; of many, the number of convolutions."""
+    """Write the convolutions and linear layers of a block; of many, how many there are."""
     lines = _counted((operation.text, 1) for operation in operations if operation.kind in {"conv", "linear"})
-    convs = sum(operation.kind == "conv" for operation in operations)
-    return lines if len(lines) <= 5 else ((f"{convs} convolutions", 1),)
+    if len(lines) <= 5:
+        return lines
+    kinds = Counter(operation.kind for operation in operations)
+    return ((f"{kinds['conv']} convolutions" if kinds["conv"] else f"{kinds['linear']} matrix products", 1),)
 
 
 def _counted(lines: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
@@ -386,8 +453,13 @@ def _with_inputs(trace: Trace, nodes: Sequence[Node]) -> list[Node]:
 
 
 def _input(trace: Trace, source: int) -> Node:
-    shape = trace.image if source == IMAGE else trace.operations[source].shape
-    return Node("input", "image" if source == IMAGE else "input", (), 0, 0, 0, (), shape)
+    if source != IMAGE and (seen := trace.operations[source].field) is not None and not seen.height:
+        return Node("input", "weights", (), 0, 0, 0, (), ())
+    return Node("input", "image" if source == IMAGE else "input", (), 0, 0, 0, (), _shape(trace, source))
+
+
+def _shape(trace: Trace, source: int) -> tuple[int, ...]:
+    return trace.image if source == IMAGE else trace.operations[source].shape
 
 
 def _chained(trace: Trace, nodes: Sequence[Node]) -> tuple[Node, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ class Operation:
         macs: multiply-adds for one image.
         parameters: trainable values that no earlier operation uses.
         stored: bytes that autograd keeps for the backward pass from here on, weights left out, of one image.
-        field: height and width in pixels of what a value of its result sees of the image, None for all of it.
+        field: height and width in pixels of what a value of its result sees of the image, None for all of it,
+            0 for none: it is made of weights.
     """
 
     kind: str
@@ -75,6 +77,16 @@ class Trace:
     operations: list[Operation]
     calls: list[Call]
     image: tuple[int, ...]
+
+    @cached_property
+    def takers(self) -> list[list[int]]:
+        """The operations that take the result of each operation."""
+        found: list[list[int]] = [[] for _ in self.operations]
+        for place, operation in enumerate(self.operations):
+            for source in operation.inputs:
+                if source != IMAGE:
+                    found[source].append(place)
+        return found
 
 
 def trace_net(build: Callable[[], nn.Module], input_size: Sequence[int]) -> Trace:
@@ -112,7 +124,9 @@ def _join_boxes(operations: list[Operation], calls: Sequence[Call]) -> None:
     joined: list[Operation] = []
     for operation in operations:
         sources = tuple(source if source < 0 else places[source] for source in operation.inputs)
-        is_boxes = len(operation.shape) != 3 and operation.kind in BOXES
+        before = [joined[source] for source in sources if source >= 0]
+        is_list = len(operation.shape) != 3 or all(each.kind == "boxes" for each in before)
+        is_boxes = operation.kind in BOXES and is_list and not _is_hidden_layer(operation, before)
         if is_boxes and joined and joined[-1].kind == "boxes":
             inner = len(joined) - 1
             taken = (*joined[-1].inputs, *(source for source in sources if source != inner))
@@ -124,6 +138,12 @@ def _join_boxes(operations: list[Operation], calls: Sequence[Call]) -> None:
     for call in calls:
         call.start, call.end = ([*places, len(joined)][place] for place in (call.start, call.end))
     operations[:] = joined
+
+
+def _is_hidden_layer(operation: Operation, before: Sequence[Operation]) -> bool:
+    """Say whether an operation is the activation of a linear layer that others follow; scores come of a sigmoid."""
+    scores = operation.text in {"sigmoid", "softmax"}
+    return operation.kind == "activation" and not scores and all(each.kind == "linear" for each in before)
 
 
 class _Recorder(TorchFunctionMode):
@@ -217,8 +237,8 @@ class _Recorder(TorchFunctionMode):
             shape = tuple(results[0].shape)
             call = Given(_name(func), args, kwargs, shapes, shape, len(sources), self._field(sources))
             place = self._taken_down(call, sources)
-            for each in results:
-                self._of_tensor[id(each)] = self._of_storage[each.untyped_storage()._cdata] = place
+            for part, each in zip(self._parts(place, shapes[0], results), results, strict=True):
+                self._of_tensor[id(each)] = self._of_storage[each.untyped_storage()._cdata] = part
                 self._alive.append(each)
         return result
 
@@ -236,13 +256,28 @@ class _Recorder(TorchFunctionMode):
         macs = multiply_adds(given) // self._batch
         operation = Operation(found.kind, found.text, sources, shape, self._stack[-1], macs)
         operation.parameters, operation.stored = self._new_parameters, self._new_bytes // self._batch
-        operation.field = found.field
+        sees_nothing = given.field is not None and not given.field.height
+        operation.field = given.field if sees_nothing else found.field
         self._new_parameters = self._new_bytes = 0
         self.operations.append(operation)
         return len(self.operations) - 1
 
+    def _parts(self, place: int, given: tuple[int, ...], results: Sequence[Tensor]) -> list[int]:
+        """Return the operation that each result comes from: the parts of channels that are split have one each."""
+        is_last = place == len(self.operations) - 1 >= 0 and self.operations[place].kind == "split"
+        if not is_last or len(given) < 3 or sum(part.shape[1] for part in results if part.dim() > 1) != given[1]:
+            return [place] * len(results)
+        split = self.operations.pop()
+        first = 1
+        for part in results:
+            last = first + part.shape[1] - 1
+            self.operations.append(replace(split, text=f"channels {first} to {last}", shape=tuple(part.shape[1:])))
+            split = replace(split, parameters=0, stored=0)
+            first = last + 1
+        return list(range(place, place + len(results)))
+
     def _field(self, sources: Sequence[int]) -> Field | None:
-        """Return the largest field of several operations; None where one sees the whole image."""
+        """Return the largest field of several operations, 0 where none sees the image; None: one sees all of it."""
         fields = [self.operations[source].field if source >= 0 else Field() for source in sources]
         known = [each for each in fields if each is not None]
         largest = max(known, key=lambda each: (each.height, each.width), default=Field(0, 0))

@@ -23,6 +23,8 @@ REST = "var(--rest)"
 
 ROWS = alt.NamedData(name="rows")
 COLOUR = alt.Color("c:N", scale=None)
+EPOCHS = alt.Axis(grid=False, format="d", labelExpr="datum.value % 1 ? '' : datum.label")
+"""An axis of whole numbers; Vega puts marks between few of them, and their labels would say the same twice."""
 Row = dict[str, Any]
 
 

@@ -11,6 +11,7 @@ import altair as alt
 from convatlas.core.metrics import as_words
 from convatlas.reporting.charts import (
     COLOUR,
+    EPOCHS,
     REST,
     ROWS,
     Chart,
@@ -107,7 +108,7 @@ def _chart(rows: list[Row], title: str, note: str, y: dict[str, Any], *, best: A
         f"The {'lowest' if best is min else 'highest'} at the end is {name} with {ends[name]:g}."
     )
     y = {"title": title} | y
-    x = alt.X("e:Q", title="epoch", scale=alt.Scale(zero=False), axis=alt.Axis(grid=False, tickMinStep=1, format="d"))
+    x = alt.X("e:Q", title="epoch", scale=alt.Scale(zero=False), axis=EPOCHS)
     base = alt.Chart(ROWS).encode(x=x, y=alt.Y("m:Q", **y), color=COLOUR, detail="v:N")
     layers = [
         base.mark_line(aria=False, clip=True).encode(

@@ -25,7 +25,7 @@ from convatlas.reporting.study import Study
 from convatlas.reporting.verdicts import judge, tally
 from convatlas.reporting.wording import count, listed
 
-__all__ = ["BEGIN", "END", "update_pages"]
+__all__ = ["BEGIN", "END", "all_findings", "update_pages"]
 
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 INDEX, VERDICTS = "README.md", "verdicts.json"
@@ -60,7 +60,7 @@ def update_pages(pages: Path, plan: Path, runs: Path) -> list[Path]:
     }
     index = pages / INDEX
     filled[index] = _with_verdicts(index.read_text(encoding="utf-8"), studies)
-    kept = _all_findings(pages / VERDICTS, [study for on_images in studies.values() for study in on_images])
+    kept = all_findings(pages / VERDICTS, [study for on_images in studies.values() for study in on_images])
     filled[pages / VERDICTS] = json.dumps([record(each) for each in kept], indent=1) + "\n"
     filled[(pages / VERDICTS).with_suffix(".md")] = _verdict_page(kept)
     changed = {p: text for p, text in filled.items() if not p.is_file() or text != p.read_text(encoding="utf-8")}
@@ -76,8 +76,12 @@ def _finished(name: str, plan: Path, runs: Path) -> list[Study]:
     return [study for study in studies if study.runs_finished]
 
 
-def _all_findings(file: Path, studies: Sequence[Study]) -> list[Finding]:
-    """Return the findings of these studies in the place of those that the file has, and its others; by study."""
+def all_findings(file: Path, studies: Sequence[Study]) -> list[Finding]:
+    """Return the findings of these studies in the place of those that the file has, and its others; by study.
+
+    Raises:
+        UserError: the file is not readable.
+    """
     found = [each for study in studies for each in findings(study)]
     renewed = {(study.name.partition("-")[0], study.plan.images) for study in studies}
     old = read_json(file, "restore it from git.") if file.is_file() else []

@@ -39,7 +39,10 @@ function fill(table, head, rows) {
   table.replaceChildren(thead, tbody);
 }
 
-const short = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
+function short(value) {
+  const power = Math.min(4, Math.max(0, Math.floor(Math.log10(Math.max(1, Number(value.toPrecision(3)))) / 3)));
+  return power ? `${Number((value / 1000 ** power).toPrecision(3))}\u2009${" kMGT"[power]}` : String(value);
+}
 const signed = (value, digits) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value).toFixed(digits)}`;
 
 function difference(group, one, other) {
@@ -81,9 +84,9 @@ function showCosts(nets) {
   fill(document.getElementById("cost-table"), ["", ...nets.map((net) => facts[net].title)], [
     row("Year", (net) => String(net.year ?? "")),
     row("Input", (net) => net.input.join(" × ")),
-    row("Parameters", (net) => short.format(net.parameters)),
-    row("MACs of an image", (net) => short.format(net.macs)),
-    row("Kept for backward, MB an image", (net) => (net.stored_bytes / 1e6).toFixed(2)),
+    row("Parameters", (net) => short(net.parameters)),
+    row("MACs of an image", (net) => short(net.macs)),
+    row("Kept for backward, an image", (net) => `${short(net.stored_bytes)}B`),
     row("Convolutions", (net) => String(net.convolutions)),
     row("Joins", (net) => String(net.joins)),
   ]);
@@ -134,7 +137,7 @@ form.hidden = false;
 const drawings = await unpacked();
 const [curveChart, ...others] = document.querySelectorAll("[data-spec]");
 document.getElementById("chosen").hidden = false;
-await Promise.all(others.map(draw));
+await Promise.all(others.map((container) => draw(container)));
 
 function chosen() {
   return [...new Set(selects.map((select) => select.value).filter(Boolean))];
