@@ -64,10 +64,8 @@ def collect_results(
     test_seconds: float,
 ) -> Results:
     """Gather the results of a seed after its test. Whatever differs between equal runs (seconds) goes to `timing`."""
-    import pandas as pd
-
     shape = (config.data.in_channels, config.data.image_size, config.data.image_size)
-    predictions = pd.DataFrame(task.test_rows)
+    predictions = task.predictions()
     task.eval()
     run = build_record(
         config,

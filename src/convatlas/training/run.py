@@ -276,7 +276,7 @@ def build_task(config: RunConfig, classes: list[str], seed: int) -> Task:
 def test_parts(task: Task, data: DataModule | ModuleData, trainer: pl.Trainer) -> dict[str, dict[str, float]]:
     """Test each part of a net that works alone, such as one column of a FractalNet, and the net on `recipe.test_views`.
 
-    All share the net's weights. What a part predicts for each image joins the rows of the whole net's test.
+    All share the net's weights. What a part predicts for each image joins the table of the whole net's test.
     """
     parts = task.net.parts() if isinstance(task.net, HasParts) else {}
     for view in task.config.recipe.test_views:
@@ -285,9 +285,8 @@ def test_parts(task: Task, data: DataModule | ModuleData, trainer: pl.Trainer) -
     for name, part in parts.items():
         alone = new_task(part, task.config, task.classes, task.seed)
         found[name] = _tested(alone, data, trainer)
-        for row, of_part in zip(task.test_rows, alone.test_rows, strict=True):
-            if "prediction" in of_part:
-                row[f"prediction_{name}"] = of_part["prediction"]
+        if "prediction" in alone.tested:
+            task.tested[f"prediction_{name}"] = alone.tested["prediction"]
     return found
 
 
