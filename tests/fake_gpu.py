@@ -27,7 +27,7 @@ from torch._subclasses import FakeTensorMode
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convatlas.models.layers import reversible
 
@@ -89,6 +89,8 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func.namespace == "c10d":  # NCCL takes tensors of GPUs alone
+            assert all(t.is_cuda for t in tree_leaves(args) if isinstance(t, Tensor)), f"{func} of a tensor on the CPU"
         first = args[0] if args and isinstance(args[0], Tensor) else None
         if first is None:
             return func(*args, **kwargs)
@@ -111,9 +113,11 @@ class Watch(TorchDispatchMode):
 
     def _answer(self, scalar: Tensor) -> float | int | bool:
         """Make a number up; those that are drawn on the CPU, for dropped paths, should be of many kinds."""
-        if scalar.dtype == torch.bool:
+        if scalar.is_cuda and scalar.dtype == torch.bool:  # "is there a box without area?"
             return False
         drawn = self._draws.random()
+        if scalar.dtype == torch.bool:
+            return drawn < 0.5
         return drawn if scalar.dtype.is_floating_point else int(2 * drawn)
 
     def _without_masks(self, indices: Sequence[Tensor | None]) -> list[Tensor | None]:

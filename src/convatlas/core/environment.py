@@ -12,6 +12,7 @@ from typing import Any
 
 from convatlas.core.config import RunConfig
 from convatlas.core.passwords import without_password
+from convatlas.core.processes import uses_gpu
 from convatlas.core.source_code import PROJECT, SOURCE
 
 __all__ = ["environment", "git_state", "processor"]
@@ -31,7 +32,7 @@ def environment(config: RunConfig) -> dict[str, Any]:
         "processor": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "processor_cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if uses_gpu(config.trainer.accelerator) else None,
         "threads": config.trainer.threads,
         "workers": config.trainer.workers,
         "packages": {name: metadata.version(name) for name in PACKAGES},

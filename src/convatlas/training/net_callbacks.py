@@ -122,7 +122,7 @@ class AveragesWeights(EMAWeightAveraging):
             self._kwargs = {"multi_avg_fn": get_ema_multi_avg_fn(self._decay)}
         super().setup(trainer, pl_module, stage)
         if self._average_model is not None:
-            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+            self._average_model.n_averaged = torch.zeros_like(self._average_model.n_averaged, device="cpu")
 
 
 class InvertsImages(pl.Callback):

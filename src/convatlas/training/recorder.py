@@ -46,6 +46,7 @@ class Recorder(Checkpoint):
 
     Attributes:
         parts: the seconds of the seed by what they went into.
+        peak_memory: bytes that torch had allocated on the GPU at most; None without one.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Recorder(Checkpoint):
         self.rows: list[dict[str, float]] = []
         self.epoch_seconds: list[float] = []
         self.parts = dict.fromkeys(PARTS, 0.0)
+        self.peak_memory: int | None = None
         self._label = label
         self._epochs = epochs
         self._on_epoch = on_epoch
@@ -86,6 +88,8 @@ class Recorder(Checkpoint):
         """Start the clock; within an epoch that is resumed, Lightning calls no start of an epoch."""
         self._running_since = self._waiting_since = now()
         self.parts["start"] += self._running_since - idle_since[0]
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the epoch's clock."""
@@ -131,6 +135,8 @@ class Recorder(Checkpoint):
         self.rows.append(row)
         self.epoch_seconds.append(self._seconds_so_far())
         self._seconds, self._running_since = 0.0, None
+        if torch.cuda.is_initialized():
+            self.peak_memory = max(self.peak_memory or 0, torch.cuda.max_memory_allocated())
         if trainer.is_global_zero:
             with self.measured("tracking"):
                 self._on_epoch(row)
@@ -150,6 +156,7 @@ class Recorder(Checkpoint):
             "seconds": seconds,
             "lr": self._learning_rate,
             "parts": self.parts,
+            "peak_memory": self.peak_memory,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -159,3 +166,4 @@ class Recorder(Checkpoint):
         self._seconds = float(state_dict.get("seconds", 0.0))
         self.parts |= state_dict.get("parts", {})
         self._learning_rate = float(state_dict.get("lr", 0.0))
+        self.peak_memory = state_dict.get("peak_memory")
