@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convatlas.models.layers import reversible
 
-__all__ = ["GPU", "Watch", "fake_gpu", "moved", "on_gpu"]
+__all__ = ["GPU", "Watch", "differentiate", "fake_gpu", "moved", "on_gpu"]
 
 GPU = torch.device("cuda", 0)
 FOUND = 2
@@ -72,6 +72,20 @@ MADE_UP: dict[Any, Callable[..., Any]] = {
     aten._unique2.default: lambda x, *_, **__: (x.new_zeros(FOUND), *(x.new_zeros(FOUND, dtype=torch.int64),) * 2),
     torch.ops.torchvision.nms.default: lambda boxes, *_: boxes.new_zeros(FOUND, dtype=torch.int64),
 }
+
+
+def _by_channel(x: Tensor, number: int) -> tuple[Tensor, ...]:
+    return tuple(x.new_zeros(x.shape[1], dtype=torch.float32) for _ in range(number))
+
+
+CUDA_ALONE: dict[Any, Callable[..., Any]] = {
+    aten.batch_norm_stats.default: lambda x, *_: _by_channel(x, 2),
+    aten.batch_norm_gather_stats_with_counts.default: lambda x, *_: _by_channel(x, 2),
+    aten.batch_norm_elemt.default: lambda x, *_: torch.empty_like(x),
+    aten.batch_norm_backward_reduce.default: lambda _, x, *__: _by_channel(x, 4),
+    aten.batch_norm_backward_elemt.default: lambda _, x, *__: torch.empty_like(x),
+}
+"""Batch normalisation over processes, whose shapes torch knows on a GPU alone."""
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._unsafe_index.Tensor}
 
 
@@ -100,6 +114,8 @@ class Watch(TorchDispatchMode):
             return self._answer(first) if func is aten._local_scalar_dense.default else False
         if not any(isinstance(each, Tensor) and each.is_cuda for each in args):
             return func(*args, **kwargs)
+        if func in CUDA_ALONE:
+            return CUDA_ALONE[func](*args, **kwargs)
         if func in MADE_UP:
             self.waits.append(func.overloadpacket.__name__)
             return MADE_UP[func](*args, **kwargs)

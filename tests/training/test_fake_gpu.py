@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from fake_gpu import GPU, Watch, fake_gpu, moved, on_gpu
+from fake_gpu import GPU, Watch, differentiate, fake_gpu, moved, on_gpu
 from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -24,10 +23,6 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from convatlas.core.composing import compose_run, hydra_ready
 from convatlas.core.config import RunConfig
-from convatlas.data.augmentation import Augmenter
-from convatlas.data.batches import TrainingBatches
-from convatlas.data.prepared import PreparedData
-from convatlas.data.resident import ResidentArrays
 from convatlas.models.build import build_model
 from convatlas.models.detection.yolo import divergence
 from convatlas.models.interfaces import FollowsTraining, HasFigures
@@ -187,3 +182,69 @@ def test_a_step_on_a_gpu_is_possible_and_waits_for_nothing(name: str, mode: str)
 @pytest.mark.parametrize("name", SMALL)
 def test_a_step_of_every_net_in_every_mode(name: str, mode: str) -> None:
     check(name, MODES[mode])
+
+
+# ---- what has gone wrong, or would have -----------------------------------------------------------------------------
+
+
+def test_autocast_bans_what_the_loss_of_a_place_must_not_use() -> None:
+    """The fake GPU sees it: plain binary cross-entropy is refused under CUDA's autocast, `divergence` is not."""
+    with fake_gpu(), torch.autocast("cuda", dtype=torch.bfloat16):
+        values = torch.zeros(2, device=GPU)
+        with pytest.raises(RuntimeError, match="unsafe to autocast"):
+            torch.nn.functional.binary_cross_entropy(values, values)
+        assert divergence(values, values).dtype == torch.float32
+
+
+def test_two_devices_in_one_operation_are_refused() -> None:
+    with fake_gpu(), pytest.raises(RuntimeError, match="devices"):
+        torch.zeros(2, device=GPU) + torch.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("waits", "place"),
+    [
+        (lambda x: x.sum().item(), "item"),
+        (lambda x: x.cpu(), "cpu"),
+        (lambda x: x.tolist(), "item"),
+        (lambda x: bool(x.any()), "item"),
+        (lambda x: x[x > 0], "mask"),
+        (lambda x: x.nonzero(), "nonzero"),
+    ],
+)
+def test_every_way_to_wait_for_a_gpu_is_noticed(waits: Any, place: str) -> None:
+    with fake_gpu() as (_, watch):
+        waits(torch.zeros(1, device=GPU))
+    assert set(watch.waits) == {place}
+
+
+def test_gradients_of_the_walk_are_those_of_autograd() -> None:
+    """`differentiate` against the engine, on the CPU with values: broadcast, reused and unused tensors."""
+    first, second = torch.randn(3, 4, requires_grad=True), torch.randn(4, requires_grad=True)
+    third = torch.randn(2, requires_grad=True)
+
+    def loss() -> Tensor:
+        product = first * second
+        return (product @ product.T).tanh().sum() + torch.nn.functional.linear(first, second[None], third[:1]).sum()
+
+    expected = torch.autograd.grad(loss(), [first, second, third])
+    for found, right in zip(differentiate([loss()], [None], [first, second, third]), expected, strict=True):
+        torch.testing.assert_close(found, right)
+    differentiate([loss()], [None], None)
+    torch.testing.assert_close(first.grad, expected[0])
+
+
+def test_batch_normalisation_over_processes_sends_no_tensor_of_the_cpu() -> None:
+    """`Watch` looks at every collective of two processes, of which the other is not there either."""
+    config = composed("resnet_cifar", MODES["bf16"])
+    task = task_of(config)
+    SyncBatchNormAnywhere(on_gpu=True).apply(task)
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        with on_the_gpu(task) as watch:
+            task.training_step(on_gpu(batch_of(config)), 0).backward()
+            with pytest.raises(AssertionError, match="a tensor on the CPU"):
+                dist.all_reduce(torch.zeros(1))
+    finally:
+        dist.destroy_process_group()
+    assert set(watch.waits) <= {"mask"}  # torch's own, for processes without images

@@ -437,7 +437,7 @@ def rows_of(columns: Columns) -> list[dict[str, Any]]:
 
 def on_cpu(values: Tensor) -> NDArray[Any]:
     """Return a tensor as an array."""
-    array: NDArray[Any] = values.cpu().numpy()
+    array: NDArray[Any] = values.detach().cpu().numpy()
     return array
 
 
