@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 
 from convatlas.core import processes
 from convatlas.core.accelerators import peak_flops
-from convatlas.core.processes import rank_zero_first
+from convatlas.core.processes import rank_zero_first, uses_gpu
 from convatlas.models.blocks import blocks_of
 from convatlas.models.build import build_model
 from convatlas.tasks import new_task
@@ -122,6 +123,13 @@ def test_a_mac_computes_on_its_processor(compose: Any, monkeypatch: pytest.Monke
     assert machine.accelerator == "auto"
     assert device_of(machine) == "cpu"
     assert isinstance(build_tester(machine).accelerator, pl.accelerators.CPUAccelerator)
+
+
+def test_asking_for_a_gpu_leaves_a_process_that_can_be_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch asks the driver otherwise, and seeds side by side are processes forked after that."""
+    monkeypatch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1")
+    assert uses_gpu("auto")
 
 
 def test_validation_makes_no_table(compose: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_fake_gpu import MODES, SMALL, batch_of, composed
 
+from convatlas.core.errors import UserError
 from convatlas.models.build import build_model
 from convatlas.models.interfaces import FollowsTraining, is_reversible
 from convatlas.training.machine import check_supported
@@ -49,7 +50,7 @@ def test_a_net_is_one_graph(name: str) -> None:
 def test_graph_breaks_are_those_of_the_list(name: str) -> None:
     if not is_compiled(name):
         config = composed(name, MODES["fp32"], "trainer.compile=default")
-        with pytest.raises(ValueError, match=r"trainer\.compile"):
+        with pytest.raises(UserError, match=r"trainer\.compile"):
             check_supported(config, build_model(config.model))
         return
     assert breaks_of(name) == BREAKS.get(name, 0)

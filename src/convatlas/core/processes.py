@@ -48,6 +48,7 @@ def uses_gpu(accelerator: str) -> bool:
     """Say whether a run with this `trainer.accelerator` computes on a GPU, which is one of CUDA."""
     import torch
 
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # otherwise a process that has asked cannot be forked
     return accelerator != "cpu" and torch.cuda.is_available()
 
 
