@@ -2,8 +2,8 @@
 
 The parts run in order of their value, each in a process of its own, and each is saved in benchmarks/gpu.json when it
 ends; the page is written from that file. When the minutes are over the part that runs is stopped and the others are
-named as not run. `--rehearse` runs all of it on the CPU with tiny sizes, and writes to `--folder` alone. `--page` writes
-the page anew from the record.
+named as not run. `--rehearse` runs all of it on the CPU with tiny sizes, and writes to `--folder` alone. `--page`
+writes the page anew from the record.
 
 Without `--cifar10`, the folder that holds cifar-10-batches-py, the parts that need CIFAR-10 are left out.
 """
@@ -14,12 +14,13 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RECORD, PAGE = HERE / "gpu.json", ROOT / "docs" / "gpu.md"
 
+ROW = "row: "
+"""How the lines begin by which a part tells its rows."""
 Row = dict[str, float | int | str | None]
 """One line of the table: `what`, and figures by name."""
 
@@ -62,13 +65,16 @@ class Options(NamedTuple):
 # ---- the parts ------------------------------------------------------------------------------------------------------
 
 
-def tests(options: Options) -> list[Row]:
+def tests(options: Options) -> Iterator[Row]:
     """Run the tests that need a GPU (`make test-gpu`); a rehearsal counts them."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *(["--collect-only"] if options.rehearse else [])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=options.seconds)
-    last = next((line for line in reversed(done.stdout.splitlines()) if re.search(r"\d+ (passed|failed)|collected", line)), "")
+    last = next(
+        (line for line in reversed(done.stdout.splitlines()) if re.search(r"\d+ (passed|failed)|collected", line)), ""
+    )
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
-    return [{"what": "tests with the mark gpu", "note": last.strip(" =")}, *({"what": line} for line in failed)]
+    yield {"what": "tests with the mark gpu", "note": last.strip(" =")}
+    yield from ({"what": line} for line in failed)
 
 
 WAYS: dict[str, tuple[str, bool, bool]] = {
@@ -81,8 +87,8 @@ WAYS: dict[str, tuple[str, bool, bool]] = {
 """Precision, channels-last, compiled."""
 
 
-def steps(options: Options) -> list[Row]:
-    """Time training steps of ResNet-18 (224 pixels) and RevNet-38 (32 pixels): forward, backward, SGD, made-up images."""
+def steps(options: Options) -> Iterator[Row]:
+    """Time training steps of ResNet-18 (224 pixels) and RevNet-38 (32 pixels) on made-up images, with SGD."""
     from torchvision.models import resnet18
 
     nets: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
@@ -92,18 +98,18 @@ def steps(options: Options) -> list[Row]:
     if options.rehearse:
         nets = {"ResNet-18": (resnet18, 32, 4), "RevNet-38": (lambda: revnet_cifar(depth=14), 32, 4)}
     each = options.seconds / 20
-    rows: list[Row] = []
     for name, (build, side, batch) in nets.items():
         for way, (precision, last, compiled) in WAYS.items():
             if compiled and (name == "RevNet-38" or options.rehearse):
                 continue  # compiled, reversible layers would keep what they are there to spare
             net = build().to(options.device)
-            rows.append({"what": f"{name}, {way}", **timed_steps(net, side, batch, precision, last, compiled, each)})
-    return rows
+            how = {"precision": precision, "last": last, "compiled": compiled, "seconds": each}
+            figures = timed_steps(net, side, batch, **how)  # type: ignore[arg-type]
+            yield {"what": f"{name}, {way}", **figures}
 
 
 def timed_steps(
-    net: nn.Module, side: int, batch: int, precision: str, last: bool, compiled: bool, seconds: float
+    net: nn.Module, side: int, batch: int, *, precision: str, last: bool, compiled: bool, seconds: float
 ) -> Row:
     """Return images a second, peak memory and MFU of training steps of so many seconds, after ten that do not count."""
     device = next(net.parameters()).device
@@ -160,20 +166,17 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def two_processes(options: Options) -> list[Row]:
+def two_processes(options: Options) -> Iterator[Row]:
     """Train a ResNet-20 in two processes on one GPU by gloo, and by NCCL where there are two; against one process."""
     ways = [("gloo", 1), *([("nccl", 2)] if torch.cuda.device_count() > 1 else [])]
-    rows: list[Row] = []
     for backend, gpus in ways:
-        with tempfile.NamedTemporaryFile(dir=options.folder, delete=False) as meeting:
-            found = options.folder / f"{backend}.json"
-        Path(meeting.name).unlink()
-        torch.multiprocessing.spawn(_replica, (backend, gpus, meeting.name, str(found), options.rehearse), nprocs=2)
-        rows.append({"what": f"two processes, {backend}, {gpus} GPU{'s' * (gpus > 1)}", **json.loads(found.read_text())})
-    return rows
+        with tempfile.TemporaryDirectory(dir=options.folder) as name:
+            torch.multiprocessing.spawn(_replica, (backend, gpus, Path(name), options.rehearse), nprocs=2)
+            found = json.loads((Path(name) / "found.json").read_text())
+        yield {"what": f"two processes, {backend}, {gpus} GPU{'s' * (gpus > 1)}", **found}
 
 
-def _replica(rank: int, backend: str, gpus: int, meeting: str, found: str, rehearse: bool) -> None:
+def _replica(rank: int, backend: str, gpus: int, folder: Path, rehearse: bool) -> None:
     """Make ten steps as one of two processes; rank zero makes them alone first, and compares the losses."""
     device = torch.device("cpu") if rehearse else torch.device("cuda", rank % gpus)
     if not rehearse:
@@ -203,63 +206,69 @@ def _replica(rank: int, backend: str, gpus: int, meeting: str, found: str, rehea
         return ResNetCifar(depth=20).to(device).eval()  # without statistics of the batch, halves are the whole
 
     alone = losses(build(), slice(None)) if rank == 0 else []
-    dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=2)
+    dist.init_process_group(backend, init_method=f"file://{folder.resolve()}/meeting", rank=rank, world_size=2)
     started = time.perf_counter()
     divided = losses(DistributedDataParallel(build()), slice(rank, None, 2))
     seconds = time.perf_counter() - started
     if rank == 0:
         apart = max(abs(a - b) for a, b in zip(alone, divided, strict=True))
-        Path(found).write_text(json.dumps({"images/s": round(number * size / seconds, 1), "note": f"losses differ by at most {apart:.1e}"}))
+        row = {"images/s": round(number * size / seconds, 1), "note": f"losses differ by at most {apart:.1e}"}
+        (folder / "found.json").write_text(json.dumps(row))
     dist.destroy_process_group()
 
 
-def seeds(options: Options) -> list[Row]:
+def seeds(options: Options) -> Iterator[Row]:
     """Train eight seeds of two small nets one after the other, then side by side, on the digits."""
     nets = {"LeNet-5": ["model=lenet5_modern"], "ResNet-8": ["model=resnet_cifar", "model.depth=8"]}
+    if options.rehearse:
+        del nets["ResNet-8"]
     counts = [1, 2] if options.rehearse else [1, 4, 8]
     many = list(range(2 if options.rehearse else 8))
     prepared = options.folder / "digits"
     _convatlas("prepare", "data=digits", f"data.prepared={prepared}", f"page={options.folder / 'digits.html'}")
-    rows: list[Row] = []
     for name, net in nets.items():
-        if options.rehearse and rows:
-            break
         for at_once in counts:
             folder = options.folder / f"{net[0]}-{at_once}".replace("=", "-")
             started = time.perf_counter()
             _train(
                 options,
-                [*net, f"data.prepared={prepared}", f"seeds={many}".replace(" ", ""), f"trainer.seeds_at_once={at_once}"],
+                [
+                    *net,
+                    f"data.prepared={prepared}",
+                    f"seeds={many}".replace(" ", ""),
+                    f"trainer.seeds_at_once={at_once}",
+                ],
                 folder,
                 ["recipe.epochs=1", "trainer.limit_batches=2"] if options.rehearse else ["recipe.epochs=10"],
             )
             seconds = time.perf_counter() - started
-            rows.append({"what": f"{name}, {len(many)} seeds, {at_once} at once", "seconds": round(seconds, 1)})
-    return rows
+            yield {"what": f"{name}, {len(many)} seeds, {at_once} at once", "seconds": round(seconds, 1)}
 
 
-def airbench(options: Options) -> list[Row]:
+def airbench(options: Options) -> Iterator[Row]:
     """Train airbench94's net to 94 % by the pipeline and by a bare loop (`benchmarks/cifar10_speed.py`)."""
     command = [sys.executable, str(HERE / "cifar10_speed.py"), "--device", options.device]
     command += ["--quick"] if options.rehearse else ["--cifar10", str(options.cifar10), "--repeats", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=options.seconds)
     found = re.findall(r"^(bare loop|pipeline)\s+([\d.]+) s\s+mean accuracy ([\d.]+)", done.stdout, re.MULTILINE)
-    return [
-        {"what": f"airbench94's net, {way}", "seconds": float(seconds), "accuracy %": round(100 * float(share), 2)}
-        for way, seconds, share in found
-    ]
+    for way, seconds, share in found:
+        yield {
+            "what": f"airbench94's net, {way}",
+            "seconds": float(seconds),
+            "accuracy %": round(100 * float(share), 2),
+        }
 
 
-def resnet20(options: Options) -> list[Row]:
+def resnet20(options: Options) -> Iterator[Row]:
     """Train ResNet-20 on CIFAR-10 by the paper's whole recipe, all 50,000 images; the paper's error is 8.75 %."""
     net = ["model=resnet_cifar", "model.depth=20", "recipe=cifar_resnet", "trainer.precision=bf16-mixed"]
-    return [_on_cifar10(options, "ResNet-20, 165 epochs", net)]
+    yield _on_cifar10(options, "ResNet-20, 165 epochs", net)
 
 
-def stochastic_depth(options: Options) -> list[Row]:
+def stochastic_depth(options: Options) -> Iterator[Row]:
     """Train stochastic depth 110 by the paper's recipe for as long as there is time."""
     net = ["model=stochastic_depth_resnet", "recipe=cifar_stochastic_depth", "trainer.precision=bf16-mixed"]
-    return [_on_cifar10(options, "stochastic depth 110, 500 epochs", net)]
+    yield _on_cifar10(options, "stochastic depth 110, 500 epochs", net)
 
 
 def _on_cifar10(options: Options, what: str, net: list[str]) -> Row:
@@ -327,7 +336,7 @@ def _convatlas(name: str, *arguments: str, seconds: float | None = None) -> list
 class Part(NamedTuple):
     """One part of the programme."""
 
-    run: Callable[[Options], list[Row]]
+    run: Callable[[Options], Iterator[Row]]
     most: float
     """Seconds that it may take."""
     least: float
@@ -365,7 +374,8 @@ def main() -> None:
         return
     if arguments.part:
         options = Options(arguments.cifar10, arguments.rehearse, arguments.seconds, arguments.folder)
-        print("\n" + json.dumps(PARTS[arguments.part].run(options)))
+        for row in PARTS[arguments.part].run(options):
+            print(ROW + json.dumps(row), flush=True)
         return
     if not arguments.rehearse and not torch.cuda.is_available():
         parser.error("torch finds no GPU here; --rehearse runs all parts on the CPU with tiny sizes")
@@ -398,17 +408,44 @@ def run(arguments: argparse.Namespace, work: Path, record: Path, written: Path) 
 
 def one(name: str, seconds: float, arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Run one part in a process of its own and return its rows, or why there are none."""
-    command = [sys.executable, __file__, "--part", name, "--seconds", str(max(5.0, seconds - 10)), "--folder", str(work)]
+    command = [
+        sys.executable,
+        __file__,
+        "--part",
+        name,
+        "--seconds",
+        str(max(5.0, seconds - 10)),
+        "--folder",
+        str(work),
+    ]
     command += ["--rehearse"] if arguments.rehearse else []
     command += ["--cifar10", str(arguments.cifar10)] if arguments.cifar10 else []
     started = time.monotonic()
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 20)
-    except subprocess.TimeoutExpired:
-        return {"failed": f"it had not ended after {seconds:.0f} s"}
-    if done.returncode:
-        return {"failed": (done.stderr.strip() or done.stdout.strip()).splitlines()[-1][:300]}
-    return {"seconds": round(time.monotonic() - started, 1), "rows": json.loads(done.stdout.splitlines()[-1])}
+    with (work / f"{name}.txt").open("w+") as printed:
+        process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            status: int | None = process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            status = None
+            _stop(process)
+        printed.seek(0)
+        lines = printed.read().splitlines()
+    rows = [json.loads(line.removeprefix(ROW)) for line in lines if line.startswith(ROW)]
+    found: dict[str, Any] = {"seconds": round(time.monotonic() - started, 1), "rows": rows}
+    if status is None:
+        found["failed"] = f"it had not ended after {seconds:.0f} s"
+    elif status:
+        found["failed"] = lines[-1][:300] if lines else f"status {status}"
+    return found
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a part and all that it started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
 
 
 def machine(rehearse: bool) -> dict[str, Any]:
@@ -437,17 +474,17 @@ def _write(file: Path, text: str) -> None:
 
 COLUMNS = ("images/s", "seconds", "peak MB", "MFU %", "accuracy %", "note")
 HOW = """
-`make test-gpu` runs the tests that need a GPU (about two minutes); `python benchmarks/gpu.py --cifar10 FOLDER` runs them and
-the measurements below, stops by itself after eight minutes, and writes this page from its record, `benchmarks/gpu.json`.
-`--rehearse` runs every part on the CPU with tiny sizes. Every part: {parts}.
+`make test-gpu` runs the tests that need a GPU (about two minutes); `python benchmarks/gpu.py --cifar10 FOLDER` runs
+them and the measurements below, stops by itself after eight minutes, and writes this page from its record,
+`benchmarks/gpu.json`. `--rehearse` runs every part on the CPU with tiny sizes. Every part: {parts}.
 """
 NOTHING = """# On a GPU
 
-**Nothing of this project has run on a GPU yet.** What was done without one: a step of training (forward pass, loss, backward
-pass, clipping, optimiser, averaged weights) of every family's small net runs on torch's fake CUDA tensors under bfloat16 and
-float16 autocast, where tensors on two devices, operations that CUDA's autocast bans and places where the CPU waits for the GPU
-are errors (`tests/training/test_fake_gpu.py`). That says nothing of speed, of the values that a GPU computes, of CUDA graphs, or
-of NCCL.
+**Nothing of this project has run on a GPU yet.** What was done without one: a step of training (forward pass, loss,
+backward pass, clipping, optimiser, averaged weights) of every family's small net runs on torch's fake CUDA tensors
+under bfloat16 and float16 autocast, where tensors on two devices, operations that CUDA's autocast bans and places where
+the CPU waits for the GPU are errors (`tests/training/test_fake_gpu.py`). That says nothing of speed, of the values that
+a GPU computes, of CUDA graphs, or of NCCL. The minutes on a GPU are rehearsed on the CPU by a test.
 """
 
 
@@ -457,7 +494,9 @@ def page(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return NOTHING + how
     here = found["machine"]
-    where = "a rehearsal on the CPU: its figures mean nothing" if here["rehearsal"] else f"{here['gpus']} x {here['gpu']}"
+    where = (
+        "a rehearsal on the CPU: its figures mean nothing" if here["rehearsal"] else f"{here['gpus']} x {here['gpu']}"
+    )
     return (
         f"# On a GPU\n\nMeasured on {here['date']}: {where}; torch {here['torch']}, CUDA {here['cuda']}, "
         f"{here['processor']} with {here['cores']} cores, commit {here['commit']}. Once each, without a spread.\n"
@@ -474,9 +513,9 @@ def table(found: Mapping[str, Any]) -> str:
     lacking = [
         f"- `{name}`: {'failed: ' + part['failed'] if 'failed' in part else 'not run: ' + part['not_run']}"
         for name, part in found["parts"].items()
-        if "rows" not in part
+        if "failed" in part or "not_run" in part
     ]
-    return "\n".join([*lines, *(["", "What has no figures:", "", *lacking] if lacking else [])])
+    return "\n".join([*lines, *(["", "What did not run, or not to its end:", "", *lacking] if lacking else [])])
 
 
 def _cell(value: Any) -> str:

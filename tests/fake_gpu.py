@@ -1,12 +1,12 @@
 """A GPU that is not there: steps of a training on fake CUDA tensors, which have a device, a type and a shape.
 
 torch's `FakeTensorMode` runs every operation of autocast, of autograd and of the optimiser without values, so that what
-CUDA would refuse is refused here too: tensors on two devices, operations that autocast bans, shapes and types that do not
-go together. What it cannot say is how fast a GPU is and what it computes.
+CUDA would refuse is refused here too: tensors on two devices, operations that autocast bans, shapes and types that do
+not go together. What it cannot say is how fast a GPU is and what it computes.
 
-Three things are put in place of a driver. Autocast and the generators of CUDA ask for one, and are told that it is there.
-autograd's engine waits for CUDA's streams, so `differentiate` walks through the graph instead, node by node, by the
-same rules. And where a size depends on values (`nonzero`, masks, suppression of boxes), or Python asks for one,
+Three things are put in place of a driver. Autocast and the generators of CUDA ask for one, and are told that it is
+there. autograd's engine waits for CUDA's streams, so `differentiate` walks through the graph instead, node by node, by
+the same rules. And where a size depends on values (`nonzero`, masks, suppression of boxes), or Python asks for one,
 `Watch` writes down the place, because a GPU has to be waited for there, and goes on with a size that it makes up.
 """
 
@@ -68,7 +68,7 @@ aten = torch.ops.aten
 ASKED = {aten._local_scalar_dense.default: "item", aten.equal.default: "equal"}
 MADE_UP: dict[Any, Callable[..., Any]] = {
     aten.nonzero.default: lambda x: x.new_zeros((FOUND, x.ndim), dtype=torch.int64),
-    aten.masked_select.default: lambda x, mask: x.new_zeros(FOUND),
+    aten.masked_select.default: lambda x, *_: x.new_zeros(FOUND),
     aten._unique2.default: lambda x, *_, **__: (x.new_zeros(FOUND), *(x.new_zeros(FOUND, dtype=torch.int64),) * 2),
     torch.ops.torchvision.nms.default: lambda boxes, *_: boxes.new_zeros(FOUND, dtype=torch.int64),
 }

@@ -20,7 +20,7 @@ from convatlas.core.processes import rank_zero_first, uses_gpu
 from convatlas.models.blocks import blocks_of
 from convatlas.models.build import build_model
 from convatlas.tasks import new_task
-from convatlas.training import recorder, results
+from convatlas.training import results
 from convatlas.training.recorder import Recorder
 from convatlas.training.strategies import device_of, precision_of
 from convatlas.training.trainer import build_tester
@@ -182,7 +182,8 @@ def test_the_peak_of_a_gpu_is_its_data_sheet_s(name: str, precision: str, terafl
 
 
 @pytest.mark.parametrize(
-    ("name", "precision"), [(None, "32-true"), ("Tesla T4", "tf32-true"), ("Some GPU", "bf16-mixed"), ("NVIDIA H200", "64-true")]
+    ("name", "precision"),
+    [(None, "32-true"), ("Tesla T4", "tf32-true"), ("Some GPU", "bf16-mixed"), ("NVIDIA H200", "64-true")],
 )
 def test_a_peak_that_nobody_states_is_none(name: str | None, precision: str) -> None:
     assert peak_flops(name, precision) is None

@@ -15,7 +15,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from fake_gpu import GPU, Watch, differentiate, fake_gpu, moved, on_gpu
 from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -32,6 +31,7 @@ from convatlas.tasks.optimisation import build_optimizer
 from convatlas.training.net_callbacks import AveragesWeights, GradientNorms
 from convatlas.training.strategies import ChannelsLast, prepare_net
 from convatlas.training.sync_batch_norm import SyncBatchNormAnywhere
+from fake_gpu import GPU, Watch, differentiate, fake_gpu, moved, on_gpu
 from helpers import ROOT, TASKS_DATA
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from test_fake_gpu import composed, task_of, batch_of, MODES, QUICK
+from test_fake_gpu import MODES, QUICK, batch_of, composed, task_of
 
 from convatlas.core.errors import UserError
 from convatlas.tasks.base import Task
@@ -57,7 +57,8 @@ def test_a_run_of_each_task_is_whole(compose: Any, prepared: dict[str, Path], ta
     net = {"classification": "resnet_cifar", "detection": "csp_pan_yolo_small", "segmentation": "unet_small"}[task]
     name = TASKS_DATA[task]
     data = (f"data={name}", f"data.prepared={prepared[name]}", *source_options(prepared[name]))
-    options = (*GPU, *data, f"model={net}", f"trainer.precision={precision}", "recipe.batch_size=8")
+    recipe = () if task == "classification" else (f"recipe={task}",)
+    options = (*GPU, *data, *recipe, f"model={net}", f"trainer.precision={precision}", "recipe.batch_size=8")
     (folder,) = train(compose(*options, "recipe.ema_decay=0.9"), strict=True)
     timing = json.loads((folder / "timing.json").read_text())
     assert timing["device"] == torch.cuda.get_device_name()
@@ -107,7 +108,9 @@ def test_seeds_train_side_by_side(compose: Any) -> None:
 def test_two_gpus_train_by_nccl(tmp_path: Path, prepared_digits: Path, strategy: str) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     options = ["convatlas.train", f"trainer={strategy}", "trainer.accelerator=gpu", *NET, "recipe.epochs=1"]
-    train_outside([*torchrun, *options, "tracking=none", f"data.prepared={prepared_digits}", "output_dir=run"], tmp_path)
+    train_outside(
+        [*torchrun, *options, "tracking=none", f"data.prepared={prepared_digits}", "output_dir=run"], tmp_path
+    )
     assert (tmp_path / "run" / "seed=0" / "metrics.json").exists()
 
 
