@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
 MINUTES ?=
-.PHONY: help setup repro verdicts test test-slow lint format ui report atlas study-pages clean
+.PHONY: help setup repro verdicts test test-gpu test-slow lint format ui report atlas study-pages clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test: setup  ## run the tests that take seconds
 
 test-slow: setup  ## run the long ones as well
 	python -m pytest -m "not gpu and not network"
+
+test-gpu: setup  ## run the tests that need a GPU (about two minutes; benchmarks/gpu.py measures it)
+	python -m pytest -m gpu
 
 lint: setup  ## check style, types and which room imports which
 	ruff check .

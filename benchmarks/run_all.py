@@ -21,6 +21,8 @@ from pathlib import Path
 
 import torch
 
+from convatlas.core.environment import processor
+
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.md"
 
@@ -98,13 +100,6 @@ def machine() -> str:
     """Name CPU, cores, GPU and versions."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{processor()}, {os.cpu_count()} cores{gpu}; Python {platform.python_version()}, torch {torch.__version__}"
-
-
-def processor() -> str:
-    """Return the name of the CPU from /proc/cpuinfo."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def page(sections: dict[str, str]) -> str:

@@ -172,9 +172,9 @@ def test_the_most_similar_anchor_is_the_one_of_most_concentric_overlap() -> None
 def test_an_object_belongs_to_one_anchor_in_the_cell_of_its_centre() -> None:
     """A box of 18 x 18 around (37, 21): anchor 16 x 16, the first of level 1 (stride 8): column 4, row 2."""
     boxes = torch.tensor([[28.0, 12.0, 46.0, 30.0]])
-    kept, places = assign(boxes, torch.tensor(ANCHORS), SIZES, STRIDES)
+    has_place, places = assign(boxes, torch.tensor(ANCHORS), SIZES, STRIDES)
     first = 16 * 16 * 2
-    assert (kept.tolist(), places.tolist()) == ([0], [first + (2 * 8 + 4) * 2 + 0])
+    assert (has_place.tolist(), places.tolist()) == ([True], [first + (2 * 8 + 4) * 2 + 0])
     here = Priors(*(each[places] for each in priors()))
     assert (here.corners.tolist(), here.strides.tolist(), here.anchors.tolist()) == ([[32, 16]], [[8]], [[16, 16]])
 
@@ -184,15 +184,15 @@ def test_every_place_is_numbered_as_the_priors_are() -> None:
     here = priors()
     centres = here.corners + here.strides / 2
     boxes = torch.cat([centres - here.anchors / 2, centres + here.anchors / 2], 1)
-    kept, places = assign(boxes, torch.tensor(ANCHORS), SIZES, STRIDES)
-    assert torch.equal(kept, torch.arange(len(boxes)))
+    has_place, places = assign(boxes, torch.tensor(ANCHORS), SIZES, STRIDES)
+    assert has_place.all()
     assert torch.equal(places, torch.arange(len(boxes)))
 
 
 def test_of_two_objects_in_one_place_the_later_one_has_it() -> None:
     boxes = torch.tensor([[28.0, 12.0, 46.0, 30.0], [2.0, 2.0, 10.0, 10.0], [29.0, 13.0, 46.0, 30.0]])
-    kept, _ = assign(boxes, torch.tensor(ANCHORS), SIZES, STRIDES)
-    assert kept.tolist() == [1, 2]
+    has_place, _ = assign(boxes, torch.tensor(ANCHORS), SIZES, STRIDES)
+    assert has_place.tolist() == [False, True, True]
 
 
 def test_a_centre_on_the_border_belongs_to_the_last_cell() -> None:
@@ -228,11 +228,12 @@ def outputs_that_say(net: Yolo, targets: list[dict[str, Tensor]]) -> Tensor:
     outputs = torch.full((len(targets), len(here.corners), 5 + net.classes), -20.0)
     outputs[..., :4] = 0
     for number, each in enumerate(targets):
-        kept, places = assign(each["boxes"], net.anchors, SIZES, STRIDES)
-        wanted = encode(each["boxes"][kept], Priors(*(p[places] for p in here)))
+        has_place, places = assign(each["boxes"], net.anchors, SIZES, STRIDES)
+        places = places[has_place]
+        wanted = encode(each["boxes"][has_place], Priors(*(p[places] for p in here)))
         outputs[number, places, :4] = torch.cat([wanted[:, :2].logit(eps=1e-6), wanted[:, 2:]], 1)
         outputs[number, places, 4] = 20
-        outputs[number, places, 4 + each["labels"][kept]] = 20
+        outputs[number, places, 4 + each["labels"][has_place]] = 20
     return outputs
 
 

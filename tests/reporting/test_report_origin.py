@@ -34,6 +34,25 @@ def test_mixed_data_machines_and_unclean_code_are_named(tmp_path):
     ]
 
 
+def test_kinds_of_processor_are_cautioned_against(tmp_path):
+    kinds = [
+        ENVIRONMENT | {"processor": "Xeon", "instructions": "AVX512"},
+        ENVIRONMENT | {"processor": "EPYC", "instructions": "AVX2"},
+        ENVIRONMENT,  # an older run, which does not say
+    ]
+    made = {
+        str(number): MadeVariant(test=accuracies(0.9, 0.9, 0.9), environment=environment)
+        for number, environment in enumerate(kinds)
+    }
+    found = cautions(read_study(*make_study(tmp_path, made)))
+    assert (
+        "The runs come from 2 kinds of processor (Xeon, AVX512 and EPYC, AVX2): one seed has other bits on each, and "
+        "small differences of scores may be the processor's."
+    ) in found
+    one = {"a": MadeVariant(test=accuracies(0.9, 0.9, 0.9), environment=kinds[0])}
+    assert cautions(read_study(*make_study(tmp_path / "one", one))) == []
+
+
 def test_single_seeds_are_cautioned_against(tmp_path):
     study = read_study(*make_study(tmp_path, {"a": MadeVariant(test=accuracies(0.9))}, seeds=[0]))
     assert cautions(study) == [

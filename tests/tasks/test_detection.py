@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from convatlas.core.composing import compose_run, hydra_ready
 from convatlas.models.build import build_model
 from convatlas.tasks import new_task
+from convatlas.tasks.base import joined, rows_of
 from convatlas.tasks.detection import DetectionTask, find_hits, gather_hits, top_scoring
 
 CLASSES = ["background", *map(str, range(10))]
@@ -56,8 +57,10 @@ def batch_of(targets: list[dict[str, Tensor]], first: int = 0, side: int = 96) -
 
 def evaluate(task: DetectionTask, *batches: dict[str, Any]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     metrics = dict(task.validation_metrics.items())
-    rows = [row for batch in batches for row in task.evaluate(batch, metrics)]
-    return task.summarise(metrics), rows
+    columns = joined([task.columns(batch, task.evaluate(batch, metrics)) for batch in batches])
+    rows = rows_of(columns)
+    plain = [{k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in row.items()} for row in rows]
+    return task.summarise(metrics), plain
 
 
 TRUE = [objects([[10, 10, 30, 40], [50, 50, 70, 70]], [1, 4]), objects([[5, 5, 25, 25]], [4]), objects([], [])]

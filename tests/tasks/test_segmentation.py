@@ -16,6 +16,7 @@ from convatlas.data.edges import edge_targets
 from convatlas.models.segmentation.saunet import SAUNet
 from convatlas.models.segmentation.unet import UNet
 from convatlas.tasks import new_task
+from convatlas.tasks.base import joined, rows_of
 from convatlas.tasks.losses import edge_loss, soft_dice_loss, weighted_sum
 from convatlas.tasks.segmentation import SegmentationTask, count_pixels
 
@@ -49,8 +50,8 @@ def batch_of(masks: Tensor, first: int = 0) -> dict[str, Tensor]:
 
 def evaluate(task: SegmentationTask, *batches: dict[str, Tensor]) -> tuple[dict[str, float], list[dict]]:
     metrics = dict(task.validation_metrics.items())
-    rows = [row for batch in batches for row in task.evaluate(batch, metrics)]
-    return task.summarise(metrics), task.complete_rows(rows)
+    columns = joined([task.columns(batch, task.evaluate(batch, metrics)) for batch in batches])
+    return task.summarise(metrics), rows_of(task.complete(columns))
 
 
 # Two images of 2 x 3 pixels. Class 1: shared 2 and 1, predicted 3 and 1, true 2 and 4.

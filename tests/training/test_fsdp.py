@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from convatlas.training.run import train
-from helpers import train_outside
+from helpers import ROOT, train_outside
 
 NET = ("model=resnet_cifar", "model.depth=8", "model.width=4", "trainer.threads=1", "tracking=none")
 EXACT = ("recipe.optimizer.lr=0.005", "recipe.decay_norms_and_biases=false", "recipe.gradient_clip_norm=1.0")
@@ -74,3 +74,18 @@ import runpy; runpy.run_module("convatlas.train", run_name="__main__", alter_sys
     assert len(held) == 2
     assert sum(held) == whole
     assert max(held) < 0.6 * whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", ["resnet18_small", "mobilenet_v2_small", "unet_small"])
+def test_no_process_has_the_whole_net_at_a_time(tmp_path, net):
+    """Every block is a unit of its own, and while one computes the others are divided; counted with gloo."""
+    data = ["data=heart_phantom"] if net == "unet_small" else ["data=cluttered_digits"]
+    script = str(ROOT / "tests" / "training" / "fsdp_blocks.py")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
+    done = train_outside([*torchrun, net, *data], tmp_path)
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("found")]
+    units, blocks, whole, most, after = map(int, line.split()[1:])
+    assert units == blocks + 1 > 5
+    assert most < 0.5 * whole
+    assert after == 0

@@ -251,7 +251,8 @@ class TrainerConfig(Section):
     num_nodes: Positive
     strategy: Literal["single", "ddp", "fsdp"]
     """`ddp`: every process has the whole net. `fsdp`: gradients and optimiser state are divided among them."""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
+    precision: Literal["32-true", "tf32-true", "bf16-mixed", "16-mixed", "64-true"]
+    """`32-true` is float32 everywhere. `tf32-true` lets a GPU round the factors of its float32 products to 10 bits."""
     channels_last: bool = False
     """Keep images and kernels with the channels innermost in memory."""
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None

@@ -12,9 +12,10 @@ from typing import Any
 
 from convatlas.core.config import RunConfig
 from convatlas.core.passwords import without_password
+from convatlas.core.processes import uses_gpu
 from convatlas.core.source_code import PROJECT, SOURCE
 
-__all__ = ["environment", "git_state"]
+__all__ = ["environment", "git_state", "processor"]
 
 PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "mlflow", "dvc", "numpy")
 
@@ -28,14 +29,24 @@ def environment(config: RunConfig) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
+        "processor": processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "processor_cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if uses_gpu(config.trainer.accelerator) else None,
         "threads": config.trainer.threads,
         "workers": config.trainer.workers,
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "command": without_password(" ".join(["python -m convatlas.train", *sys.argv[1:]])),
         **git_state(),
     }
+
+
+def processor() -> str | None:
+    """Return the model of the CPU as the system names it; kernels are chosen by it, and they decide the last bits."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, None) or platform.processor() or None
 
 
 def git_state() -> dict[str, Any]:

@@ -45,9 +45,10 @@ def _is_task_of_srun() -> bool:
 
 
 def uses_gpu(accelerator: str) -> bool:
-    """Say whether a run with this `trainer.accelerator` computes on a GPU."""
+    """Say whether a run with this `trainer.accelerator` computes on a GPU, which is one of CUDA."""
     import torch
 
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # otherwise a process that has asked cannot be forked
     return accelerator != "cpu" and torch.cuda.is_available()
 
 
@@ -68,8 +69,11 @@ def rank_zero_first(accelerator: str) -> Iterator[None]:
         _join(accelerator)
     if rank() > 0:
         dist.barrier()
-    yield
-    if rank() == 0:
+        yield
+        return
+    try:
+        yield
+    finally:
         dist.barrier()
 
 

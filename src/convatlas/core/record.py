@@ -77,6 +77,12 @@ class Timing(_File):
     Attributes:
         train_seconds: of all epochs, without validation.
         parts: seconds of each of `PARTS`; `tracking` is what the seed waited for MLflow.
+        latency_seconds: of one image, on `device`, in the run's precision, uncompiled; the median after a warm-up.
+        device: what the seconds were taken on: the name of the GPU, or "cpu".
+        images_per_second: images trained in a second of `train_seconds`, over all processes.
+        peak_memory_bytes: most that torch had allocated on the GPU of rank zero while training; None on the CPU.
+        mfu: model FLOPs utilisation (Chowdhery et al., PaLM, 2022, appendix B): multiply-adds of forward and backward
+            pass, three times the forward's, over the GPU's peak in this precision; None where that is not known.
     """
 
     train_seconds: float | None = None
@@ -84,6 +90,10 @@ class Timing(_File):
     test_seconds: float | None = None
     latency_seconds: float | None = None
     parts: dict[str, float] = {}
+    device: str | None = None
+    images_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    mfu: float | None = None
 
 
 class Environment(_File):

@@ -160,17 +160,21 @@ def activation_bytes(net: nn.Module, images: Tensor) -> int:
 
 
 def measure_latency(net: nn.Module, input_size: Sequence[int], batch_size: int = 1, repeats: int = 20) -> float:
-    """Return the median seconds of one inference of a batch, after three that are not counted."""
+    """Return the median seconds of one inference of a batch on the net's device, after some that are not counted.
+
+    A GPU is waited for at each; ten of its first answers are left out, in which libraries choose their kernels.
+    """
     device = next(net.parameters()).device
     images = torch.rand(batch_size, *input_size, device=device)
     net.eval()
     seconds = []
+    first = 10 if device.type == "cuda" else 3
     with torch.inference_mode():
-        for repeat in range(repeats + 3):
+        for repeat in range(repeats + first):
             start = time.perf_counter()
             net(list(images)) if is_detector(net) else net(images)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            if repeat >= 3:
+            if repeat >= first:
                 seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)

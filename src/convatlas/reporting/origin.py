@@ -73,6 +73,12 @@ def cautions(study: Study) -> list[str]:
         for group in study.groups  # times are compared within a group alone
         if len(_distinct(_machine(run) for run in group.runs)) > 1
     ]
+    kinds = _distinct(_kind(run) for run in runs)
+    if len(kinds) > 1:
+        found.append(
+            f"The runs come from {len(kinds)} kinds of processor ({listed(list(kinds))}): one seed has other bits on "
+            "each, and small differences of scores may be the processor's."
+        )
     if runs and all(len(variant.seeds) == 1 for variant in study.variants):
         found.append("Every variant was trained once: its spread is not known, and small differences mean nothing.")
     return [caution for caution in found if caution]
@@ -119,8 +125,18 @@ def _named(variants: list[tuple[str, tuple[int, ...]]]) -> str:
 
 def _machine(run: SeedRun) -> str | None:
     environment = run.record.environment
-    parts = [environment.machine.get(key) for key in ("platform", "processor_cores", "gpu", "threads")]
+    parts = [environment.machine.get(key) for key in ("platform", "processor", "processor_cores", "gpu", "threads")]
     return str([*parts, environment.packages.get("torch")]) if environment.machine else None
+
+
+def _kind(run: SeedRun) -> str | None:
+    """Return what computed a run: the GPU, or the model of the CPU with its instructions; None where it is not told."""
+    machine = run.record.environment.machine
+    if machine.get("gpu"):
+        return str(machine["gpu"])
+    if not machine.get("processor"):
+        return None
+    return f"{machine['processor']}, {machine.get('instructions')}"
 
 
 def _distinct(values: Any) -> dict[str, int]:

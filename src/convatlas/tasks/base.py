@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from convatlas.core.metrics import Direction, direction
 from convatlas.core.processes import of_all_processes
 from convatlas.core.seeds import mixed_seed
 from convatlas.core.targets import build
+from convatlas.models.blocks import blocks_of
 from convatlas.models.freezing import keep_frozen_in_eval
 from convatlas.models.interfaces import AddsLossTerms
 from convatlas.tasks.optimisation import build_optimizer, build_schedule, step_schedule
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from convatlas.data.decoding import Geometry, Spacing
 
 Batch = dict[str, Any]
+Columns = dict[str, Any]
+"""A table by column, with an entry for each image: an array `(N, ...)`, or a list of N arrays or values."""
 
 
 DIVERGED = "Lower recipe.optimizer.lr, or set recipe.gradient_clip_norm"
@@ -84,7 +87,8 @@ class Task(pl.LightningModule, ABC):
         evaluated = {**self.own_metrics(), **metrics}
         self.validation_metrics = nn.ModuleDict(evaluated)
         self.test_metrics = nn.ModuleDict({name: metric.clone() for name, metric in evaluated.items()})
-        self.test_rows: list[dict[str, Any]] = []
+        self.tested: Columns = {}
+        self._tested_batches: list[Columns] = []
         self._loss_sums: dict[str, Tensor] = {}
         self._batches = 0
 
@@ -99,8 +103,17 @@ class Task(pl.LightningModule, ABC):
         return {}
 
     @abstractmethod
-    def evaluate(self, batch: Batch, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Update the metrics with one batch, and return a row of plain values for each of its images."""
+    def evaluate(self, batch: Batch, metrics: Mapping[str, Any]) -> Any:
+        """Update the metrics with one batch, and return what `columns` makes its table of, still on the device."""
+
+    @abstractmethod
+    def columns(self, batch: Batch, evaluated: Any) -> Columns:
+        """Return the table of a test batch, `index` among its columns, as arrays on the CPU.
+
+        Args:
+            batch: the batch.
+            evaluated: what `evaluate` returned for it.
+        """
 
     def summarise(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Compute the metrics of a whole evaluation; every process gets the same values.
@@ -258,11 +271,18 @@ class Task(pl.LightningModule, ABC):
     # ---- several processes ------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Divide the net among the processes where the strategy has a mesh of them (`trainer.strategy=fsdp`)."""
+        """Divide the net among the processes where the strategy has a mesh of them (`trainer.strategy=fsdp`).
+
+        Block by block, then the rest, as torchtitan does: a block's weights are gathered while the one before computes,
+        and given back after it, so that a process never has the whole net in memory.
+        """
         if self.device_mesh is not None:
             from torch.distributed.fsdp import fully_shard
 
-            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+            mesh = self.device_mesh["data_parallel"]
+            for block in blocks_of(self.net):
+                fully_shard(block, mesh=mesh)
+            fully_shard(self.net, mesh=mesh)
 
     # ---- optimisation -----------------------------------------------------------------------------------------------
 
@@ -308,7 +328,8 @@ class Task(pl.LightningModule, ABC):
             terms = terms | added | {"loss": terms["loss"] + sum(added.values())}
         for name, value in terms.items():
             detached = value.detach().float()
-            self._loss_sums[name] = self._loss_sums[name] + detached if name in self._loss_sums else detached
+            # A copy: the next replay of a CUDA graph writes where a loss that it computed lies.
+            self._loss_sums[name] = self._loss_sums[name] + detached if name in self._loss_sums else detached.clone()
         self._batches += 1
         return terms["loss"]
 
@@ -348,27 +369,34 @@ class Task(pl.LightningModule, ABC):
             self.log(f"val/{name}", value)
 
     def on_test_epoch_start(self) -> None:
-        """Forget the rows of an earlier evaluation."""
-        self.test_rows = []
+        """Forget the tables of an earlier evaluation."""
+        self.tested, self._tested_batches = {}, []
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the test metrics and keep a row for each image."""
-        self.test_rows.extend(self.evaluate(batch, self._metrics(self.test_metrics)))
+        """Update the test metrics and keep the table of the batch."""
+        evaluated = self.evaluate(batch, self._metrics(self.test_metrics))
+        self._tested_batches.append(self.columns(batch, evaluated))
 
     def on_test_epoch_end(self) -> None:
-        """Log the test metrics and bring the rows of all processes together, in the order of the images."""
+        """Log the test metrics and bring the tables of all processes together, in the order of the images."""
         for name, value in self._close(self.test_metrics).items():
             self.log(f"test/{name}", value)
-        rows = [row for part in of_all_processes(self.test_rows) for row in part]
-        self.test_rows = self.complete_rows(sorted(rows, key=lambda row: row["index"]))
+        parts = of_all_processes(joined(self._tested_batches))
+        self.tested, self._tested_batches = self.complete(in_order(joined(parts))), []
 
-    def complete_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the rows of all test images with what only all together tell, such as `part_<metric>`.
+    def complete(self, columns: Columns) -> Columns:
+        """Return the table of all test images with what only all together tell, such as `part_<metric>`.
 
         A metric of the whole split that is no mean over its images has as an image's part the amount by which that
         image moves it: the parts' differences between two nets say how far other images would move the difference.
         """
-        return rows
+        return columns
+
+    def predictions(self) -> pd.DataFrame:
+        """Return the table of the test; a cell of several values is a list of them, of one array each."""
+        import pandas as pd
+
+        return pd.DataFrame({name: _cells(column) for name, column in self.tested.items()})
 
     @staticmethod
     def _metrics(modules: nn.ModuleDict) -> Mapping[str, Any]:
@@ -379,3 +407,42 @@ class Task(pl.LightningModule, ABC):
         for metric in modules.values():
             metric.reset()  # type: ignore[operator]
         return values
+
+
+# ---- the table of a test --------------------------------------------------------------------------------------------
+
+
+def joined(parts: Sequence[Columns]) -> Columns:
+    """Put tables with the same columns one below the other."""
+    found: Columns = {}
+    for name in parts[0] if parts else ():
+        pieces = [part[name] for part in parts]
+        is_array = isinstance(pieces[0], np.ndarray)
+        found[name] = np.concatenate(pieces) if is_array else [each for piece in pieces for each in piece]
+    return found
+
+
+def in_order(columns: Columns) -> Columns:
+    """Sort a table by its column `index`."""
+    order = np.argsort(columns["index"], kind="stable")
+    return {
+        name: column[order] if isinstance(column, np.ndarray) else [column[place] for place in order]
+        for name, column in columns.items()
+    }
+
+
+def rows_of(columns: Columns) -> list[dict[str, Any]]:
+    """Return a table by row."""
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def on_cpu(values: Tensor) -> NDArray[Any]:
+    """Return a tensor as an array."""
+    array: NDArray[Any] = values.detach().cpu().numpy()
+    return array
+
+
+def _cells(column: Any) -> Any:
+    if isinstance(column, np.ndarray):
+        return column if column.ndim == 1 else list(column)
+    return [list(each) if isinstance(each, np.ndarray) and each.ndim > 1 else each for each in column]

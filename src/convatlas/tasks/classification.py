@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric, Metric
 from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
 from convatlas.models.interfaces import Invertible, auxiliary_loss_weights
-from convatlas.tasks.base import Batch, Task
+from convatlas.tasks.base import Batch, Columns, Task, on_cpu
 from convatlas.tasks.losses import CrossEntropy, check_terms
 from convatlas.tasks.predicting import canvas_of, normalised, picture_of
 
@@ -93,8 +93,8 @@ class ClassificationTask(Task):
         """Make the mean of the loss."""
         return {"loss": MeanMetric(nan_strategy="disable")}
 
-    def evaluate(self, batch: Batch, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Update the metrics; a row holds the image's index, label, prediction and the probability of each class."""
+    def evaluate(self, batch: Batch, metrics: Mapping[str, Any]) -> Tensor:
+        """Update the metrics; returns the probabilities `(B, classes)`."""
         logits = self.net(batch["images"]).float()
         labels = batch["labels"]
         probabilities = logits.softmax(dim=1)
@@ -104,18 +104,18 @@ class ClassificationTask(Task):
         for name, metric in metrics.items():
             if name != "loss":
                 metric.update(probabilities, labels)
-        confidence, prediction = probabilities.max(dim=1)
-        return [
-            {"index": index, "label": label, "prediction": predicted, "confidence": sure, "probabilities": each}
-            for index, label, predicted, sure, each in zip(
-                batch["indices"].tolist(),
-                labels.tolist(),
-                prediction.tolist(),
-                confidence.tolist(),
-                probabilities.tolist(),
-                strict=True,
-            )
-        ]
+        return probabilities
+
+    def columns(self, batch: Batch, evaluated: Any) -> Columns:
+        """Return each image's index, label, prediction, the probability of that class, and of each class."""
+        confidence, prediction = evaluated.max(dim=1)
+        return {
+            "index": on_cpu(batch["indices"]),
+            "label": on_cpu(batch["labels"]),
+            "prediction": on_cpu(prediction),
+            "confidence": on_cpu(confidence.double()),
+            "probabilities": on_cpu(evaluated),
+        }
 
     def figures(self, batch: Batch, predictions: pd.DataFrame) -> dict[str, Figure]:
         """Draw the confusion matrix, and test images with the class they were given."""

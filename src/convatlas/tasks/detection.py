@@ -17,7 +17,7 @@ from torchvision.ops import box_iou, clip_boxes_to_image
 
 from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
-from convatlas.tasks.base import Batch, Task
+from convatlas.tasks.base import Batch, Columns, Task, on_cpu, rows_of
 from convatlas.tasks.losses import CrossEntropy, weighted_sum
 from convatlas.tasks.predicting import PALETTE, canvas_of, picture_of
 
@@ -74,27 +74,25 @@ class DetectionTask(Task):
         terms = self.net(list(batch["images"]), batch["targets"])
         return {"loss": weighted_sum(terms, self.term_weights), **terms}
 
-    def evaluate(self, batch: Batch, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Update the metric; a row holds the image's index, what was found in it and what is there."""
+    def evaluate(self, batch: Batch, metrics: Mapping[str, Any]) -> list[dict[str, Tensor]]:
+        """Update the metric; returns what was found in each image."""
         found = [top_scoring(each) for each in self.net(list(batch["images"]))]
         for metric in metrics.values():
             metric.update(found, batch["targets"])
-        return [
-            {
-                "index": index,
-                "boxes": each["boxes"].tolist(),
-                "scores": each["scores"].tolist(),
-                "labels": each["labels"].tolist(),
-                "true_boxes": target["boxes"].tolist(),
-                "true_labels": target["labels"].tolist(),
-            }
-            for index, each, target in zip(batch["indices"].tolist(), found, batch["targets"], strict=True)
-        ]
+        return found
 
-    def complete_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Add `part_map_50` to each row: by how much mAP50 would fall without the image (jackknife, see `left_out`)."""
-        parts = left_out(rows)
-        return [{**row, "part_map_50": float(part)} for row, part in zip(rows, parts, strict=True)]
+    def columns(self, batch: Batch, evaluated: Any) -> Columns:
+        """Return each image's index, what was found in it and what is there."""
+        targets = batch["targets"]
+        return {
+            "index": on_cpu(batch["indices"]),
+            **{name: [on_cpu(each[name]) for each in evaluated] for name in ("boxes", "scores", "labels")},
+            **{f"true_{name}": [on_cpu(each[name]) for each in targets] for name in ("boxes", "labels")},
+        }
+
+    def complete(self, columns: Columns) -> Columns:
+        """Add `part_map_50`: by how much mAP50 would fall without the image (jackknife, see `left_out`)."""
+        return {**columns, "part_map_50": np.asarray(left_out(rows_of(columns)), dtype=np.float64)}
 
     def summarise(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Compute `FIGURES`, and the metrics beside average precision."""
@@ -223,7 +221,7 @@ def gather_hits(rows: Iterable[Mapping[Any, Any]], least_overlap: float = 0.5) -
     """Compare what was found with what is there.
 
     Args:
-        rows: as `DetectionTask.evaluate` makes them.
+        rows: as `DetectionTask.columns` has them.
         least_overlap: IoU from which a detection finds an object of its class.
     """
     rows = list(rows)

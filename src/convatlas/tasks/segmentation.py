@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric, Metric
 
 from convatlas.core.config import RunConfig
 from convatlas.models.layers.crop import centre_crop
-from convatlas.tasks.base import Batch, Task
+from convatlas.tasks.base import Batch, Columns, Task, on_cpu
 from convatlas.tasks.classification import check_class_weights, check_logits
 from convatlas.tasks.hausdorff import DistanceMeans, hausdorff_distances
 from convatlas.tasks.losses import check_terms, edge_loss, soft_dice_loss, weighted_sum
@@ -117,11 +117,8 @@ class SegmentationTask(Task):
             "distances": DistanceMeans(classes),
         }
 
-    def evaluate(self, batch: Batch, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Update the metrics; a row holds the image's index, its mean Dice and distance, and those of the classes.
-
-        In a row a class that neither the image's truth nor its prediction has is None; so is a mean if all are.
-        """
+    def evaluate(self, batch: Batch, metrics: Mapping[str, Any]) -> Evaluated:
+        """Update the metrics; returns the pixels of each image that count, and its distances."""
         logits, edges = self._run(batch["images"])
         masks = centre_crop(batch["masks"], logits.shape[-2:])
         predictions = logits.argmax(dim=1).where(masks >= 0, masks)  # what nobody marked is neither right nor wrong
@@ -136,27 +133,38 @@ class SegmentationTask(Task):
         for metric in self._others(metrics).values():
             known = masks >= 0
             metric.update(*((predictions, masks) if known.all() else (predictions[known], masks[known])))
-        rows = []
-        for number, (index, dice, distance) in enumerate(
-            zip(batch["indices"].tolist(), counts.dice()[:, 1:].tolist(), distances.tolist(), strict=True)
-        ):
-            row = {"index": index, **self._row("dice", dice), **self._row(f"hausdorff_{unit}", distance)}
-            rows.append(row | {"counts": [each[number, 1:].tolist() for each in counts]})
-        return rows
+        return Evaluated(counts, distances, unit)
 
-    def complete_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def columns(self, batch: Batch, evaluated: Any) -> Columns:
+        """Return each image's index, its mean Dice and distance, and those of the classes.
+
+        Of a class that neither the image's truth nor its prediction has they are None; so is a mean if all are.
+        """
+        counts, distances, unit = evaluated
+        rows = [
+            {**self._row("dice", dice), **self._row(f"hausdorff_{unit}", distance)}
+            for dice, distance in zip(counts.dice()[:, 1:].tolist(), distances.tolist(), strict=True)
+        ]
+        return {
+            "index": on_cpu(batch["indices"]),
+            **{name: [row[name] for row in rows] for name in rows[0]},
+            "counts": on_cpu(torch.stack([each[:, 1:] for each in counts], dim=1)),
+        }
+
+    def complete(self, columns: Columns) -> Columns:
         """Put `part_dice` in the place of the counts: the derivative of the mean Dice by the weight of the image.
 
         Of `2 S / A`, summed over images, that is `N (2 s - dice * a) / A`, with `s` and `a` of the image alone.
         """
-        shared, predicted, true = np.moveaxis(np.array([row.pop("counts") for row in rows], dtype=np.float64), 1, 0)
+        others = {name: column for name, column in columns.items() if name != "counts"}
+        images = len(columns["index"])
+        shared, predicted, true = np.moveaxis(columns["counts"].astype(np.float64), 1, 0)
         area = predicted + true
         used = area.sum(axis=0) > 0
         shared, area = shared[:, used], area[:, used]
         dice = 2 * shared.sum(axis=0) / area.sum(axis=0)
-        parts = len(rows) * (2 * shared - dice * area) / area.sum(axis=0)
-        of_images = parts.mean(axis=1) if used.any() else np.zeros(len(rows))
-        return [{**row, "part_dice": float(part)} for row, part in zip(rows, of_images, strict=True)]
+        parts = images * (2 * shared - dice * area) / area.sum(axis=0)
+        return {**others, "part_dice": parts.mean(axis=1) if used.any() else np.zeros(images)}
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return logits and, of nets that predict them, the logits of edges."""
@@ -264,6 +272,20 @@ class SegmentationTask(Task):
                 columns = {each: predictions[f"{name}_{each}"].dropna() for each in self.classes[1:]}
                 figures[name] = spreads(columns, label)
         return figures
+
+
+class Evaluated(NamedTuple):
+    """What the table of a test batch is made of.
+
+    Attributes:
+        counts: of each image, `(B, classes)`.
+        distances: `(B, classes - 1)`, see `hausdorff_distances`.
+        unit: of the distances, "px" or "mm".
+    """
+
+    counts: OverlapCounts
+    distances: Tensor
+    unit: str
 
 
 class OverlapCounts(NamedTuple):

@@ -55,6 +55,8 @@ def _of_the_options(config: RunConfig) -> Iterator[str]:
             f"recipe.batch_size={recipe.batch_size} is the batch of one step; with trainer.accumulate_grad_batches="
             f"{machine.accumulate_grad_batches} it must be a multiple of {pieces}."
         )
+    if machine.precision == "tf32-true" and not uses_gpu(machine.accelerator):
+        yield "trainer.precision=tf32-true is rounding by a GPU; take trainer.precision=32-true."
     if machine.precision == "16-mixed" and not uses_gpu(machine.accelerator):
         yield "trainer.precision=16-mixed needs a GPU; take trainer.precision=bf16-mixed."
     if machine.compile is not None and not uses_gpu(machine.accelerator) and shutil.which("g++") is None:
@@ -68,7 +70,7 @@ def _of_the_options(config: RunConfig) -> Iterator[str]:
         return
     if machine.devices * machine.num_nodes == 1:
         yield "trainer.strategy=fsdp divides a net among processes; set trainer.devices to 2 or more."
-    if machine.precision not in {"32-true", "bf16-mixed"}:
+    if machine.precision not in {"32-true", "tf32-true", "bf16-mixed"}:
         yield f"trainer.strategy=fsdp has no trainer.precision={machine.precision}; take 32-true or bf16-mixed."
     if machine.compile is not None:
         yield "trainer.strategy=fsdp does not go with trainer.compile; set trainer.compile=null or take trainer=ddp."

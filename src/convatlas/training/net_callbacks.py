@@ -7,7 +7,9 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import MaxMetric
 
 from convatlas.core.processes import of_all_processes, rank
@@ -15,7 +17,7 @@ from convatlas.models.interfaces import FollowsTraining, HasFigures, Invertible
 from convatlas.tasks.base import Task
 from convatlas.tasks.reconstruction import reconstruct
 
-__all__ = ["FollowsNet", "GradientNorms", "InvertsImages", "MeanOverEpoch"]
+__all__ = ["AveragesWeights", "FollowsNet", "GradientNorms", "InvertsImages", "MeanOverEpoch"]
 
 
 class MeanOverEpoch(pl.Callback):
@@ -99,6 +101,28 @@ class GradientNorms(MeanOverEpoch):
         """Log the means of the epoch."""
         for name, value in self.close().items():
             pl_module.log(f"gradient/{name}", value, sync_dist=True)
+
+
+class AveragesWeights(EMAWeightAveraging):
+    """Lightning's exponential moving average of the weights, on the device that trains, without waiting for it.
+
+    Lightning copies the net before it goes to its device, so that every step would bring all weights back to the CPU;
+    and torch asks the device at every step how many steps were averaged. On a GPU the weights are averaged in a few
+    launches for all of them.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(decay=decay)
+        self._decay = decay
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Copy the net to the device that it will train on."""
+        self._device = trainer.strategy.root_device
+        if self._device.type != "cpu":
+            self._kwargs = {"multi_avg_fn": get_ema_multi_avg_fn(self._decay)}
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:
+            self._average_model.n_averaged = torch.zeros_like(self._average_model.n_averaged, device="cpu")
 
 
 class InvertsImages(pl.Callback):

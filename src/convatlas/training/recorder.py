@@ -23,6 +23,13 @@ idle_since = [STARTED]
 """When this process began or had finished its last seed."""
 
 
+def now() -> float:
+    """Return the seconds of a clock once a GPU, if this process uses one, has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Recorder(Checkpoint):
     """Writes down every epoch's metrics, tells the tracker, and prints a line.
 
@@ -39,6 +46,7 @@ class Recorder(Checkpoint):
 
     Attributes:
         parts: the seconds of the seed by what they went into.
+        peak_memory: bytes that torch had allocated on the GPU at most; None without one.
     """
 
     def __init__(
@@ -54,6 +62,7 @@ class Recorder(Checkpoint):
         self.rows: list[dict[str, float]] = []
         self.epoch_seconds: list[float] = []
         self.parts = dict.fromkeys(PARTS, 0.0)
+        self.peak_memory: int | None = None
         self._label = label
         self._epochs = epochs
         self._on_epoch = on_epoch
@@ -69,20 +78,22 @@ class Recorder(Checkpoint):
     @contextmanager
     def measured(self, part: str) -> Iterator[None]:
         """Add the seconds of the block to a part."""
-        started = time.perf_counter()
+        started = now()
         try:
             yield
         finally:
-            self.parts[part] += time.perf_counter() - started
+            self.parts[part] += now() - started
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock; within an epoch that is resumed, Lightning calls no start of an epoch."""
-        self._running_since = self._waiting_since = time.perf_counter()
+        self._running_since = self._waiting_since = now()
         self.parts["start"] += self._running_since - idle_since[0]
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the epoch's clock."""
-        self._running_since = self._waiting_since = time.perf_counter()
+        self._running_since = self._waiting_since = now()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
         """Add what the batch was waited for."""
@@ -101,16 +112,16 @@ class Recorder(Checkpoint):
         self._learning_rate = optimizer.param_groups[0]["lr"]
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop the clock: an epoch's seconds are those of training alone."""
+        """Stop the clock: an epoch's seconds are those of training alone, until the GPU has done its last step."""
         self._seconds, self._running_since = self._seconds_so_far(), None
-        self._validating_since = time.perf_counter()
+        self._validating_since = now()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the validation's seconds."""
-        self.parts["validation"] += time.perf_counter() - self._validating_since
+        self.parts["validation"] += now() - self._validating_since
 
     def _seconds_so_far(self) -> float:
-        running = 0.0 if self._running_since is None else time.perf_counter() - self._running_since
+        running = 0.0 if self._running_since is None else now() - self._running_since
         return self._seconds + running
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -124,6 +135,8 @@ class Recorder(Checkpoint):
         self.rows.append(row)
         self.epoch_seconds.append(self._seconds_so_far())
         self._seconds, self._running_since = 0.0, None
+        if torch.cuda.is_initialized():
+            self.peak_memory = max(self.peak_memory or 0, torch.cuda.max_memory_allocated())
         if trainer.is_global_zero:
             with self.measured("tracking"):
                 self._on_epoch(row)
@@ -143,6 +156,7 @@ class Recorder(Checkpoint):
             "seconds": seconds,
             "lr": self._learning_rate,
             "parts": self.parts,
+            "peak_memory": self.peak_memory,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -152,3 +166,4 @@ class Recorder(Checkpoint):
         self._seconds = float(state_dict.get("seconds", 0.0))
         self.parts |= state_dict.get("parts", {})
         self._learning_rate = float(state_dict.get("lr", 0.0))
+        self.peak_memory = state_dict.get("peak_memory")

@@ -9,18 +9,23 @@ import time
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 from convatlas.core import record
+from convatlas.core.accelerators import peak_flops
 from convatlas.core.config import RunConfig
 from convatlas.core.environment import environment
 from convatlas.core.errors import UserError
 from convatlas.core.files import full_disk, write_json, write_text, write_yaml
 from convatlas.core.folders import written_folder
 from convatlas.core.metrics import Direction
+from convatlas.core.processes import uses_gpu
 from convatlas.core.record import REMEDY, Environment, Metrics, RunRecord, Timing
 from convatlas.data.card import Card
 from convatlas.data.lightning_module import ModuleData
@@ -62,12 +67,14 @@ def collect_results(
     test: Mapping[str, float],
     parts: Mapping[str, dict[str, float]],
     test_seconds: float,
+    device: torch.device,
 ) -> Results:
-    """Gather the results of a seed after its test. Whatever differs between equal runs (seconds) goes to `timing`."""
-    import pandas as pd
+    """Gather the results of a seed after its test. Whatever differs between equal runs (seconds) goes to `timing`.
 
+    `device` is the one that trained; after a test Lightning has put the net back on the CPU.
+    """
     shape = (config.data.in_channels, config.data.image_size, config.data.image_size)
-    predictions = pd.DataFrame(task.test_rows)
+    predictions = task.predictions()
     task.eval()
     run = build_record(
         config,
@@ -82,7 +89,10 @@ def collect_results(
         parts=parts,
         costs=asdict(costs_of(lambda: build_model(config.model), shape, config.recipe.batch_size)),
         test_seconds=test_seconds,
-        latency_seconds=measure_latency(task.net, shape),
+        images_per_step=min(config.recipe.batch_size, len(data.training_split))
+        if isinstance(data, DataModule)
+        else None,
+        latency_seconds=latency_on(task.net, shape, device, config.trainer.precision),
     )
     figures: Mapping[str, Figure] = {}
     try:
@@ -92,6 +102,20 @@ def collect_results(
         print(f"No figures can be drawn ({error}); the run is complete without them.", file=sys.stderr)
     run.timing.parts["figures"] = recorder.parts["figures"]
     return Results(run, data.prepared.with_files(predictions, "test"), figures)
+
+
+def latency_on(net: nn.Module, shape: tuple[int, int, int], device: torch.device, precision: str) -> float:
+    """Return the seconds of one image on a device, as the net is written, and leave the net on the CPU.
+
+    A compiled net would be compiled anew for a single image.
+    """
+    compiled, net._compiled_call_impl = net._compiled_call_impl, None
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    try:
+        with torch.autocast(device.type, dtype=half) if half else nullcontext():
+            return measure_latency(net.to(device), shape)
+    finally:
+        net.cpu()._compiled_call_impl = compiled
 
 
 @contextmanager
@@ -118,6 +142,7 @@ def build_record(
     costs: Mapping[str, Any],
     test_seconds: float,
     parts: Mapping[str, dict[str, float]] | None = None,
+    images_per_step: int | None = None,
     latency_seconds: float | None = None,
 ) -> RunRecord:
     """Put the record of a seed together."""
@@ -141,12 +166,19 @@ def build_record(
         costs=dict(costs),
     )
     train_seconds = sum(recorder.epoch_seconds)
+    rate = recorder.rows[-1]["step"] * images_per_step / train_seconds if images_per_step and train_seconds else None
+    gpu = torch.cuda.get_device_name() if uses_gpu(config.trainer.accelerator) else None
+    peak = peak_flops(gpu, config.trainer.precision)
     timing = Timing(
         train_seconds=train_seconds,
         epoch_seconds=recorder.epoch_seconds,
         test_seconds=test_seconds,
         latency_seconds=latency_seconds,
         parts=recorder.parts | {"steps": train_seconds - recorder.parts["data"]},
+        device=gpu or "cpu",
+        images_per_second=rate,
+        peak_memory_bytes=recorder.peak_memory,
+        mfu=6 * costs["macs"] * rate / (peak * config.trainer.processes) if peak and rate and "macs" in costs else None,
     )
     return RunRecord(
         metrics=metrics,

@@ -36,7 +36,7 @@ from convatlas.training import foreign
 from convatlas.training.accumulation import InPieces
 from convatlas.training.dry_run import dry_run
 from convatlas.training.machine import with_scaled_rate
-from convatlas.training.recorder import Recorder, idle_since
+from convatlas.training.recorder import Recorder, idle_since, now
 from convatlas.training.results import (
     add_tracking_seconds,
     best_row,
@@ -173,11 +173,11 @@ def _fit_and_test(
         trainer = build_trainer(whole, task, seed, work, fitted.recorder)
     load_net(task.net, work.best)
     check_best(work.best, fitted.recorder, task)
-    started = time.perf_counter()
+    started = now()
     with fitted.recorder.measured("test"):
         test = _tested(task, data, trainer)
         check_loss(test.get("loss"), "test loss became {}")
-        test_seconds = time.perf_counter() - started
+        test_seconds = now() - started
         parts = test_parts(task, data, trainer)
     task.float()  # what `trainer.precision=64-true` made wide
     if trainer.is_global_zero:
@@ -190,6 +190,7 @@ def _fit_and_test(
             test=test,
             parts=parts,
             test_seconds=test_seconds,
+            device=trainer.strategy.root_device,
         )
         write_results(results, config, prepared.card, work, folder)
     trainer.strategy.barrier("written")
@@ -276,7 +277,7 @@ def build_task(config: RunConfig, classes: list[str], seed: int) -> Task:
 def test_parts(task: Task, data: DataModule | ModuleData, trainer: pl.Trainer) -> dict[str, dict[str, float]]:
     """Test each part of a net that works alone, such as one column of a FractalNet, and the net on `recipe.test_views`.
 
-    All share the net's weights. What a part predicts for each image joins the rows of the whole net's test.
+    All share the net's weights. What a part predicts for each image joins the table of the whole net's test.
     """
     parts = task.net.parts() if isinstance(task.net, HasParts) else {}
     for view in task.config.recipe.test_views:
@@ -285,9 +286,8 @@ def test_parts(task: Task, data: DataModule | ModuleData, trainer: pl.Trainer) -
     for name, part in parts.items():
         alone = new_task(part, task.config, task.classes, task.seed)
         found[name] = _tested(alone, data, trainer)
-        for row, of_part in zip(task.test_rows, alone.test_rows, strict=True):
-            if "prediction" in of_part:
-                row[f"prediction_{name}"] = of_part["prediction"]
+        if "prediction" in alone.tested:
+            task.tested[f"prediction_{name}"] = alone.tested["prediction"]
     return found
 
 

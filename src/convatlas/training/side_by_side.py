@@ -51,7 +51,6 @@ def _most_at_once(config: RunConfig) -> int:
     machine = config.trainer
     if machine.seeds_at_once != "auto":
         return machine.seeds_at_once
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # otherwise asking for a GPU spoils the fork
     by_cores = len(os.sched_getaffinity(0)) // (machine.threads + machine.workers)
     return max(1, min(by_cores, _fit_on_gpu(config)) if uses_gpu(machine.accelerator) else by_cores)
 

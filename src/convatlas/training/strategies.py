@@ -17,7 +17,7 @@ from convatlas.models.interfaces import leaves_gradients_out
 from convatlas.training.checkpoints import WholeCheckpointIO
 from convatlas.training.sync_batch_norm import SyncBatchNormAnywhere
 
-__all__ = ["ChannelsLast", "build_plugins", "build_strategy", "prepare_net"]
+__all__ = ["ChannelsLast", "build_plugins", "build_strategy", "device_of", "precision_of", "prepare_net"]
 
 
 def build_strategy(config: RunConfig, net: nn.Module) -> str | Strategy:
@@ -34,6 +34,24 @@ def build_strategy(config: RunConfig, net: nn.Module) -> str | Strategy:
     if machine.strategy == "ddp":
         return "ddp_find_unused_parameters_true" if leaves_gradients_out(net) else "ddp"
     return "auto"
+
+
+def device_of(machine: TrainerConfig) -> str:
+    """Return Lightning's accelerator: a GPU of CUDA or the CPU.
+
+    Lightning's own "auto" takes Apple's GPU as well, which has no float64, as sums of metrics need it.
+    """
+    return "gpu" if uses_gpu(machine.accelerator) else "cpu"
+
+
+def precision_of(machine: TrainerConfig) -> Any:
+    """Return Lightning's precision, and say whether this process's float32 products may be rounded to TF32.
+
+    torch lets convolutions do so unless it is told otherwise, and matrix products not: here both do or neither.
+    """
+    rounded = machine.precision == "tf32-true"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = rounded
+    return "32-true" if rounded else machine.precision
 
 
 def build_plugins(machine: TrainerConfig) -> list[Any]:

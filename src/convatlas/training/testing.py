@@ -31,4 +31,4 @@ def tested(trained: TrainedRun, net: nn.Module, split: str) -> tuple[dict[str, f
     loader = data.test_dataloader() if split == "test" else data.val_dataloader()
     trainer.test(task, loader, verbose=False)
     metrics = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
-    return metrics, prepared.with_files(pd.DataFrame(task.test_rows), split)
+    return metrics, prepared.with_files(task.predictions(), split)

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
@@ -16,15 +15,14 @@ from convatlas.core.config import RunConfig, TrainerConfig
 from convatlas.core.digests import flat
 from convatlas.core.errors import UserError
 from convatlas.core.metrics import Direction
-from convatlas.core.processes import uses_gpu
 from convatlas.core.targets import build, named, user_errors
 from convatlas.data.module import batches_done
 from convatlas.models.weights import read_checkpoint
 from convatlas.tasks.base import Task
 from convatlas.training.checkpoints import StopsAgain, checkpoint_callbacks
-from convatlas.training.net_callbacks import FollowsNet, GradientNorms, InvertsImages
+from convatlas.training.net_callbacks import AveragesWeights, FollowsNet, GradientNorms, InvertsImages
 from convatlas.training.recorder import Recorder
-from convatlas.training.strategies import ChannelsLast, build_plugins, build_strategy
+from convatlas.training.strategies import ChannelsLast, build_plugins, build_strategy, device_of, precision_of
 from convatlas.training.work_folder import WorkFolder
 
 __all__ = ["build_tester", "build_trainer", "fit_to_end", "shows_bar", "trainer_of", "user_callbacks", "user_loggers"]
@@ -72,7 +70,7 @@ def trainer_of(
         *checkpoint_callbacks(work.path, monitor, mode, machine.checkpoint_every_n_steps),
     ]
     if recipe.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=recipe.ema_decay))
+        callbacks.append(AveragesWeights(recipe.ema_decay))
     if recipe.gradient_norms:
         callbacks.append(GradientNorms(net))
     if recipe.early_stopping_patience is not None:
@@ -83,11 +81,11 @@ def trainer_of(
     for logger in loggers:
         logger.log_hyperparams(flat({k: v for k, v in config.plain().items() if k not in {"tracking", "loggers"}}))
     return pl.Trainer(
-        accelerator=machine.accelerator,
+        accelerator=device_of(machine),
         devices=machine.devices,
         num_nodes=machine.num_nodes,
         strategy=build_strategy(config, net),
-        precision=machine.precision,
+        precision=precision_of(machine),
         max_epochs=recipe.epochs,
         gradient_clip_val=recipe.gradient_clip_norm,
         deterministic="warn" if machine.deterministic else None,
@@ -130,11 +128,11 @@ def fit_to_end(
 
 def build_tester(machine: TrainerConfig) -> pl.Trainer:
     """Build a trainer that tests a net on one device as the training's test did: precision, layout, determinism."""
-    on_cpu = machine.accelerator == "cpu" or not uses_gpu(machine.accelerator)
+    device, precision = device_of(machine), precision_of(machine)
     return pl.Trainer(
-        accelerator="cpu" if on_cpu else "auto",
+        accelerator=device,
         devices=1,
-        precision="bf16-mixed" if on_cpu and machine.precision == "16-mixed" else machine.precision,
+        precision="bf16-mixed" if device == "cpu" and precision == "16-mixed" else precision,
         deterministic="warn" if machine.deterministic else None,
         callbacks=[InvertsImages(), *([ChannelsLast()] if machine.channels_last else [])],
         logger=False,

@@ -119,7 +119,8 @@ def assign(
         sizes: rows and columns of each level's map, whose cells have `strides` pixels.
 
     Returns:
-        Rows of the boxes that have a place, rising, and their places: rows of `make_priors`.
+        Whether each box has its place, `(G,)` bool, and the places: rows of `make_priors`. No size depends on values,
+        so that a GPU need not be waited for.
     """
     device, count = boxes.device, anchors.shape[1]
     cxcywh = box_convert(boxes, "xyxy", "cxcywh")
@@ -133,22 +134,22 @@ def assign(
     )
     places = first[level] + (row * columns[level] + column) * count + best % count
     numbers = torch.arange(len(boxes), device=device)
-    owners = numbers.new_full((int((rows * columns).sum()) * count,), -1)
+    owners = numbers.new_full((sum(height * width for height, width in sizes) * count,), -1)
     owners.scatter_reduce_(0, places, numbers, "amax")
-    kept = (owners[places] == numbers).nonzero().flatten()
-    return kept, places[kept]
+    return owners[places] == numbers, places
 
 
 # ---- the losses -----------------------------------------------------------------------------------------------------
 
 
 class Found(NamedTuple):
-    """Which places of a batch of B images have an object, P in all."""
+    """The places of all G objects in a batch of B images."""
 
-    images: Tensor  # `(P,)` row of the image
-    places: Tensor  # `(P,)` row of the priors
-    boxes: Tensor  # `(P, 4)` the object's box
-    labels: Tensor  # `(P,)` its class, from 0
+    images: Tensor  # `(G,)` row of the image
+    places: Tensor  # `(G,)` row of the priors
+    owns: Tensor  # `(G,)` whether the object has the place, or another that asks for the same one
+    boxes: Tensor  # `(G, 4)` the object's box
+    labels: Tensor  # `(G,)` its class, from 0
     ignored: Tensor
     """`(B, N)` whether a place without an object overlaps one so well that the objectness loss leaves it out."""
 
@@ -300,23 +301,26 @@ class Yolo(nn.Module):
         """Assign every image's objects, and see which other places already overlap one."""
         predicted = decode(outputs[..., :4], priors)
         ignored = torch.zeros(outputs.shape[:2], dtype=torch.bool, device=outputs.device)
-        images, places, boxes, labels = [], [], [], []
+        images, places, owns, boxes, labels = [], [], [], [], []
         for number, target in enumerate(targets):
             truth = target["boxes"].to(outputs)
             if len(truth) == 0:
                 continue
-            if (truth[:, 2:] <= truth[:, :2]).any():
+            # On a GPU that would wait for it at every image; there boxes come from prepared data, which were checked.
+            if not truth.is_cuda and (truth[:, 2:] <= truth[:, :2]).any():
                 raise ValueError(f"data: image {number} of a batch has a box without area; leave such boxes out.")
             ignored[number] = box_iou(predicted[number], truth).amax(1) > self.ignore_overlap
-            kept, where = assign(truth, self.anchors, sizes, self.strides)
+            has_place, where = assign(truth, self.anchors, sizes, self.strides)
             images.append(torch.full_like(where, number))
             places.append(where)
-            boxes.append(truth[kept])
-            labels.append(target["labels"].to(outputs.device)[kept] - 1)
+            owns.append(has_place)
+            boxes.append(truth)
+            labels.append(target["labels"].to(outputs.device) - 1)
         nothing = torch.zeros(0, dtype=torch.int64, device=outputs.device)
         return Found(
             images=torch.cat([nothing, *images]),
             places=torch.cat([nothing, *places]),
+            owns=torch.cat([nothing.bool(), *owns]),
             boxes=torch.cat([outputs.new_zeros(0, 4), *boxes]),
             labels=torch.cat([nothing, *labels]),
             ignored=ignored,
@@ -330,11 +334,12 @@ class Yolo(nn.Module):
         wanted[found.images, found.places] = 1
         counted = ~found.ignored | (wanted > 0)
         objectness = F.binary_cross_entropy_with_logits(outputs[..., 4], wanted, reduction="none")
-        classes = F.one_hot(found.labels, self.classes).to(own)
+        labels = found.labels[:, None] == torch.arange(self.classes, device=own.device)
+        classes = F.binary_cross_entropy_with_logits(own[:, 5:], labels.to(own), reduction="none")
         sums = {
-            "box": self._box_losses(own[:, :4], found.boxes, here).sum(),
+            "box": (self._box_losses(own[:, :4], found.boxes, here) * found.owns).sum(),
             "objectness": (objectness * counted).sum(),
-            "classification": F.binary_cross_entropy_with_logits(own[:, 5:], classes, reduction="sum"),
+            "classification": (classes * found.owns[:, None]).sum(),
         }
         return {name: value / len(outputs) for name, value in sums.items()}
 

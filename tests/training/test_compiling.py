@@ -1,0 +1,56 @@
+"""Which nets `torch.compile` takes whole, and where the graphs of the others break."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_fake_gpu import MODES, SMALL, batch_of, composed
+
+from convatlas.core.errors import UserError
+from convatlas.models.build import build_model
+from convatlas.models.interfaces import FollowsTraining, is_reversible
+from convatlas.training.machine import check_supported
+
+QUICK = ["resnet_cifar", "csp_resnet50_small", "unet_small"]
+BREAKS: dict[str, int] = {}
+"""Graph breaks of a training step's forward pass; every net that is not listed has none."""
+
+
+def arguments_of(name: str) -> tuple[torch.nn.Module, tuple[Any, ...]]:
+    config = composed(name, MODES["fp32"])
+    net, batch = build_model(config.model).train(), batch_of(config, images=2)
+    if config.data.task == "detection":
+        return net, (list(batch["images"]), batch["targets"])
+    return net, (batch["images"],)
+
+
+def is_compiled(name: str) -> bool:
+    """Say whether `trainer.compile` takes the net."""
+    net = build_model(composed(name, MODES["fp32"]).model)
+    return not (isinstance(net, FollowsTraining) or is_reversible(net))
+
+
+def breaks_of(name: str) -> int:
+    net, arguments = arguments_of(name)
+    torch._dynamo.reset()
+    return int(torch._dynamo.explain(net)(*arguments).graph_break_count)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_net_is_one_graph(name: str) -> None:
+    net, arguments = arguments_of(name)
+    torch._dynamo.reset()
+    torch.compile(net, fullgraph=True, backend="eager")(*arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_graph_breaks_are_those_of_the_list(name: str) -> None:
+    if not is_compiled(name):
+        config = composed(name, MODES["fp32"], "trainer.compile=default")
+        with pytest.raises(UserError, match=r"trainer\.compile"):
+            check_supported(config, build_model(config.model))
+        return
+    assert breaks_of(name) == BREAKS.get(name, 0)
