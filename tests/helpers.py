@@ -54,6 +54,33 @@ def train_outside(command: Sequence[str], folder: Path) -> subprocess.CompletedP
     return done
 
 
+def mlflow_record(address: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Return what MLflow has of every run: status, place, files, parameters, metrics but those in seconds."""
+    from mlflow import MlflowClient
+    from mlflow.entities import ViewType
+
+    client = MlflowClient(tracking_uri=address)
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for experiment in client.search_experiments():
+        for run in client.search_runs([experiment.experiment_id], run_view_type=ViewType.ACTIVE_ONLY):
+            metrics = {}
+            for name in run.data.metrics:
+                history = sorted(client.get_metric_history(run.info.run_id, name), key=lambda each: each.step)
+                steps = [each.step for each in history]
+                assert len(steps) == len(set(steps)), f"{name} was logged twice"
+                if "seconds" not in name:
+                    metrics[name] = [(each.step, each.value) for each in history]
+            record = {
+                "status": run.info.status,
+                "is a child": "mlflow.parentRunId" in run.data.tags,
+                "files": sorted(file.path for file in client.list_artifacts(run.info.run_id)),
+                "parameters": sorted(run.data.params),
+                "metrics": metrics,
+            }
+            found.setdefault((experiment.name, run.info.run_name), []).append(record)
+    return found
+
+
 @dataclass(frozen=True)
 class Entered:
     """What an entry point left: its exit status and what it printed."""
