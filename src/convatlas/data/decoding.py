@@ -258,7 +258,7 @@ def _upright(picture: Image.Image, declared: tuple[int, int] | None) -> Image.Im
     """Apply the EXIF rotation; an image without one is returned itself."""
     from PIL import ImageOps
 
-    if picture.getexif().get(_ORIENTATION, 1) == 1:
+    if picture.getexif().get(_ORIENTATION, 1) not in range(2, 9):
         return picture
     turned = ImageOps.exif_transpose(picture)
     return picture if picture.size == declared != turned.size else turned
