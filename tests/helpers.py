@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,58 @@ def train_outside(command: Sequence[str], folder: Path) -> subprocess.CompletedP
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def mlflow_record(address: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Return what MLflow has of every run: status, place, files, parameters, metrics but those in seconds."""
+    from mlflow import MlflowClient
+    from mlflow.entities import ViewType
+
+    client = MlflowClient(tracking_uri=address)
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for experiment in client.search_experiments():
+        for run in client.search_runs([experiment.experiment_id], run_view_type=ViewType.ACTIVE_ONLY):
+            metrics = {}
+            for name in run.data.metrics:
+                history = sorted(client.get_metric_history(run.info.run_id, name), key=lambda each: each.step)
+                steps = [each.step for each in history]
+                assert len(steps) == len(set(steps)), f"{name} was logged twice"
+                if "seconds" not in name:
+                    metrics[name] = [(each.step, each.value) for each in history]
+            record = {
+                "status": run.info.status,
+                "is a child": "mlflow.parentRunId" in run.data.tags,
+                "files": sorted(file.path for file in client.list_artifacts(run.info.run_id)),
+                "parameters": sorted(run.data.params),
+                "metrics": metrics,
+            }
+            found.setdefault((experiment.name, run.info.run_name), []).append(record)
+    return found
+
+
+CAPABILITIES_3 = 0x20080522
+MAY_WRITE_EVERYTHING = 0b1110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
+
+
+@contextmanager
+def protected(folder: Path) -> Iterator[None]:
+    """Take the permission to write from a folder and all in it, and from root that of writing there all the same."""
+    paths = [path for path in (folder, *folder.rglob("*")) if not path.is_symlink()]
+    modes = {path: path.stat().st_mode for path in paths}
+    libc, header = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(CAPABILITIES_3, 0)
+    before = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, twice
+    assert libc.capget(header, before) == 0
+    less = (ctypes.c_uint32 * 6)(*before)
+    less[0] &= ~MAY_WRITE_EVERYTHING
+    try:
+        for path, mode in modes.items():
+            path.chmod(mode & 0o555)
+        assert libc.capset(header, less) == 0
+        yield
+    finally:
+        assert libc.capset(header, before) == 0
+        for path, mode in modes.items():
+            path.chmod(mode)
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from mlflow import MlflowClient
-from mlflow.entities import ViewType
 
 from convatlas.tracking.store import connect
 from forking import Forks
-from helpers import ROOT
+from helpers import ROOT, mlflow_record
 
 OPTIONS = (
     *("model=lenet5_modern", "recipe.epochs=4", "recipe.batch_size=128", "trainer.threads=1", "study=kills"),
@@ -68,6 +66,11 @@ class Project:
     def seeds(self) -> list[Path]:
         """The folders of the results."""
         return sorted(self.folder.glob("run/seed=*"))
+
+    @property
+    def store_address(self) -> str:
+        """The address of its MLflow."""
+        return f"sqlite:///{self.folder / 'mlflow.db'}"
 
     def start(self) -> int:
         """Start the training."""
@@ -167,26 +170,6 @@ def train_with_kills(project: Project, draw: random.Random, most: int) -> int:
     return kills
 
 
-def record_of(project: Project) -> dict[str, object]:
-    """Return what MLflow has: of every run its status, place and metrics, without what is measured in seconds."""
-    client = MlflowClient(tracking_uri=f"sqlite:///{project.folder / 'mlflow.db'}")
-    found = {}
-    for experiment in client.search_experiments():
-        for run in client.search_runs([experiment.experiment_id], run_view_type=ViewType.ACTIVE_ONLY):
-            metrics = {}
-            for name in run.data.metrics:
-                history = client.get_metric_history(run.info.run_id, name)
-                steps = [each.step for each in history]
-                assert len(steps) == len(set(steps)), f"{name} was logged twice"
-                if "seconds" not in name:
-                    metrics[name] = [(each.step, each.value) for each in sorted(history, key=lambda each: each.step)]
-            names = sorted(file.path for file in client.list_artifacts(run.info.run_id))
-            found.setdefault((experiment.name, run.info.run_name), []).append(
-                (run.info.status, "mlflow.parentRunId" in run.data.tags, names, sorted(run.data.params), metrics)
-            )
-    return found
-
-
 def assert_same(project: Project, undisturbed: Project) -> None:
     """Check that a chain has the results of the undisturbed training."""
     assert sorted((project.folder / "run").iterdir()) == project.seeds, "nothing is left over"
@@ -194,7 +177,7 @@ def assert_same(project: Project, undisturbed: Project) -> None:
     assert [seed.name for seed in project.seeds] == [seed.name for seed in undisturbed.seeds]
     for one, other in zip(project.seeds, undisturbed.seeds, strict=True):
         assert_same_seed(one, other, project.seconds)
-    assert record_of(project) == record_of(undisturbed)
+    assert mlflow_record(project.store_address) == mlflow_record(undisturbed.store_address)
 
 
 def assert_same_seed(one: Path, other: Path, seconds: float) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from helpers import ROOT, Entered, assert_one_sentence
+from helpers import ROOT, Entered, assert_one_sentence, protected
 
 SMALL = ("model=lenet5_modern", "recipe.epochs=1", "trainer.threads=1", "trainer.limit_batches=1", "tracking=none")
 TUNE = ("tune.trials=1", "recipe.optimizer.lr=interval(0.1,0.2)")
@@ -130,6 +130,8 @@ COMMANDS: dict[str, tuple[str, Arguments]] = {
     ),
     "prepare": ("prepare", lambda _, to: ["data=digits", "page=page.html", f"data.prepared={to}"]),
     "prepare page": ("prepare", lambda _, to: ["data=digits", f"page={to}/digits.html", "data.prepared=new"]),
+    "export": ("export", lambda w, to: [f"run={w.run}", "format=safetensors", f"output_dir={to}"]),
+    "measure": ("measure", lambda w, to: [f"run={w.run}", "seconds=0.001", f"output_dir={to}"]),
 }
 THEIRS = {
     "predict": "predictions.csv",
@@ -141,6 +143,8 @@ THEIRS = {
     "search work_dir": "search.state",
     "prepare": "train_images.npy",
     "prepare page": "digits.html",
+    "export": "safetensors/model.safetensors",
+    "measure": "latency.csv",
 }
 """A file of the user's that has the name of one that the command writes."""
 
@@ -376,3 +380,38 @@ def test_seeds_that_are_outdated_go_and_files_of_the_users_among_them_stay(world
     remove_outdated(world.run.parent, [world.run])
     assert [folder.name for folder in folders if folder.exists()] == ["seed=1", "seed=2"]
     assert (folders[0] / "best.ckpt").exists()
+
+
+# ---- a project that may only be read --------------------------------------------------------------------------------
+
+READ_ONLY: dict[str, tuple[str, Arguments]] = {
+    **COMMANDS,
+    "predict elsewhere": ("predict", lambda w, _: [f"run={w.run}", str(w.images), f"output_dir={w.folder}/../other"]),
+    "evaluate nowhere": ("evaluate", lambda w, _: [f"run={w.run}"]),
+    "train tracked": ("train", lambda w, _: [*SMALL[:-1], f"data.prepared={w.prepared}", "tracking.log_model=false"]),
+    "train several": ("train", lambda w, _: ["--multirun", "seed=0,1", *SMALL, f"data.prepared={w.prepared}"]),
+    "plan": ("plan", lambda _w, _: [*PLAN]),
+    "resolve": ("resolve", lambda _w, _: []),
+    "report": ("report", lambda _w, _: []),
+    "atlas": ("atlas.__main__", lambda _w, _: []),
+    "track": ("track", lambda w, _: [f"{w.run}"]),
+    "prepare from files": ("prepare", lambda _w, _: ["data=mnist"]),
+}
+READS = {"predict elsewhere", "evaluate nowhere"}
+
+
+@pytest.mark.usefixtures("planned")
+@pytest.mark.parametrize("command", READ_ONLY)
+def test_a_project_that_may_only_be_read(enter, world, command):
+    """What writes there says so in a sentence, before it has worked for it; what does not works."""
+    name, arguments = READ_ONLY[command]
+    before = snapshot(world.folder)
+    with protected(world.folder):
+        entered = enter(name, *arguments(world, "place"))
+    assert snapshot(world.folder) == before
+    if command in READS:
+        assert entered.status == 0, entered.err
+    else:
+        assert_one_sentence(entered)
+        assert not any(word in entered.err for word in (".tmp", ".partial"))
+        assert "epoch 1" not in entered.out

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose
 from PIL import Image
 
+from convatlas.core.composing import hydra_ready
 from convatlas.data.manifest import manifest
+from convatlas.data.prepared import PreparedData
 from helpers import ROOT, assert_one_sentence
 
 
@@ -154,3 +157,55 @@ def test_linked_folders_are_followed_and_circles_are_not(raw, tmp_path):
     (raw / "linked" / "round").symlink_to(raw / "linked")
     assert manifest(raw)["files"] == before["files"] + 1
     assert manifest(raw / "nowhere")["files"] == 0
+
+
+# ---- the size of images ---------------------------------------------------------------------------------------------
+
+DRAWN = {"cluttered_digits", "digit_scenes", "heart_phantom"}
+"""What a program draws, with the beginnings of the names of other forms of it."""
+
+
+@pytest.fixture
+def project(monkeypatch, tmp_path):
+    """Stand in a folder with the project's configuration."""
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    monkeypatch.chdir(tmp_path)
+
+
+def stored_side(name: str, *options: str) -> int | None:
+    """Return the side that images of a set are stored in, where the configuration says it."""
+    with hydra_ready():
+        data = compose("prepare", [f"data={name}", *options]).data
+    arrays = data.get("storage", "arrays") == "arrays"
+    return data.source.get("image_size", data.get("stored_side") if arrays else None)
+
+
+SIZED = sorted(path.stem for path in (ROOT / "conf" / "data").glob("*.yaml") if stored_side(path.stem))
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_images_are_stored_in_the_size_that_nets_get(name):
+    """But for those that are drawn, whose content the size decides."""
+    drawn = any(name.startswith(known) for known in DRAWN)
+    assert stored_side(name, "data.image_size=77") == (stored_side(name) if drawn else 77)
+
+
+@pytest.mark.parametrize(
+    ("options", "stored", "said"),
+    [
+        ("data.image_size=16", 16, []),
+        ("data.image_size=16 data.source.image_size=12", 12, ["a side of 12 pixels; nets get them resized to 16."]),
+    ],
+)
+@pytest.mark.usefixtures("project")
+def test_two_sizes_are_told(enter, options, stored, said):
+    draws = np.random.default_rng(0)
+    for number in range(12):
+        for folder, levels in (("images", 256), ("masks", 2)):
+            file = Path("data/raw/image_mask_folder", folder, f"{number}.png")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draws.integers(0, levels, (12, 12), dtype=np.uint8)).save(file)
+    entered = enter("prepare", "data=image_mask_folder", *options.split())
+    assert entered.status == 0, entered.err
+    assert PreparedData.open(Path("data/prepared/image_mask_folder")).split("train").images.shape[-1] == stored
+    assert [line.partition("with ")[2] for line in entered.out.splitlines() if "resized" in line] == said

@@ -295,6 +295,13 @@ BAD = [
     (["recipe/optimizer=nadan"], ["recipe/optimizer=nadan", "nadam"]),
     (["recipe/optimizer=nadam", "+recipe.optimizer.beta=[0.9,0.99]"], ["recipe.optimizer.beta", "Did you mean betas"]),
     (["recipe/schedule=one_cycle"], ["recipe.schedule.warmup_epochs", "OneCycleLR", "~recipe.schedule.warmup_epochs"]),
+    *(
+        (
+            ["recipe/schedule=one_cycle", "~recipe.schedule.warmup_epochs", f"{key}={value}"],
+            [key, "sets the rates itself"],
+        )
+        for key, value in {"recipe.bias_rate": 2, "trainer.scale_lr_from": 32}.items()
+    ),
     (
         ["recipe/optimizer=nadam", "recipe.optimizer.lr=0.1"],
         ["recipe.optimizer.lr: there is no such option", "+recipe.optimizer.lr=..."],

@@ -60,6 +60,13 @@ def test_evaluating_a_run_again_gives_its_own_figures(trained, enter, task):
     assert json.loads(entered.out) == json.loads((folder / "metrics.json").read_text())["test"]
 
 
+@pytest.mark.slow
+def test_a_detector_is_measured_with_one_image_at_a_time_and_says_so(trained, enter):
+    entered = enter("measure", f"run={trained('detection')}", "batch=8", "seconds=0.01")
+    assert entered.status == 0, entered.err
+    assert "is measured with batch=1 alone" in entered.err
+
+
 def test_data_that_were_prepared_anew_are_not_tested_on(trained, enter, tmp_path):
     other = tmp_path / "anew"
     made = enter(

@@ -91,6 +91,13 @@ def _check(options: Options) -> None:
         raise UserError("quantise=int8 begins with the net in float32; leave dtype=float16 out.")
     if options.opset is not None and "onnx" not in options.format:
         raise UserError(f"opset={options.opset} is for format=onnx; leave it out.")
+    if "calibration_images" in options.model_fields_set and options.quantise == "none":
+        raise UserError(f"calibration_images={options.calibration_images} is for quantise=int8; leave it out.")
+    if "test_images" in options.model_fields_set and not {"onnx", "torch_export"} & set(options.format):
+        raise UserError(
+            f"test_images={options.test_images}: safetensors and timm hold the weights as they are, so no answers are "
+            "compared; leave it out."
+        )
 
 
 def default_folder(run: Path) -> Path:

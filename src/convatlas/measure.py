@@ -96,7 +96,10 @@ def measured(folder: Path, options: Options) -> list[Row]:
     config = trained.config
     metrics = read_json(folder / "metrics.json", "name the folder of a finished run.")["test"]
     score = metrics.get(task_class(config).score)
-    batches = [1] if config.data.task == "detection" else options.batch
+    batches = options.batch
+    if config.data.task == "detection" and batches != [1]:
+        print_message(f"{config.variant} is measured with batch=1 alone: it detects, one image at a time.")
+        batches = [1]
     known = {"run": str(folder), "net": config.variant, "task": config.data.task, "score": score}
     rows: list[Row] = []
     for runtime in options.runtime:

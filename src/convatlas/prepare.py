@@ -93,6 +93,9 @@ def _prepare(config: DataConfig, page: Path, asked_by: Literal["plan", "user"]) 
     write_data_page(config.prepared, page)
     counts = ", ".join(f"{split} {count.images}" for split, count in card.counts.items())
     print(f"{config.prepared}: {counts}; {len(card.rejected)} rejected; fingerprint {card.fingerprint[:12]}")
+    stored = config.source.get("image_size", config.stored_side if config.storage == "arrays" else None)
+    if stored not in (None, config.image_size):
+        print(f"Images are stored with a side of {stored} pixels; nets get them resized to {config.image_size}.")
     print(page)
 
 

@@ -80,6 +80,33 @@ def test_grey_levels_of_masks_become_class_numbers(root: Path) -> None:
     assert turned.masks[0, 10:50].sum() == 40 * 60 - 200
 
 
+GREY_MASKS = {
+    "grey": lambda mask: mask.convert("L"),
+    "colours": lambda mask: mask.convert("RGB"),
+    "opaque colours": lambda mask: mask.convert("RGBA"),
+    "opaque grey": lambda mask: mask.convert("LA"),
+    "16 bits": lambda mask: Image.fromarray(np.asarray(mask).astype(np.uint16)),
+    "32 bits": lambda mask: mask.convert("I"),
+}
+
+
+@pytest.mark.parametrize("way", GREY_MASKS)
+def test_a_grey_mask_may_be_stored_in_any_way(root: Path, way: str) -> None:
+    for name in NAMES:
+        (root / "masks" / f"{name}.png").unlink()
+        GREY_MASKS[way](Image.fromarray(mask(200))).save(root / "masks" / f"{name}.tif")
+    raw = load(root, image_size=60, mask_values=[0, 200])
+    assert raw.masks[:, 10:50].reshape(3, -1).sum(axis=1).tolist() == [200] * 3
+    assert raw.left_out == []
+
+
+def test_a_transparent_mask_is_none(root: Path) -> None:
+    see_through = Image.fromarray(mask()).convert("RGBA")
+    see_through.putalpha(128)
+    see_through.save(root / "masks" / "p1_b.png")
+    assert load(root).left_out == [("p1_b.png", "its mask has 4 channels that differ, not 1")]
+
+
 def write_other_size(root: Path) -> None:
     save(root / "masks" / "p1_b.png", mask()[:-1])
 
@@ -104,7 +131,7 @@ def remove_mask(root: Path) -> None:
 @pytest.mark.parametrize(("damage", "reason"), [
     (write_other_size, "the mask has 39 x 60 pixels, the image 40 x 60"),
     (write_unknown_label, "the mask has the unknown label 5; known are 0 to 1"),
-    (write_colours, "its mask has 3 channels, not 1"),
+    (write_colours, "its mask has 3 channels that differ, not 1"),
     (cut_short, "it cannot be decoded: image file is truncated"),
     (remove_mask, "it has no mask"),
 ])  # fmt: skip
@@ -183,7 +210,8 @@ def test_a_grey_level_is_ignored_where_masks_hold_class_numbers(tmp_path):
         ({"mask_colours": COLOURS[:2], "mask_values": [0, 1]}, r"are both set"),
         ({"mask_colours": COLOURS[:2], "ignore": 255}, r"data\.source\.ignore: 255 is not red, green and blue"),
         ({"ignore": 1}, r"data\.source\.ignore=1 is the value of a class"),
-        ({}, r"channels, not 1; data\.source\.mask_colours, for example"),
+        ({}, r"channels that differ, not 1; data\.source\.mask_colours, for example"),
+        ({"mask_values": [0, 255]}, r"channels that differ, not 1; data\.source\.mask_colours, for example"),
     ],
 )
 def test_a_legend_that_cannot_be_is_one_sentence(tmp_path, options, sentence):

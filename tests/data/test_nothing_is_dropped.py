@@ -59,6 +59,7 @@ LAYOUTS: dict[str, tuple[str, list[str], dict[str, int]]] = {
     "a class named as its folder": ("train/train train/car test/car", ["car", "train"], {"train": 4, "test": 2}),
     "persons below classes": ("cat/tom dog/rex dog", ["cat", "dog"], {"": 6}),
     "one folder below each": ("cat/images dog/images", ["cat", "dog"], {"": 4}),
+    "what a network drive keeps": ("cat dog @eaDir/cat #recycle lost+found", ["cat", "dog"], {"": 4}),
     "unpacked twice": ("raw/cat raw/dog", ["cat", "dog"], {"": 4}),
 }
 
@@ -84,6 +85,8 @@ def test_folders_are_what_they_are_named_for(tmp_path: Path, kind: str) -> None:
         ),
         ("train/cat train/dog training/cat", "holds train and training, both named for the train split"),
         ("train/cat train/dog val/images/x", "images is of a class without training pictures"),
+        ("set/train/cat set/train/dog set/test/cat", r"If test, train in set are meant, set data\.root=\S*raw/set\."),
+        ("train/images/cat train/images/dog test/cat", r"cat, dog in train/images are meant, set data\.source\.train="),
         ("train/cat train/dog test", "taken for the test, holds no folders of classes, such as cat/"),
     ],
 )

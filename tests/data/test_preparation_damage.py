@@ -70,6 +70,7 @@ USED = {
         encoded(COLOURS.convert("CMYK"), "JPEG", exif=exif(3)),
         {"mode CMYK": 1, "turned as its EXIF data say": 1},
     ),
+    "turned in a way that does not exist": (encoded(COLOURS, "JPEG", exif=exif(99)), {}),
     "very wide": (encoded(photograph(94, 2, 400)), {}),
 }
 

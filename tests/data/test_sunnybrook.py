@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +146,27 @@ def test_a_bad_file_is_named_and_the_others_are_used(root: Path, damage: object,
     [(name, found)] = raw.left_out
     assert name == "SCD2/20.dcm"
     assert any(words in found for words in reason.split("|"))
+
+
+def lose_outlines(root: Path) -> None:
+    shutil.rmtree(root / "contourfiles" / "original-SCD2")
+
+
+def misname_an_outline(root: Path) -> None:
+    path = root / "contourfiles" / "original-SCD2" / "i-contours" / "IM-0001-0020-icontour-manual.txt"
+    path.rename(path.with_name("slice20-icontour-manual.txt"))
+
+
+@pytest.mark.parametrize(("change", "slices", "listed"), [
+    (lose_outlines, 8, ("SCD2", "contourfiles/original-SCD2 has no outlines of it")),
+    (misname_an_outline, 11, ("original-SCD2/slice20-icontour-manual.txt", "its name tells no slice")),
+])  # fmt: skip
+def test_what_has_no_outline_is_listed(
+    root: Path, change: Callable[[Path], None], slices: int, listed: tuple[str, str]
+) -> None:
+    change(root)
+    raw = load_small(root)
+    assert (len(raw), raw.left_out) == (slices, [listed])
 
 
 def test_what_is_left_out_stands_in_the_data_card(root: Path, tmp_path: Path) -> None:

@@ -11,10 +11,13 @@ from mlflow import MlflowClient
 
 from convatlas.core.files import write_json
 from convatlas.core.record import Metrics
+from convatlas.data.card import Card
 from convatlas.reporting.statistics import spread
 from convatlas.search import driver
 from convatlas.search.driver import run_search
 from convatlas.search.outcome import _net, verdict
+from convatlas.search.tracking import open_search_tracker
+from convatlas.tracking.runs import Run
 
 
 @pytest.mark.slow
@@ -50,6 +53,31 @@ def test_a_search_logs_every_net_with_reward_latency_and_entropy_also_after_a_ki
     logged = client.download_artifacts(finished.info.run_id, "search.csv", str(tmp_path))
     text = Path(logged).read_text()
     assert all(architecture in text for architecture in sampled(folder))
+
+
+@pytest.mark.parametrize("method", ["remember", "log_params"])
+def test_a_search_that_was_killed_while_its_run_was_made_goes_on_in_it(
+    search, monkeypatch, tmp_path, prepared_digits, method
+):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    run, card = search("random", "tracking=mlflow", f"tracking.uri={uri}"), Card.read(prepared_digits)
+    write_json(tmp_path / "work" / "identity.json", {"seed": 0})
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, method, killed)
+        with pytest.raises(KeyboardInterrupt):
+            open_search_tracker(run, card, tmp_path / "work")
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("search_random")
+    (left,) = client.search_runs([experiment.experiment_id])
+    client.set_terminated(left.info.run_id, "KILLED")  # as the next process does with runs of one that is gone
+    open_search_tracker(run, card, tmp_path / "work")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert (found.info.run_id, found.info.status) == (left.info.run_id, "RUNNING")
+    assert found.data.params["seed"] == "0"
 
 
 def sampled(folder):

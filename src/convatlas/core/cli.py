@@ -288,7 +288,7 @@ def explain_memory(error: Exception) -> str | None:
 
 def explain_os_error(error: OSError) -> str | None:
     """Return what to do about a full disk, a missing or a protected file."""
-    name = error.filename2 or error.filename or "a file"
+    name = re.sub(r"\.([^/]+)\.\d+\.(tmp|partial)$", r"\1", str(error.filename2 or error.filename or "a file"))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"No space is left on the disk while writing {name}. Free some and start the same command again."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

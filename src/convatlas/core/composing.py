@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from convatlas.core.config import RunConfig, read_config
+from convatlas.core.config import RunConfig, keys_of, read_config
 from convatlas.core.digests import digest, flat
 from convatlas.core.errors import UserError, near_matches
 from convatlas.core.older import upgraded
+from convatlas.core.unused import check_used
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -72,12 +73,18 @@ def as_hydra_reads(override: str) -> str:
     """Return an override with the name of its key that Hydra takes.
 
     Raises:
-        UserError: it has no key, or a group of choices is to be null or a number, which Hydra cannot tell from a key.
+        UserError: it has no key, changes nothing, or chooses null or a number of a group, which Hydra cannot tell from
+            a key.
     """
     key, equals, value = override.partition("=")
     name = key.lstrip("+")
     if equals and not name:
         raise UserError(f"{override}: the name of the option is missing before the equals sign.")
+    if re.fullmatch(r"\s*\{\s*\}\s*", value) and len(key) - len(name) != 1 and not name.startswith("~"):
+        raise UserError(
+            f"{override} changes nothing: the entries of a mapping are added to those that are there. "
+            f"~{name}.<entry> takes one of them away, and ~{name} all."
+        )
     if name in OTHER_NAMES:
         return f"{key[: -len(name)]}{OTHER_NAMES[name]}{equals}{value}"
     group = name.partition("@")[0]
@@ -185,7 +192,9 @@ def run_config(config: DictConfig, model_name: str, named: Mapping[str, Any] | N
         plain["variant"] = f"{name}-{trial.data.name}-{digest(trial.identity)[:8]}"
     if plain["output_dir"] is None:
         plain["output_dir"] = f"runs/{plain['study']}/{plain['variant']}"
-    return read_config(plain)
+    checked = read_config(plain)
+    check_used(checked)
+    return checked
 
 
 def read_run(values: Any, where: str) -> RunConfig:
@@ -266,6 +275,8 @@ def _explain_message(message: str, config_name: str) -> str:
     if unknown := re.search(r"Could not override '([\w.@]+)'", message):
         known = _known_keys(config_name)
         used = [group for group in groups if group in {key.partition(".")[0] for key in known}]
+        if unknown[1] in keys_of(RunConfig):
+            return f"{unknown[1]} has no value in the files that were chosen; +{unknown[1]}=... gives it one."
         near = near_matches(unknown[1], {*known, *used} - {unknown[1]})
         section = f"{unknown[1].rpartition('.')[0]}._target_"
         adding = f" +{unknown[1]}=... adds an argument that its class takes." if section in known else ""

@@ -63,6 +63,16 @@ def types_in(annotation: Any) -> Iterator[Any]:
         yield from types_in(argument)
 
 
+def keys_of(shape: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the keys of a section and of those in it, `recipe.epochs` for example."""
+    for name, field in shape.model_fields.items():
+        inner = [kind for kind in types_in(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if inner:
+            yield from keys_of(inner[0], f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
 class Kind(BaseModel):
     """One of the sections among which a key `kind` chooses: no unknown keys, nothing changed after it is read."""
 

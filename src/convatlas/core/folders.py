@@ -17,7 +17,7 @@ from convatlas.core.errors import UserError
 from convatlas.core.files import clear_leftovers, full_disk, write_json
 from convatlas.core.processes import is_alive
 
-__all__ = ["MARK", "check_replaceable", "claim_files", "put_in_place", "tidy_up", "written_folder"]
+__all__ = ["MARK", "check_replaceable", "check_writable", "claim_files", "put_in_place", "tidy_up", "written_folder"]
 
 MARK = ".convatlas.json"
 """What a command leaves in a folder that it wrote: its own name, and the files that it put there."""
@@ -30,10 +30,11 @@ def check_replaceable(folder: Path, command: str, option: str) -> None:
     """Check that a folder holds nothing but what `command` wrote there; one that is empty or missing passes.
 
     Raises:
-        UserError: something else lies in it, and would be lost.
+        UserError: something else lies in it, and would be lost, or it cannot be written.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"{option}={folder} is a file or a link; name a folder.")
+    check_writable(folder, option)
     if not folder.exists():
         return
     if folder.resolve() in (Path.cwd(), *Path.cwd().parents):
@@ -47,6 +48,19 @@ def check_replaceable(folder: Path, command: str, option: str) -> None:
                 f"{option}={folder} holds {name}, which {command} did not write and would be deleted; "
                 "name another folder, or move it."
             )
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Check that a file or a folder can be made in its place, before the work of which it is the end.
+
+    Raises:
+        UserError: the folder around it is protected.
+    """
+    around = next(parent for parent in path.absolute().parents if parent.is_dir())
+    if not os.access(around, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise UserError(
+            f"{option}={path} cannot be written: {around} is protected; change its permissions or name another."
+        )
 
 
 def tidy_up(folder: Path, command: str) -> None:

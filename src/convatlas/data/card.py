@@ -192,9 +192,7 @@ class Card(Entry):
             "task": (config.task, self.task),
             "num_classes": (config.num_classes, len(self.classes)),
             "in_channels": (config.in_channels - self.has_canny(config), self.image_shape[0]),
-            "split.validation": (config.split.validation, self.split.validation),
-            "split.test": (config.split.test, self.split.test),
-            "split.seed": (config.split.seed, self.split.seed),
+            **{f"split.{key}": (value, getattr(self.split, key)) for key, value in config.split},
             "storage": (config.storage, self.storage),
             "stored_side": (config.stored_side, self.stored_side),
         }

@@ -166,13 +166,19 @@ def decode(
 def decode_labels(data: bytes) -> NDArray[Any]:
     """Decode a file of class numbers or grey levels, `(H, W)`: numbers of a palette as they are, 1 bit as 0 and 1.
 
+    Greys that are stored as opaque colours, as most programs save them, are taken as greys.
+
     Raises:
-        BadImageError: as `decode`, or it has several channels.
+        BadImageError: as `decode`, or its channels differ.
     """
     with _opened(data) as picture:
-        labels = np.asarray(_upright(picture, None))
-    if labels.ndim != 2:
-        raise BadImageError(f"it has {labels.shape[2]} channels, not 1")
+        upright = _upright(picture, None)
+        labels, has_alpha = np.asarray(upright), upright.mode.endswith("A")
+    if labels.ndim == 3:
+        colours = labels[..., : labels.shape[2] - has_alpha]
+        if (has_alpha and (labels[..., -1] != 255).any()) or (colours != colours[..., :1]).any():
+            raise BadImageError(f"it has {labels.shape[2]} channels that differ, not 1")
+        labels = colours[..., 0]
     return labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
 
 
@@ -252,7 +258,7 @@ def _upright(picture: Image.Image, declared: tuple[int, int] | None) -> Image.Im
     """Apply the EXIF rotation; an image without one is returned itself."""
     from PIL import ImageOps
 
-    if picture.getexif().get(_ORIENTATION, 1) == 1:
+    if picture.getexif().get(_ORIENTATION, 1) not in range(2, 9):
         return picture
     turned = ImageOps.exif_transpose(picture)
     return picture if picture.size == declared != turned.size else turned

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 
 from convatlas.core.errors import UserError
 from convatlas.core.files import write_text
+from convatlas.core.folders import check_writable
 from convatlas.data.card import Card, NearPair, Rejected
 from convatlas.data.duplicates import SIMILARITY
 from convatlas.data.prepared import PreparedData, Split
@@ -77,10 +78,11 @@ def check_page(page: Path) -> None:
     """Check that a page may be written.
 
     Raises:
-        UserError: a file is there that is none of our pages.
+        UserError: a file is there that is none of our pages, or none can be written there.
     """
     if page.is_dir():
         raise UserError(f"page={page} is a folder; name a file.")
+    check_writable(page, "page")
     check_generated(page, "name another file, or move it")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from convatlas.core.composing import composed_net, conf_dir
 from convatlas.core.errors import UserError, near_matches
 from convatlas.core.source_code import DECIDING, PACKAGE, Code, code_behind, targets_in
+from convatlas.core.unused import check_trainer_used
 from convatlas.search.config import SearchRun, read_search
 from convatlas.studies.architectures import found_by_search
 
@@ -24,7 +25,9 @@ def search_run(config: DictConfig) -> SearchRun:
     plain.pop("hydra", None)
     if plain["output_dir"] is None:
         plain["output_dir"] = f"searches/{plain['search']['name']}"
-    return read_search(plain)
+    checked = read_search(plain)
+    check_trainer_used(checked.trainer)
+    return checked
 
 
 def compose_search(name: str) -> SearchRun:

@@ -177,6 +177,12 @@ class Controller(Section):
     operation_tanh: Above0 | None
     """ENAS: divide the bound of decisions for an operation or a combination by this; null leaves it."""
 
+    @model_validator(mode="after")
+    def _bounds(self) -> Controller:
+        if self.operation_tanh is not None and self.tanh is None:
+            raise ValueError("operation_tanh divides the bound tanh, which is null; set operation_tanh to null")
+        return self
+
 
 class NasnetRl(Kind):
     """A controller rewarded with the accuracy of nets that are each trained for a while."""
@@ -260,6 +266,8 @@ class SearchConfig(Section):
             raise ValueError(
                 f"strategy.kind={kind} searches space.kind={needed.get(kind)}, not {space}; take that space"
             )
+        if kind == "random" and self.random_beside:
+            raise ValueError("random_beside=true: this search is at random itself; set random_beside to false")
         if kind == "random" and space is None:
             raise ValueError("strategy.kind=random needs a space; choose space.kind fbnet, nasnet or darts")
         if self.latency is not None and space != "fbnet":

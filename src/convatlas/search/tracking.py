@@ -7,9 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from convatlas.core.digests import digest
+from convatlas.core.files import read_json
 from convatlas.data.card import Card
 from convatlas.search.config import SearchRun
-from convatlas.tracking.runs import Experiment, Run, end_status, metrics_of, warn
+from convatlas.tracking.runs import IDENTITY, Experiment, Run, end_status, metrics_of, warn
 
 
 class SearchTracker:
@@ -76,13 +78,13 @@ def open_search_tracker(search: SearchRun, card: Card, work: Path) -> SearchTrac
         return SearchTracker()
     experiment = Experiment(search.tracking.uri, f"search_{search.search.name}")
     with experiment.explained():
-        resumed = experiment.resume(work / "mlflow_run_id")
-        if resumed is not None:
-            return SearchTracker(resumed, {name: len(resumed.steps(f"{name}/row")) for name in ("search", "random")})
-        tags = {"convatlas.role": "search", "convatlas.data": card.fingerprint}
-        run = experiment.start(
-            f"{search.search.name} seed {search.seed}", tags | {"mlflow.source.name": "convatlas.search"}
-        )
-        run.remember(work / "mlflow_run_id")
+        run = experiment.resume(work / "mlflow_run_id")
+        if run is None:
+            known = {"convatlas.role": "search", IDENTITY: digest(read_json(work / "identity.json", "search again."))}
+            run = experiment.left_behind(known) or experiment.start(
+                f"{search.search.name} seed {search.seed}",
+                known | {"convatlas.data": card.fingerprint, "mlflow.source.name": "convatlas.search"},
+            )
+            run.remember(work / "mlflow_run_id")
         run.log_params(search.identity())
-    return SearchTracker(run)
+        return SearchTracker(run, {name: len(run.steps(f"{name}/row")) for name in ("search", "random")})

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
     from mlflow.entities import Run as Found
 
-__all__ = ["Experiment", "Run", "clean_names", "end_status", "mark_dead_runs", "metrics_of", "warn"]
+__all__ = ["IDENTITY", "Experiment", "Run", "clean_names", "end_status", "mark_dead_runs", "metrics_of", "warn"]
 
+IDENTITY = "convatlas.identity"
+"""The tag by which a run is known again: a digest of all that decides its result."""
 MAX_VALUE = 500  # characters of a parameter; the configuration is there whole as an artifact
 MAX_NAME = 250  # characters, and the limits of one request: MLflow's
 MAX_METRICS, MAX_PARAMS = 1000, 100
@@ -69,6 +71,12 @@ class Experiment:
             return self.take_over(run) if run.found.info.experiment_id == self.id else None
         except (FileNotFoundError, MlflowException):
             return None
+
+    def left_behind(self, tags: Mapping[str, str]) -> Run | None:
+        """Go on with a run of these tags whose process was killed before it could note the run's id."""
+        query = " and ".join(["status = 'KILLED'", *(f"tags.`{name}` = '{value}'" for name, value in tags.items())])
+        empty = [found.info.run_id for found in self.search(query) if not found.data.metrics]
+        return self.take_over(Run(self, empty[0])) if empty else None
 
     def take_over(self, run: Run) -> Run:
         """Let a run be one of this process."""

@@ -22,7 +22,7 @@ from convatlas.core.files import read_json
 from convatlas.core.processes import rank
 from convatlas.core.record import Environment, RunRecord
 from convatlas.core.statistics import spread
-from convatlas.tracking.runs import Experiment, Run, end_status, metrics_of, warn
+from convatlas.tracking.runs import IDENTITY, Experiment, Run, end_status, metrics_of, warn
 from convatlas.tracking.sender import Sender
 from convatlas.tracking.store import store_lock
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from convatlas.data.card import Card
 
 PARENT = "mlflow.parentRunId"
-IDENTITY = "convatlas.identity"
 MODEL = "convatlas.model_uri"
 ONCE = 0  # the step of what is measured once: MLflow draws a bar a run of it, and curves of the others
 LAST = ("lr", "best_epoch")  # logged last among metrics of their kind: where they are, the others are
@@ -158,24 +157,27 @@ class MlflowVariantTracker(VariantTracker):
                 self.run = oldest
             try:
                 self.client.update_run(self.run.id, status="RUNNING")
-                self._log_config()
+                self._describe_variant()
             except BaseException:
                 self.run.end("FAILED")
                 raise
         return self
 
-    def _log_config(self) -> None:
+    def _describe_variant(self) -> None:
+        """Log what is trained; of a run that a killed process made, what it could not log any more."""
+        self.run.log_params(self._params())
         self.client.log_text(self.run.id, json.dumps(self.config.plain(), indent=2), "config.json")
 
-    def _oldest_run(self) -> Run | None:
+    def _runs(self) -> list[Found]:
+        """Return the runs of this variant, the oldest first."""
         query = f"tags.`convatlas.variant` = '{self.variant}' and tags.`convatlas.role` = 'variant'"
-        found = min(((run.info.start_time, run.info.run_id) for run in self.experiment.search(query)), default=None)
-        return None if found is None else Run(self.experiment, found[1])
+        return sorted(self.experiment.search(query), key=lambda run: (run.info.start_time, run.info.run_id))
+
+    def _oldest_run(self) -> Run | None:
+        return next((Run(self.experiment, found.info.run_id) for found in self._runs()), None)
 
     def _new_run(self) -> Run:
-        run = self.experiment.start(self.config.variant, {"convatlas.role": "variant", **self._tags(self.code)})
-        run.log_params(self._params())
-        return run
+        return self.experiment.start(self.config.variant, {"convatlas.role": "variant", **self._tags(self.code)})
 
     def _tags(self, code: Environment) -> dict[str, str]:
         """Return the tags of a variant and its seeds: which plan, which data, which code."""
@@ -213,12 +215,6 @@ class MlflowVariantTracker(VariantTracker):
         """Start the run of a seed."""
         tags = {"convatlas.role": "seed", PARENT: self.run.id, IDENTITY: identity, **self._tags(code)}
         return self.experiment.start(f"{self.config.variant} seed {seed}", tags)
-
-    def left_behind(self, identity: str) -> Run | None:
-        """Go on with the run of a seed whose process was killed before it could note the run's id."""
-        query = f"tags.`{PARENT}` = '{self.run.id}' and tags.`{IDENTITY}` = '{identity}' and status = 'KILLED'"
-        empty = [found.info.run_id for found in self.experiment.search(query) if not found.data.metrics]
-        return self.experiment.take_over(Run(self.experiment, empty[0])) if empty else None
 
     def describe(self, run: Run, seed: int) -> None:
         """Log how a seed is trained, and on what, unless that is there."""
@@ -272,8 +268,10 @@ class MlflowVariantTracker(VariantTracker):
         return True
 
     def log_record(self, run: Run, record: RunRecord, folder: Path) -> None:
-        """Log of a seed's record what its run does not have."""
+        """Log of a seed's record what its run does not have; where `best_epoch` is, it has all."""
         self.describe(run, record.metrics.seed)
+        run.log_params({"cost": record.metrics.costs})
+        run.log_files(folder)
         there = run.steps("lr")
         metrics = [
             metric
@@ -284,17 +282,17 @@ class MlflowVariantTracker(VariantTracker):
         if "best_epoch" not in run.found.data.metrics:
             metrics += metrics_of(final_metrics(record), ONCE)
         run.log_metrics(metrics)
-        run.log_params({"cost": record.metrics.costs})
-        run.log_files(folder)
 
     def _run_of(self, record: RunRecord) -> Found | None:
         """Return the run of a finished seed; one of an earlier version says no more than its variant and seed."""
-        query = (
-            f"tags.`convatlas.variant` = '{self.variant}' and tags.`convatlas.role` = 'seed' "
-            f"and params.seed = '{record.metrics.seed}'"
-        )
-        identity = digest(record.identity)
-        found = [run for run in self.experiment.search(query) if run.data.tags.get(IDENTITY, identity) == identity]
+        query = f"tags.`convatlas.variant` = '{self.variant}' and tags.`convatlas.role` = 'seed'"
+        identity, seed = digest(record.identity), str(record.metrics.seed)
+
+        def is_its(run: Found) -> bool:
+            tag = run.data.tags.get(IDENTITY)
+            return run.data.params.get("seed") == seed if tag is None else tag == identity
+
+        found = list(filter(is_its, self.experiment.search(query)))
         return next((run for run in found if run.info.status == "FINISHED"), next(iter(found), None))
 
     # ---- the end ----------------------------------------------------------------------------------------------------
@@ -359,11 +357,15 @@ class MlflowVariantTracker(VariantTracker):
         self.run.set_tags({"convatlas.seeds": str(len(records)), "convatlas.averaged": content})
 
     def _replace_run(self) -> None:
-        old, self.run = self.run, self._new_run()
-        self._log_config()
-        for child in self.experiment.search(f"tags.`{PARENT}` = '{old.id}'"):
-            self.client.set_tag(child.info.run_id, PARENT, self.run.id)
-        self.client.delete_run(old.id)
+        """Let a new run stand for the variant, also in place of one that a kill left here before it was filled."""
+        self.run = self._new_run()
+        self._describe_variant()
+        for old in self._runs():
+            if old.info.run_id == self.run.id:
+                continue
+            for child in self.experiment.search(f"tags.`{PARENT}` = '{old.info.run_id}'"):
+                self.client.set_tag(child.info.run_id, PARENT, self.run.id)
+            self.client.delete_run(old.info.run_id)
 
     def _log_models(self, folders: Mapping[Path, RunRecord]) -> None:
         """Log the model of the best seed, or of each, and register that of the best; each is done once."""
@@ -427,7 +429,9 @@ class MlflowSeedTracker(SeedTracker):
             identity = work / "identity.json"
             known = read_json(identity, "start the training again.") if identity.exists() else None
             identity_digest = digest(known)
-            self.run = variant.left_behind(identity_digest) or variant.new_seed(seed, identity_digest, variant.code)
+            self.run = variant.experiment.left_behind(
+                {PARENT: variant.run.id, IDENTITY: identity_digest}
+            ) or variant.new_seed(seed, identity_digest, variant.code)
             self.run.remember(work / "mlflow_run_id")
             self._logged: set[int] = set()
         else:

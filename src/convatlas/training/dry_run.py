@@ -55,12 +55,33 @@ def dry_run(net: nn.Module, config: RunConfig, prepared: PreparedData) -> None:
         size = config.data.image_size
         class_activation_maps(net, torch.zeros(1, config.data.in_channels, size, size))
     optimizer = build_optimizer(net, with_scaled_rate(config).recipe)
+    rates = [group["lr"] for group in optimizer.param_groups]
     build_schedule(config.recipe.schedule, optimizer, config.recipe.epochs, 1, task.monitor)
+    if any(group.get("initial_lr", rate) != rate for group, rate in zip(optimizer.param_groups, rates, strict=True)):
+        _check_rate_is_left_alone(config)
     if config.tracking.enabled:
         check_registration(config.tracking)
     user_callbacks(config)
     user_loggers(config, config.seeds[0])
     check_weights(config)
+
+
+def _check_rate_is_left_alone(config: RunConfig) -> None:
+    """Refuse what changes a rate that the schedule, such as torch's OneCycleLR, then replaces by one of its own.
+
+    Raises:
+        UserError: something does.
+    """
+    usual = {
+        "recipe.bias_rate": (config.recipe.bias_rate, 1),
+        "trainer.scale_lr_from": (config.trainer.scale_lr_from, None),
+    }
+    for key, (value, without) in usual.items():
+        if value != without:
+            raise UserError(
+                f"{key}={value} does nothing: {config.recipe.schedule['_target_']} sets the rates itself; set {key} to "
+                f"{'null' if without is None else without}."
+            )
 
 
 def _check_data(config: RunConfig, prepared: PreparedData) -> None:

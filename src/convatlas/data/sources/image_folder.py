@@ -223,7 +223,7 @@ def class_folders(folder: Path, root: Path, certain: bool = True, skip: Path | N
         found = f"{len(folders)} class folder{'' if len(folders) == 1 else 's'} and {loose} loose pictures"
         raise UserError(
             f"{printable(folder)} holds {found}; put the pictures of each class, two classes or more, into a folder "
-            "named for the class."
+            f"named for the class.{_further_down(folders, root)}"
         )
     listed = ClassFolders([printable(path.name) for path in folders])
     listed.left_out += [(_name(path, root), "it lies beside the class folders") for path in beside]
@@ -236,6 +236,16 @@ def class_folders(folder: Path, root: Path, certain: bool = True, skip: Path | N
     if not certain:
         _check_level(listed, folder, folders)
     return listed
+
+
+def _further_down(folders: Sequence[Path], root: Path) -> str:
+    """Return which option to set where the folders of classes seem to lie in the only folder there is."""
+    inside = folders_in(folders[0]) if len(folders) == 1 else []
+    if len(inside) < 2:
+        return ""
+    names, within = ", ".join(printable(path.name) for path in inside[:5]), printable(folders[0].relative_to(root))
+    option = f"data.source.train={within}" if "/" in within else f"data.root={printable(folders[0])}"
+    return f" If {names} in {within} are meant, set {option}."
 
 
 def _files_in(folder: Path) -> list[Path]:

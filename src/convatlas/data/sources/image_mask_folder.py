@@ -97,10 +97,12 @@ def load(
             f"{len(deep)} images have 16 bits a pixel and are stretched to 8, the 0.5th percentile to black and the "
             f"99.5th to white: {', '.join(deep)}."
         )
-    values = "data.source.mask_values, for example [0, 255], names the grey level of each class"
-    colours = "data.source.mask_colours, for example [[0,0,0],[255,0,0]], names the colour of each class"
+    remedies = {
+        "unknown label": "data.source.mask_values, for example [0, 255], names the grey level of each class",
+        "channels that differ": "data.source.mask_colours, for example [[0,0,0],[255,0,0]], names those of classes",
+    }
     reasons = " ".join(why for _, why in collector.left_out)
-    remedy = "" if legend else values if "unknown label" in reasons else colours if "channels, not 1" in reasons else ""
+    remedy = next((remedy for reason, remedy in remedies.items() if reason in reasons), "")
     return collector.dataset(title=TITLE, origin="picture files", licence=licence, notes=notes, remedy=remedy)
 
 

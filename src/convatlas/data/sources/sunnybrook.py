@@ -65,8 +65,11 @@ def load(
     )
     patients = _patients(root, collector)
     for patient, original in patients:
-        inner, outer = (_contours(root / "contourfiles" / original, kind) for kind in "io")
-        for number in sorted(set(inner) & set(outer) if epicardium else set(inner)):
+        inner, outer = (_contours(root / "contourfiles" / original, kind, collector) for kind in "io")
+        numbers = sorted(set(inner) & set(outer) if epicardium else set(inner))
+        if not numbers:
+            collector.leave_out(patient, f"contourfiles/{original} has no outlines of it")
+        for number in numbers:
             files = [*inner[number], *outer[number]] if epicardium else inner[number]
             _add(collector, root / "dicoms" / patient / f"{number}.dcm", patient, files, 2 if epicardium else 1)
     return collector.dataset(
@@ -105,11 +108,13 @@ def _unused(root: Path, patients: list[tuple[str, str]]) -> list[str]:
     return unused
 
 
-def _contours(folder: Path, kind: str) -> dict[int, list[Path]]:
-    """Return a patient's contour files of one kind, "i" or "o", by the number of their slice."""
+def _contours(folder: Path, kind: str, collector: SliceCollector) -> dict[int, list[Path]]:
+    """Return a patient's contour files of one kind, "i" or "o", by the number of their slice; others are listed."""
     found = {path: CONTOUR.match(path.name) for path in sorted(folder.rglob("*contour-manual.txt"))}
     by_slice: dict[int, list[Path]] = {}
     for path, match in found.items():
+        if match is None and f"{kind}contour" in path.name:
+            collector.leave_out(f"{folder.name}/{path.name}", "its name tells no slice")
         if match and match[2] == kind:
             by_slice.setdefault(int(match[1]), []).append(path)
     return by_slice
