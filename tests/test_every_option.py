@@ -64,6 +64,7 @@ AUGMENTATION: dict[str, Row] = {
     "brightness": Changes("0.2"),
     "contrast": Changes("0.2"),
     "saturation": Refused("0.2", "3 channels"),
+    "hue": Refused("0.1", "3 channels"),
     "colour_noise": Changes("0.1"),
     "random_area": Changes("[0.3,1]"),
     "zoom_out": Changes("2"),
