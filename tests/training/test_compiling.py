@@ -14,8 +14,17 @@ from convatlas.models.interfaces import FollowsTraining, is_reversible
 from convatlas.training.machine import check_supported
 
 QUICK = ["resnet_cifar", "csp_resnet50_small", "unet_small"]
-BREAKS: dict[str, int] = {}
-"""Graph breaks of a training step's forward pass; every net that is not listed has none."""
+BREAKS = {
+    "csp_efm_yolo_small": 4,
+    "csp_pan_yolo_small": 4,
+    "mobilenet_v1_ssdlite_small": 6,
+    "mobilenet_v2_ssdlite_small": 6,
+    "mobilenet_v3_ssdlite_small": 6,
+    "retinanet_small": 10,
+    "spinenet_retinanet_small": 11,
+    "thundernet_small": 19,
+}
+"""Graph breaks of a training step's forward pass, in detectors; every net that is not listed has none."""
 
 
 def arguments_of(name: str) -> tuple[torch.nn.Module, tuple[Any, ...]]:
