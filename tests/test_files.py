@@ -86,3 +86,12 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path, read, content):
     (tmp_path / "a").write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=r"a is not readable as (JSON|YAML); do this\."):
         read(tmp_path / "a", "do this.")
+
+
+def test_values_that_stand_for_others_are_read_unless_they_are_too_many(tmp_path):
+    (tmp_path / "a").write_text("a: &a [1, 2]\nb: [*a, *a]\n")
+    assert read_yaml(tmp_path / "a", "do this.") == {"a": [1, 2], "b": [[1, 2], [1, 2]]}
+    lines = [f"{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+    (tmp_path / "a").write_text("\n".join(["0: &a0 [1, 2]", *lines]))
+    with pytest.raises(UserError, match="a is not readable as YAML; do this"):
+        read_yaml(tmp_path / "a", "do this.")

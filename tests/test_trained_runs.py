@@ -60,6 +60,13 @@ def test_evaluating_a_run_again_gives_its_own_figures(trained, enter, task):
     assert json.loads(entered.out) == json.loads((folder / "metrics.json").read_text())["test"]
 
 
+def test_a_run_in_another_precision_is_evaluated_in_it(compose, enter):
+    folder = train(compose("recipe.epochs=1", "trainer.precision=bf16-mixed", "recipe.test_crop=0.9"), strict=True)[0]
+    entered = enter("evaluate", f"run={folder}", "format=json")
+    assert entered.status == 0, entered.err
+    assert json.loads(entered.out) == json.loads((folder / "metrics.json").read_text())["test"]
+
+
 @pytest.mark.slow
 def test_a_detector_is_measured_with_one_image_at_a_time_and_says_so(trained, enter):
     entered = enter("measure", f"run={trained('detection')}", "batch=8", "seconds=0.01")

@@ -16,10 +16,11 @@ from PIL import Image
 from small_sets import data_config, raw_classification, raw_detection, raw_segmentation
 
 from convatlas.core.errors import UserError
+from convatlas.data.card import NearPair
 from convatlas.data.prepare_dataset import prepare_raw
 from convatlas.data.prepared import PreparedData
 from convatlas.data.raw import RawDataset
-from convatlas.reporting.data_page import render_data_page, write_data_page
+from convatlas.reporting.data_page import _cautions, render_data_page, write_data_page
 
 
 class Page(HTMLParser):
@@ -127,3 +128,14 @@ def test_a_damaged_folder_gets_no_page(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"test_labels\.npy is missing"):
         write_data_page(config.prepared, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize(("pairs", "said"), [(2, "look like one of the train split"), (40, "look alike by nature")])
+def test_images_that_are_alike_by_nature_are_told_once(tmp_path: Path, pairs: int, said: str) -> None:
+    raw = raw_classification()
+    card = prepare_raw(data_config(raw, tmp_path), raw)
+    pair = {"split": "test", "position": 0, "other": 1, "other_split": "train", "other_position": 1, "similarity": 0.99}
+    alike = tuple(NearPair(item=item, **pair) for item in range(pairs))
+    many = card.counts["test"].model_copy(update={"images": 100})
+    cautions = _cautions(card.model_copy(update={"near_across": alike, "counts": {**card.counts, "test": many}}))
+    assert [said in caution for caution in cautions if "alike" in caution or "like one" in caution] == [True]

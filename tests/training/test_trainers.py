@@ -16,6 +16,7 @@ from convatlas.core.processes import launched, rank
 from convatlas.models.build import build_model
 from convatlas.tasks.classification import ClassificationTask
 from convatlas.training.machine import check_supported, with_scaled_rate
+from convatlas.training.net_callbacks import FollowsNet
 from convatlas.training.run import train
 from convatlas.training.strategies import build_plugins
 
@@ -48,6 +49,21 @@ def test_a_batch_in_pieces_makes_the_step_of_the_whole_batch(compose):
     assert one["step"].tolist() == other["step"].tolist() == [4]
     assert one["lr"].tolist() == other["lr"].tolist()
     assert one["train/loss"].tolist() == pytest.approx(other["train/loss"].tolist(), rel=1e-5)
+
+
+def test_the_pieces_of_a_batch_share_what_a_net_draws_for_the_batch(compose, monkeypatch):
+    told: list[int] = []
+    follow = FollowsNet.on_train_batch_start
+
+    def following(self, trainer, pl_module, batch, idx):
+        told.append(pl_module.batch_seed())
+        return follow(self, trainer, pl_module, batch, idx)
+
+    monkeypatch.setattr(FollowsNet, "on_train_batch_start", following)
+    train(compose(*QUICK, "trainer.accumulate_grad_batches=2"), strict=True)
+    assert len(told) == 8
+    assert told[::2] == told[1::2]
+    assert len(set(told)) == 4
 
 
 def test_resuming_between_pieces_goes_on_after_the_last_whole_step(compose, monkeypatch):

@@ -281,7 +281,9 @@ def leave(sentence: str, status: int) -> NoReturn:
 def explain_memory(error: Exception) -> str | None:
     """Return what to do where the memory of the machine or of a GPU does not suffice."""
     text = str(error).splitlines()[0] if str(error) else ""
-    if not isinstance(error, MemoryError) and not re.search(r"(?i)out of memory|can't allocate memory", text):
+    if not isinstance(error, MemoryError) and not re.search(
+        r"(?i)out of memory|can't allocate memory|Storage size calculation overflowed", text
+    ):
         return None
     return f"The memory does not suffice ({text or 'MemoryError'}). Choose smaller images, batches or a smaller net."
 

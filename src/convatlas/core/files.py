@@ -19,6 +19,7 @@ from convatlas.core.errors import UserError
 from convatlas.core.processes import is_alive
 
 MAX_DEPTH = 100
+MAX_NODES = 1_000_000
 # libyaml reads eight times as fast; a build of PyYAML without it has the other.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -105,9 +106,10 @@ def read_yaml(path: Path, remedy: str) -> Any:
     Raises:
         UserError: it is not there or not YAML; `remedy` ends the sentence.
     """
+    check_regular(path, remedy)
     try:
         text = path.read_text(encoding="utf-8")
-        _check_depth(text)
+        _check_size(text)
         return yaml.load(text, Loader=_LOADER)  # noqa: S506 - it is a safe one
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; {remedy}") from error
@@ -115,17 +117,36 @@ def read_yaml(path: Path, remedy: str) -> Any:
         raise UserError(f"{path} is not readable as YAML; {remedy}") from error
 
 
-def _check_depth(text: str) -> None:
-    """Refuse what is nested too deep: libyaml's loader calls itself at every level, and would crash the process."""
-    depth = 0
+def check_regular(path: Path, remedy: str) -> None:
+    """Refuse what has no end, such as a device or a pipe; a folder says so itself when it is read."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is no regular file; {remedy}")
+
+
+def _check_size(text: str) -> None:
+    """Refuse what is nested too deep or refers to itself too often.
+
+    libyaml's loader calls itself at every level, and would crash the process; and a few lines of references to
+    references stand for more values than any memory holds.
+    """
+    known: dict[str, int] = {}
+    open_ones: list[tuple[str | None, int]] = []  # anchor, and the values before it
+    nodes = 0
     for event in yaml.parse(text, Loader=_LOADER):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise yaml.YAMLError(f"it is nested more than {MAX_DEPTH} levels deep")
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_ones.pop()
+            known |= {} if anchor is None else {anchor: nodes - before}
+        elif isinstance(event, yaml.NodeEvent):
+            nodes += known.get(str(event.anchor), 1) if isinstance(event, yaml.AliasEvent) else 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_ones.append((event.anchor, nodes - 1))
+        if len(open_ones) > MAX_DEPTH or nodes > MAX_NODES:
+            raise yaml.YAMLError(f"it holds more than {MAX_DEPTH} levels or {MAX_NODES} values")
 
 
 def read_json(path: Path, remedy: str) -> Any:
     """Read a JSON file; raises as `read_yaml` does."""
+    check_regular(path, remedy)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

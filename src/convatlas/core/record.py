@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from convatlas.core.errors import UserError, first_mistake
-from convatlas.core.files import write_json, write_text
+from convatlas.core.files import check_regular, write_json, write_text
 from convatlas.core.metrics import Direction
 
 __all__ = ["PARTS", "REMEDY", "Environment", "Metrics", "RunRecord", "Timing", "read_failure", "write_failure"]
@@ -188,6 +188,7 @@ def read_failure(folder: Path) -> str:
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
+    check_regular(path, REMEDY)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -213,6 +214,7 @@ def _read_if_there(kind: type[FileT], path: Path) -> FileT:
 def _read_history(path: Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
+    check_regular(path, REMEDY)
     try:
         with path.open(newline="", encoding="utf-8") as file:
             names, *rows = csv.reader(file, strict=True)

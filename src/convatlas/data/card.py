@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from convatlas.core.composing import conf_dir
 from convatlas.core.config import DataConfig, SplitConfig
 from convatlas.core.errors import UserError
+from convatlas.core.files import check_regular
 from convatlas.data.decoding import Fit
 
 __all__ = [
@@ -154,6 +156,13 @@ class Card(Entry):
     files: dict[str, str]
     fingerprint: str
 
+    @model_validator(mode="after")
+    def _has_each_channel(self) -> Card:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.image_shape[0] or not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} is not one number for each of {self.image_shape[0]} channels")
+        return self
+
     @classmethod
     def read(cls, folder: Path) -> Card:
         """Read the card of a prepared data set.
@@ -166,6 +175,7 @@ class Card(Entry):
     @classmethod
     def read_file(cls, path: Path, cure: str = "Train the run again.") -> Card:
         """Read the file of a card; raises as `read`, and `cure` ends the message."""
+        check_regular(path, cure[:1].lower() + cure[1:].removesuffix("."))
         try:
             return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError as error:
@@ -173,7 +183,8 @@ class Card(Entry):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise UserError(f"{path} is not a data card of this version ({where}: {first['msg']}). {cure}") from error
+            reason = first["msg"].removeprefix("Value error, ")
+            raise UserError(f"{path} is not a data card of this version ({where}: {reason}). {cure}") from error
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}. {cure}") from error
 

@@ -26,8 +26,8 @@ __all__ = [
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 CLUTTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
-"""What operating systems and network drives leave behind; it is passed over without a word, as names are that start
-with a dot."""
+"""What operating systems and network drives leave behind; it is passed over without a word, as are names
+that start with a dot."""
 _SPLIT = re.compile(
     r"(?:(?:data|images?|img|imgs|seg|set)[ _-]?)?(train|val|valid|validation|dev|test)(?:ing)?"
     r"(?:[ _-]?(?:data|images?|img|imgs|set|split|folder|\d{4}))*",

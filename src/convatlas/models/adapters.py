@@ -19,6 +19,9 @@ def timm_model(model_name: str, num_classes: int = 1000, in_channels: int = 3, *
     """
     import timm
 
+    for option in ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"):
+        if option in options:
+            raise ValueError(f"model.{option} is not taken; weights=... names what the net starts from. Leave it out.")
     if not timm.is_model(model_name):
         raise ValueError(
             f"model.model_name={model_name}: timm has no such net. {near_matches(model_name, timm.list_models())}"

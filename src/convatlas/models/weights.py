@@ -71,6 +71,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: it is missing, truncated, or not a checkpoint of this project.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no regular file")
         with zipfile.ZipFile(path) as archive:  # torch writes a check sum of each tensor, and does not compare it
             if broken := archive.testzip():
                 raise zipfile.BadZipFile(broken)

@@ -79,7 +79,13 @@ class TrainedRun:
             UserError: it is missing or damaged, or other data were prepared since.
         """
         own = self.folder / CARD
-        return Card.read_file(own) if own.is_file() else self.prepared().card
+        card = Card.read_file(own) if own.exists() else self.prepared().card
+        if len(card.classes) != self.config.data.num_classes:
+            raise UserError(
+                f"{own} names {len(card.classes)} classes, and the net was trained for {self.config.data.num_classes}; "
+                "train the run again."
+            )
+        return card
 
     def prepared(self) -> PreparedData:
         """Open the data it was trained on.
