@@ -139,7 +139,7 @@ def build_tester(machine: TrainerConfig) -> pl.Trainer:
         callbacks=[InvertsImages(), *([ChannelsLast()] if machine.channels_last else [])],
         logger=False,
         enable_checkpointing=False,
-        enable_progress_bar=False,
+        enable_progress_bar=machine.progress_bar and sys.stdout.isatty(),
         enable_model_summary=False,
     )
 
