@@ -21,6 +21,7 @@ from convatlas.core.errors import UserError
 from convatlas.core.files import write_json
 from convatlas.plan import Options, make_plan
 from convatlas.search.composing import searches_for
+from convatlas.studies.params import read_plan
 from convatlas.studies.planning import Scale, Study, planned_runs, template_values
 from convatlas.train import remove_outdated
 from helpers import ROOT, assert_one_sentence
@@ -221,6 +222,24 @@ def test_a_study_has_the_name_of_its_file(enter, monkeypatch, tmp_path):
     Path("conf/study/tracking.yaml").write_text(text.replace("name: spatial_pyramid_pooling", "name: tracking"))
     assert_one_sentence(enter("plan", "study=tracking"), "conf/study/tracking.yaml", "rename")
     assert_one_sentence(enter("plan", "study=spatial_pyramid_pooling,spatial_pyramid_pooling"), "twice")
+
+
+def test_a_study_joins_the_plan_or_leaves_it_and_the_rest_stays(enter, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    first = ["study=spatial_pyramid_pooling", "seeds=7,8", "overrides=[recipe.epochs=1]"]
+    assert enter("plan", *first).status == 0
+    before = read_plan(Path("params.yaml"))
+    assert enter("plan", "study=+vanishing_gradient").status == 0
+    both = read_plan(Path("params.yaml"))
+    assert both.studies == ["spatial_pyramid_pooling", "vanishing_gradient"]
+    assert (both.seeds, both.overrides) == ([7, 8], ["recipe.epochs=1"])
+    assert before.runs.items() < both.runs.items()
+    assert enter("plan", "study=-vanishing_gradient").status == 0
+    assert read_plan(Path("params.yaml")) == before
+    assert_one_sentence(enter("plan", "study=-vanishing_gradient"), "the plan has no such study")
+    assert_one_sentence(enter("plan", "study=-spatial_pyramid_pooling"), "leaves no study")
+    assert_one_sentence(enter("plan", "study=+overview,densenet"), "with and without a sign")
     assert not Path("params.yaml").exists()
 
 

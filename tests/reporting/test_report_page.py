@@ -107,7 +107,8 @@ def test_nothing_is_loaded_from_elsewhere(mixed):
         value for _, attributes in page.elements for name, value in attributes.items() if name in {"src", "href"}
     ]
     assert addresses
-    assert all(address.startswith(("#", "data:image/webp;", "../../index.html")) for address in addresses)
+    links = ("#", "data:image/webp;", "../../index.html", "../../data/", "../../../docs/studies/")
+    assert all(address.startswith(links) for address in addresses)
     assert not page.named("link")
     style = re.search(r"<style>(.*?)</style>", mixed, re.DOTALL)[1]
     assert "@import" not in style

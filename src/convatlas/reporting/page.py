@@ -21,8 +21,9 @@ from convatlas.reporting.score_plots import interval_plots, score_plots
 from convatlas.reporting.study import Group, Step, Study, Variant
 from convatlas.reporting.tables import further_table, leaders, main_table
 from convatlas.reporting.trade_offs import trade_offs
-from convatlas.reporting.verdicts import judge, tally
+from convatlas.reporting.verdicts import judge, tally, verdict_bar
 from convatlas.reporting.wording import DASH, count, listed, spread_text
+from convatlas.studies.planning import study_names
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ def render_report(study: Study, runs: Path) -> str:
         "report.html.j2",
         scripts=[*([chart_library()] if has_charts else []), for_script_element(template_source("report.js"))],
         study=study,
+        about=about_page(study.name),
+        data=list(dict.fromkeys(group.data for group in study.groups)),
         sections=sections,
         figures=figures,
         cautions=cautions(study),
@@ -67,16 +70,24 @@ def render_report(study: Study, runs: Path) -> str:
     )
 
 
-def render_index(studies: Sequence[Study]) -> str:
-    """Return the page that leads to all studies."""
+def about_page(study: str) -> str | None:
+    """Return the address, from a report's folder, of the page that explains its study; None where there is none."""
+    own = study.partition("-")[0]
+    return f"../../../docs/studies/{own}.md" if own in study_names() else None
+
+
+def render_index(studies: Sequence[Study], kept: Sequence[Study] = (), data: Sequence[str] = ()) -> str:
+    """Return the page that leads to all studies, kept reports of earlier plans after those of the plan, and to data."""
     shown = []
-    for study in studies:
+    for study in (*studies, *kept):
         headlines = [(group.title, best) for group in study.groups if (best := headline(group))]
-        shown.append((study, headlines, tally(judge(study))))
-    found = [each for study in studies for each in findings(study)]
+        judged = judge(study)
+        shown.append((study, study in kept, headlines, tally(judged), verdict_bar(judged)))
+    found = [each for study in (*studies, *kept) for each in findings(study)]
     return render(
         "index.html.j2",
         studies=shown,
+        data=data,
         rows=sorted(rows(found), key=lambda row: row.study),
         images=list(dict.fromkeys(each.images for each in found)),
         summary=summary(found),
