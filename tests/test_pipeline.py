@@ -222,6 +222,7 @@ def test_a_study_has_the_name_of_its_file(enter, monkeypatch, tmp_path):
     Path("conf/study/tracking.yaml").write_text(text.replace("name: spatial_pyramid_pooling", "name: tracking"))
     assert_one_sentence(enter("plan", "study=tracking"), "conf/study/tracking.yaml", "rename")
     assert_one_sentence(enter("plan", "study=spatial_pyramid_pooling,spatial_pyramid_pooling"), "twice")
+    assert not Path("params.yaml").exists()
 
 
 def test_a_study_joins_the_plan_or_leaves_it_and_the_rest_stays(enter, monkeypatch, tmp_path):
@@ -240,7 +241,6 @@ def test_a_study_joins_the_plan_or_leaves_it_and_the_rest_stays(enter, monkeypat
     assert_one_sentence(enter("plan", "study=-vanishing_gradient"), "the plan has no such study")
     assert_one_sentence(enter("plan", "study=-spatial_pyramid_pooling"), "leaves no study")
     assert_one_sentence(enter("plan", "study=+overview,densenet"), "with and without a sign")
-    assert not Path("params.yaml").exists()
 
 
 # ---- seeds that are finished ----------------------------------------------------------------------------------------
