@@ -414,7 +414,7 @@ def test_a_comment_in_the_configuration_trains_nothing(project):
 @pytest.mark.slow
 def test_the_summary_is_one_readable_file(project):
     shown = project.run("dvc", "metrics", "show", "--json")
-    assert "reports/summary.json" in shown
+    assert "metrics/summary.json" in shown
     assert "runs/" not in shown
 
 

@@ -1,7 +1,8 @@
 """`python -m convatlas.plan [study=a,b|all] [images=made,cifar10] [scale=laptop] [seeds=0,1,2]`: writes params.yaml.
 
 `study=+densenet` adds to the plan that is there and `study=-densenet` takes away; scale, seeds and overrides stay.
-params.yaml is what dvc.yaml's templates read: small, committed, equal to what this command writes without arguments.
+params.yaml is what people read and edit, stages.yaml what dvc.yaml's templates read: both are committed, equal to what
+this command writes without arguments.
 Seeds and scale in it may be edited by hand, and `overrides` apply to every run.
 """
 
@@ -17,10 +18,9 @@ from convatlas.core.cli import read_options, run
 from convatlas.core.composing import hydra_ready
 from convatlas.core.config import DataConfig, Section, describe
 from convatlas.core.errors import UserError, near_matches
-from convatlas.core.files import write_yaml
 from convatlas.search.composing import searches_for
 from convatlas.studies.calibration import CALIBRATED, choices
-from convatlas.studies.params import FILE, HEADER, Plan, read_plan
+from convatlas.studies.params import FILE, STAGES, Plan, read_plan, write_plan
 from convatlas.studies.planning import (
     NothingToReplaceError,
     check_costs,
@@ -56,7 +56,7 @@ def make_plan(
     overrides: Sequence[str],
     searches: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return what params.yaml holds: what to run, and per run no more than dvc.yaml's templates need."""
+    """Return a plan: what to run, and per run no more than dvc.yaml's templates need."""
     runs: dict[str, dict[str, str]] = {}
     models: list[dict[str, Any]] = []
     data: dict[str, DataConfig] = {}
@@ -153,9 +153,9 @@ def main() -> None:
         Plan.model_validate(plan)
     except ValidationError as error:
         raise UserError(describe(error, "the command line")) from error
-    write_yaml(FILE, plan, HEADER)
+    write_plan(plan)
     searched = f", searches: {', '.join(plan['searches'])}" if plan["searches"] else ""
-    print(f"params.yaml: {len(plan['runs'])} runs of {', '.join(studies)} at scale {options.scale}{searched}")
+    print(f"{FILE}, {STAGES}: {len(plan['runs'])} runs of {', '.join(studies)} at scale {options.scale}{searched}")
     if options.scale == CALIBRATED and (open_ones := [name for name in studies if not choices(name)]):
         print(
             f"Optimiser and rate are the recipes' for {', '.join(open_ones)}: none were chosen on validation yet. "

@@ -20,7 +20,7 @@ from convatlas.core.errors import UserError, near_matches
 from convatlas.core.imports import quick_imports
 from convatlas.studies.planning import read_tracking, study_names
 
-PLAN, RUNS, REPORTS = Path("plan"), Path("runs"), Path("reports")
+PLAN, RUNS, REPORTS, METRICS = Path("plan"), Path("runs"), Path("reports"), Path("metrics")
 
 
 class Options(Answering):
@@ -62,7 +62,7 @@ def main() -> None:
         for study, folder in tqdm(pages.items(), unit=" reports", disable=None, delay=1, leave=False):
             write_report(known[study], RUNS, folder)
         if whole:
-            write_summary(PLAN, RUNS, REPORTS)
+            write_summary(PLAN, RUNS, REPORTS, METRICS)
         write_index(PLAN, RUNS, REPORTS)
         written = [*(folder / "index.html" for folder in pages.values()), REPORTS / "index.html"]
         publish({study: folder for study, folder in pages.items() if study in planned})

@@ -16,7 +16,8 @@ from convatlas.reporting.documents import as_latex, as_markdown, claim_records
 from convatlas.reporting.kept import keep_plan, kept_plans, remove_without_runs
 from convatlas.reporting.page import render_index, render_report
 from convatlas.reporting.reading import read_studies, read_study
-from convatlas.reporting.summary import curve_records, study_summary, variant_records
+from convatlas.reporting.rendering import vega
+from convatlas.reporting.summary import curve_records, overall, scores, variant_records
 from convatlas.reporting.tables import as_csv, records
 
 __all__ = ["write_index", "write_report", "write_summary"]
@@ -51,9 +52,18 @@ def write_index(plan: Path, runs: Path, output: Path) -> None:
     write_text(output / "index.html", render_index(planned, kept, [page.stem for page in data_pages]))
 
 
-def write_summary(plan: Path, runs: Path, output: Path) -> None:
-    """Write what `dvc metrics show` and `dvc plots show` are for: `summary.json`, `variants.csv`, `curves.csv`."""
+def write_summary(plan: Path, runs: Path, output: Path, metrics: Path) -> None:
+    """Write what DVC's views are for.
+
+    Args:
+        plan: the folder of the plan.
+        runs: the folder of the runs.
+        output: gets `variants.csv` and `curves.csv` for `dvc plots show`, and `vega.js`, which draws them.
+        metrics: gets `summary.json` for `dvc metrics` and `dvc exp show`, and `scores.json` with every variant's score.
+    """
     studies = read_studies(plan, runs)
-    write_json(output / "summary.json", {study.name: study_summary(study) for study in studies})
+    write_json(metrics / "summary.json", overall(studies))
+    write_json(metrics / "scores.json", scores(studies))
     write_text(output / "variants.csv", as_csv(list(variant_records(studies))))
     write_text(output / "curves.csv", as_csv(list(curve_records(studies))))
+    write_text(output / "vega.js", vega())
