@@ -120,13 +120,15 @@ def repro(words: list[str]) -> None:
     _dvc("repro", *words)
 
 
-DEPENDENCIES = r"(conf|src|plan|data|runs|reports|searches|docs)(/|$)|.*\.(yaml|lock|json)$|(data|runs|manifests|searches)\."
+DEPENDENCIES = (
+    r"(conf|src|plan|data|runs|reports|searches|docs)(/|$)|.*\.(yaml|lock|json)$|(data|runs|manifests|searches)\."
+)
 """What `dvc exp show` has a column for that says nothing of a result: the hash of whatever a stage depends on."""
 
 
 def experiments(words: list[str]) -> None:
-    """Show experiments by `dvc exp show`, without the columns of dependencies."""
-    _dvc("exp", "show", "--no-pager", "--drop", DEPENDENCIES, *words)
+    """Show experiments by `dvc exp show`, without the columns that say nothing of a result."""
+    _dvc("exp", "show", "--no-pager", "--drop", NO_RESULT, *words)
 
 
 def _dvc(*words: str) -> NoReturn:

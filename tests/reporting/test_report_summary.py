@@ -29,11 +29,9 @@ def test_the_summary_has_few_figures_and_the_scores_every_variant(reports):
     assert json.loads((reports.parent / "metrics" / "summary.json").read_text()) == {
         "accuracy": 72.5,  # of 85 and 60
         "dice": 75.0,
-        "runs": 4,
-        "failed": 0,
+        "finished": 4,
         "confirmed": 0,
         "refuted": 0,
-        "undecided": 0,
         "train_minutes": 2.0,  # 30 + 31 + 30 + 30 seconds
     }
     scores = json.loads((reports.parent / "metrics" / "scores.json").read_text())

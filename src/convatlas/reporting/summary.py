@@ -17,8 +17,8 @@ Record = dict[str, Any]
 def overall(studies: Sequence[Study]) -> dict[str, float]:
     """Return a few figures of all studies together, as many columns as a terminal has room for.
 
-    The mean score over the variants of each task, in the unit of reports; finished and failed runs; claims by their
-    verdict; minutes of training.
+    The mean score over the variants of each task, in the unit of reports; finished runs; claims that these confirm and
+    refute; minutes of training.
     """
     figures: dict[str, float] = {}
     groups = [group for study in studies for group in study.groups]
@@ -27,10 +27,9 @@ def overall(studies: Sequence[Study]) -> dict[str, float]:
         means = [m for group in of_score for variant in group.variants if (m := _printed(group, variant)) is not None]
         if means:
             figures[name] = round(statistics.fmean(means), 2)
-    figures["runs"] = sum(study.runs_finished for study in studies)
-    figures["failed"] = sum(study.runs_failed for study in studies)
+    figures["finished"] = sum(study.runs_finished for study in studies)
     verdicts = [entry.verdict for study in studies for entry in judge(study)]
-    figures |= {name: verdicts.count(name) for name in ("confirmed", "refuted", "undecided")}
+    figures |= {"confirmed": verdicts.count("confirmed"), "refuted": verdicts.count("refuted")}
     seconds = (run.seconds("train_seconds") for group in groups for run in group.runs)
     return figures | {"train_minutes": round(sum(filter(None, seconds)) / 60, 1)}
 
