@@ -120,10 +120,10 @@ def repro(words: list[str]) -> None:
     _dvc("repro", *words)
 
 
-DEPENDENCIES = (
-    r"(conf|src|plan|data|runs|reports|searches|docs)(/|$)|.*\.(yaml|lock|json)$|(data|runs|manifests|searches)\."
+NO_RESULT = (
+    r"(conf|src|plan|data|runs|reports|searches|docs)(/|$)|.*\.(yaml|lock|json)$|(data|runs)\.|Created|trainings"
 )
-"""What `dvc exp show` has a column for that says nothing of a result: the hash of whatever a stage depends on."""
+"""What `dvc exp show` has a column for that says nothing of a result, such as the hash of whatever a stage depends on."""
 
 
 def experiments(words: list[str]) -> None:
