@@ -123,7 +123,7 @@ def repro(words: list[str]) -> None:
 NO_RESULT = (
     r"(conf|src|plan|data|runs|reports|searches|docs)(/|$)|.*\.(yaml|lock|json)$|(data|runs)\.|Created|trainings"
 )
-"""What `dvc exp show` has a column for that says nothing of a result, such as the hash of whatever a stage depends on."""
+"""What `dvc exp show` has columns for that say nothing of a result, such as the hash of each dependency."""
 
 
 def experiments(words: list[str]) -> None:
