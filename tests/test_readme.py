@@ -1,4 +1,4 @@
-"""README's commands: each runs after `make repro`, here on a small run in the place of the plan's, or in its own test."""
+"""README's commands: each runs after `make repro`, here on a small run in the place of the plan's, or in another."""
 
 from __future__ import annotations
 

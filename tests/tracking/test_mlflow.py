@@ -83,7 +83,8 @@ def test_a_seed_has_its_parameters_configuration_data_and_pictures(compose, uri,
     artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
     assert {"config.yaml", "metrics.json", "history.csv", "predictions.parquet", "environment.json"} <= artifacts
     pictures = {a.path for a in client.list_artifacts(run.info.run_id, "figures")}
-    assert pictures == {"figures/confusion_matrix.png", "figures/samples.png"}
+    names = ("confusion_matrix", "first_filters", "samples", "training_batch")
+    assert pictures == {f"figures/{name}.png" for name in names}
     card = PreparedData.open(prepared_digits).card
     assert run.data.tags["convatlas.data"] == card.fingerprint
     assert run.inputs.dataset_inputs[0].dataset.digest == card.fingerprint[:36]

@@ -68,6 +68,8 @@ def collect_results(
     """Gather the results of a seed after its test. Whatever differs between equal runs (seconds) goes to `timing`."""
     import pandas as pd
 
+    from convatlas.tasks.figures import mosaic, picture_channels
+
     shape = (config.data.in_channels, config.data.image_size, config.data.image_size)
     predictions = pd.DataFrame(task.test_rows)
     task.eval()
@@ -90,6 +92,8 @@ def collect_results(
     try:
         with recorder.measured("figures"), plain_text():
             figures = task.figures(data.sample_batch(predictions["index"].tolist()), predictions)
+            if isinstance(data, DataModule):
+                figures = {**figures, "training_batch": mosaic(picture_channels(data.training_sample()))}
     except Exception as error:  # a picture never costs a run
         print(f"No figures can be drawn ({error}); the run is complete without them.", file=sys.stderr)
     run.timing.parts["figures"] = recorder.parts["figures"]
