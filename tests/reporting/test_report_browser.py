@@ -60,7 +60,7 @@ def names_in_order(page):
 @pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, {"viewport": {"width": 390, "height": 844}}])
 def test_the_page_draws_all_charts_without_complaint_or_network(opened, address, options):
     page = opened(**options)
-    assert page.locator(".drawing svg").count() == 8
+    assert page.locator(".drawing svg").count() == 9
     assert page.complaints == []
     assert page.requests == [address]
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
