@@ -28,7 +28,7 @@ def test_the_surest_mistake_comes_first_and_what_one_net_alone_gets_right(tmp_pa
         sure = np.linspace(0.2, 0.9, len(labels))
         pq.write_table(table.append_column("confidence", pa.array(sure)), file)
     group = read_study(study_file, runs).groups[0]
-    first, best = mistakes(group)
+    first, _ = mistakes(group)
     assert first.words == f"3 of {len(labels)} images wrong, seed 0"
     assert [line.partition(",")[0] for _, line in first.pictures] == [
         f"{labels[place]} → {(labels[place] + 1) % 10}" for place in (8, 5, 3)

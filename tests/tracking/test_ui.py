@@ -56,7 +56,7 @@ def test_a_person_finds_variants_by_score_with_their_costs(served, browser):
     page.on("pageerror", lambda error: failures.append(str(error)))
     page.goto(served)
     for head in ("test/accuracy", "test_std/accuracy", "cost/parameters", "cost/macs", "time/train_seconds"):
-        page.get_by_role("columnheader", name=head).wait_for(timeout=60_000)
+        page.get_by_role("columnheader", name=head).first.wait_for(timeout=60_000)
     page.get_by_text("1 matching run").wait_for(timeout=60_000)  # the variant, neither its seeds nor the report
     page.goto(served.replace("TABLE", "CHART"))
     page.get_by_text("accuracy against MACs").first.wait_for(timeout=60_000)

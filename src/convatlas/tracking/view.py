@@ -66,6 +66,7 @@ def view_state(scores: Sequence[str]) -> dict[str, Any]:
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
         "selectedColumns": [*columns, "attributes.`Dataset`"],
+        "columnOrder": columns,
         "runsHiddenMode": "SHOW_ALL",
         "compareRunSections": [{"uuid": SECTION, "name": "Score and cost", "display": True, "isReordered": True}],
         "compareRunCharts": charts,
