@@ -100,6 +100,7 @@ def after_repro(project, compose, prepared_digits, monkeypatch):
         shutil.copytree(prepared_digits, project / "data" / "prepared" / "digits")
         config = compose("model=lenet5", f"data.prepared={project}/data/prepared/digits", "recipe.epochs=1")
         train(config.model_copy(update={"output_dir": run, "study": "overview", "variant": "lenet5"}), strict=True)
+        shutil.copytree(run, project / "runs" / "adhoc" / "lenet5-digits-12345678")  # one that was trained alone
     monkeypatch.chdir(project)
     shutil.copy(ROOT / "params.yaml", project)
     shutil.copy(ROOT / "stages.yaml", project)
