@@ -98,20 +98,22 @@ def write_plan(plan: Mapping[str, Any], path: Path = FILE) -> None:
 
 
 def read_plan(path: Path) -> Plan:
-    """Read params.yaml, and stages.yaml beside it.
+    """Read params.yaml, and stages.yaml beside it, whose keys may stand in params.yaml, too.
 
     Raises:
-        UserError: one is missing, or something in it is not as a plan has it.
+        UserError: params.yaml is missing, or something in one is not as a plan has it.
     """
+    of_stages = path.with_name(STAGES.name)
     values: dict[str, Any] = {}
-    for file in (path, path.with_name(STAGES.name)):
+    for file in (of_stages, path) if of_stages.exists() else (path,):
         found = read_yaml(file, REMEDY)
         if not isinstance(found, dict):
             raise UserError(f"{file} is empty or not a mapping; {REMEDY}")
-        values |= {key: value for key, value in found.items() if key != "trainings"}
+        values |= found
+    values.pop("trainings", None)
     needed = {name for name, field in Plan.model_fields.items() if field.is_required()}
     if missing := sorted(needed - set(values)):
-        raise UserError(f"{path} and {STAGES} lack {', '.join(missing)}; {REMEDY}")
+        raise UserError(f"{path}, with {STAGES} beside it, lacks {', '.join(missing)}; {REMEDY}")
     try:
         return Plan.model_validate(values)
     except ValidationError as error:
