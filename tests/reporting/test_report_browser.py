@@ -119,3 +119,15 @@ def test_it_prints_on_paper_of_its_width(opened):
     page.emulate_media(media="print")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
+
+
+def test_a_phone_shows_each_nets_name_and_score_without_scrolling(opened):
+    page = opened(viewport={"width": 390, "height": 844})
+    for cell in page.locator("table.results").first.locator("tbody tr > :is(th, td:nth-of-type(3))").all():
+        box = cell.bounding_box()
+        assert box["x"] + box["width"] <= 390
+    boxes = (
+        "[...document.querySelectorAll('*')].filter(e => e.scrollHeight > e.clientHeight + 4 && e.clientHeight > 100"
+    )
+    inner = f"{boxes} && ['auto', 'scroll'].includes(getComputedStyle(e).overflowY)).length"
+    assert page.evaluate(inner) == 0, "no box scrolls within the page"
