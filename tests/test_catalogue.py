@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -10,6 +11,8 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 import convatlas
+from convatlas import catalogue
+from convatlas.catalogue import Counted
 from convatlas.core.composing import composed_net, hydra_ready
 from convatlas.models.build import build_model
 from helpers import ROOT
@@ -69,3 +72,18 @@ def test_importing_the_package_imports_nothing_of_size():
     program = "import sys, convatlas; print({'torch', 'hydra', 'pydantic', 'yaml'} & set(sys.modules))"
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert printed == "set()\n"
+
+
+def test_counts_are_kept_until_the_net_changes(tmp_path, monkeypatch):
+    counted = Counted(tmp_path / "costs.json")
+    first = counted.of("lenet5")
+    assert first == {"parameters": 60_000, "macs": first["macs"]}
+    counted.keep()
+    asked = []
+    monkeypatch.setattr(catalogue, "count", lambda name, _size: asked.append(name) or {"parameters": 1, "macs": 2})
+    assert Counted(tmp_path / "costs.json").of("lenet5") == first
+    kept = json.loads((tmp_path / "costs.json").read_text())
+    kept["lenet5"]["key"] = "of another version"
+    (tmp_path / "costs.json").write_text(json.dumps(kept))
+    assert Counted(tmp_path / "costs.json").of("lenet5") == {"parameters": 1, "macs": 2}
+    assert asked == ["lenet5"]

@@ -163,7 +163,7 @@ def test_studies_are_planned_and_resolved_at_every_scale(enter, monkeypatch, tmp
     monkeypatch.chdir(tmp_path)
     assert enter("plan", "study=transfer_learning", f"scale={scale}").status == 0
     assert enter("resolve").status == 0
-    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    params = yaml.safe_load((tmp_path / "stages.yaml").read_text())
     files = (tmp_path / "plan" / "transfer_learning").glob("*.yaml")
     assert {p.relative_to(tmp_path / "plan").with_suffix("").as_posix() for p in files} == set(params["runs"])
     after_the_first = [

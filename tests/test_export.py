@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -66,9 +67,27 @@ def probabilities(trained: TrainedRun, images: torch.Tensor) -> torch.Tensor:
         return trained.net((images - mean) / std).softmax(dim=1)
 
 
+def test_the_weights_answer_in_plain_pytorch_as_the_page_shows(run, prepared_digits, tmp_path, capsys):
+    """What lies in the run's folder is enough, and the rule of normalisation that the page states is the net's."""
+    page = (ROOT / "docs" / "export.md").read_text()
+    script, _ = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    image = next(iter(images_of(load_run(run), "test", 1, 1)))  # from 8 x 8 pixels to 32 x 32
+    np.save(tmp_path / "test_images.npy", 255 * image)
+    script = script.replace("runs/overview/lenet5/seed=0", str(run)).replace(
+        "data/prepared/cluttered_digits", str(tmp_path)
+    )
+    names: dict = {}
+    exec(script, names)
+    row = pd.read_parquet(run / "predictions.parquet").iloc[0]
+    assert capsys.readouterr().out.strip() == names["about"]["classes"][row["prediction"]]
+    found = names["net"]((names["pixels"] - names["mean"]) / names["std"]).softmax(dim=1)
+    np.testing.assert_allclose(found[0].detach(), row["probabilities"], atol=1e-5)
+    assert names["about"]["weights_take"] == "(pixels / 255 - mean) / std"
+
+
 def test_the_script_of_the_page_scores_as_the_run_did(run, exported, prepared_digits, tmp_path):
     page = (ROOT / "docs" / "export.md").read_text()
-    (script,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    _, script = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     (tmp_path / "classify.py").write_text(script)
     labels = np.load(prepared_digits / "test_labels.npy")
     resized = np.concatenate([*images_of(load_run(run), "test", len(labels), 64)])  # from 8 x 8 pixels to 32 x 32

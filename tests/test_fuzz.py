@@ -196,9 +196,9 @@ class World:
 
     def tidy(self) -> None:
         """Remove what a command wrote."""
-        for name in ("out", "plan", "reports", "logs", ".work", "data", "new", "mlartifacts", "predictions"):
+        for name in ("out", "plan", "reports", "logs", ".work", "data", "new", "mlartifacts", "predictions", "metrics"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for file in [*self.folder.glob("*mlflow.db*"), self.folder / "params.yaml"]:
+        for file in [*self.folder.glob("*mlflow.db*"), self.folder / "params.yaml", self.folder / "stages.yaml"]:
             file.unlink(missing_ok=True)
 
 

@@ -294,7 +294,7 @@ def test_a_finished_run_is_no_work_folder(enter, world):
 PLAN = ("study=thundernet", "seeds=0")
 WRITTEN: dict[str, tuple[str, list[str], list[str]]] = {
     # What is called, with which arguments, and what is its own.
-    "plan": ("plan", [*PLAN], ["params.yaml"]),
+    "plan": ("plan", [*PLAN], ["params.yaml", "stages.yaml"]),
     "resolve": ("resolve", [], []),
     "report": ("report", [], []),
     "track": ("track", ["runs", "uri=sqlite:///mlflow.db"], []),
@@ -315,8 +315,9 @@ def planned(world: World, enter: Callable[..., Entered], plans: dict[str, str]) 
     params = world.folder / "params.yaml"
     if not plans:
         assert enter("plan", *PLAN).status == 0
-        plans["params"] = params.read_text()
-    params.write_text(plans["params"])
+        plans |= {name: params.with_name(name).read_text() for name in ("params.yaml", "stages.yaml")}
+    for name, text in plans.items():
+        params.with_name(name).write_text(text)
     return params
 
 

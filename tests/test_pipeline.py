@@ -22,14 +22,17 @@ from convatlas.core.errors import UserError
 from convatlas.core.files import write_json
 from convatlas.plan import Options, make_plan
 from convatlas.search.composing import searches_for
+from convatlas.studies.params import read_plan
 from convatlas.studies.planning import Scale, Study, planned_runs, template_values
 from convatlas.train import remove_outdated
 from helpers import ROOT, assert_one_sentence
 
 
 def committed_params() -> dict:
-    """Read params.yaml."""
-    return yaml.safe_load((ROOT / "params.yaml").read_text())
+    """Read params.yaml and stages.yaml."""
+    params, stages = (yaml.safe_load((ROOT / name).read_text()) for name in ("params.yaml", "stages.yaml"))
+    assert stages.pop("trainings") == len(stages["runs"])
+    return params | stages
 
 
 def test_the_committed_plan_is_what_plan_writes_without_arguments():
@@ -106,7 +109,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
 
 def test_every_stage_has_its_file_in_the_plan(resolved):
     plan = resolved()
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    params = yaml.safe_load(Path("stages.yaml").read_text())
     files = set(files_below(plan))
     runs = {f"{key}.yaml" for key in params["runs"]}
     assert files == runs | {f"tracking/{run}" for run in runs} | {
@@ -154,9 +157,9 @@ def test_an_upgrade_changes_what_the_library_decides(resolved, monkeypatch):
 
 def test_planned_runs_that_differ_from_the_list_are_told_with_the_users_own_plan(enter, resolved):
     resolved("overrides=[recipe.epochs=1]")
-    params = yaml.safe_load(Path("params.yaml").read_text())
-    del params["runs"][next(iter(params["runs"]))]
-    Path("params.yaml").write_text(yaml.safe_dump(params))
+    stages = yaml.safe_load(Path("stages.yaml").read_text())
+    del stages["runs"][next(iter(stages["runs"]))]
+    Path("stages.yaml").write_text(yaml.safe_dump(stages))
     before = files_below(Path("plan"))
     words = ["does not list the runs", "study=spatial_pyramid_pooling", "seeds=7", "overrides=[recipe.epochs=1]"]
     assert_one_sentence(enter("resolve"), *words)
@@ -225,6 +228,24 @@ def test_a_study_has_the_name_of_its_file(enter, monkeypatch, tmp_path):
     assert not Path("params.yaml").exists()
 
 
+def test_a_study_joins_the_plan_or_leaves_it_and_the_rest_stays(enter, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    first = ["study=spatial_pyramid_pooling", "seeds=7,8", "overrides=[recipe.epochs=1]"]
+    assert enter("plan", *first).status == 0
+    before = read_plan(Path("params.yaml"))
+    assert enter("plan", "study=+vanishing_gradient").status == 0
+    both = read_plan(Path("params.yaml"))
+    assert both.studies == ["spatial_pyramid_pooling", "vanishing_gradient"]
+    assert (both.seeds, both.overrides) == ([7, 8], ["recipe.epochs=1"])
+    assert before.runs.items() < both.runs.items()
+    assert enter("plan", "study=-vanishing_gradient").status == 0
+    assert read_plan(Path("params.yaml")) == before
+    assert_one_sentence(enter("plan", "study=-vanishing_gradient"), "the plan has no such study")
+    assert_one_sentence(enter("plan", "study=-spatial_pyramid_pooling"), "leaves no study")
+    assert_one_sentence(enter("plan", "study=+overview,densenet"), "with and without a sign")
+
+
 # ---- seeds that are finished ----------------------------------------------------------------------------------------
 
 
@@ -278,6 +299,9 @@ class Project:
             (folder / "conf" / "search" / "tiny.yaml").write_text(search)
         self.run("git", "init", "-q")
         self.run("dvc", "init", "-q")
+        shutil.copytree(
+            ROOT / ".dvc", folder / ".dvc", dirs_exist_ok=True, ignore=shutil.ignore_patterns("cache", "tmp")
+        )
         self.run(sys.executable, "-m", "convatlas.plan", "seeds=[0]", f"overrides={QUICK}")
         self.run("git", "add", "-A")
         self.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "start")
@@ -396,8 +420,25 @@ def test_a_comment_in_the_configuration_trains_nothing(project):
 @pytest.mark.slow
 def test_the_summary_is_one_readable_file(project):
     shown = project.run("dvc", "metrics", "show", "--json")
-    assert "reports/summary.json" in shown
+    assert "metrics/summary.json" in shown
     assert "runs/" not in shown
+    assert {"overview.lenet5", "overview.resnet"} <= set(
+        re.findall(r"overview\.\w+", project.run("dvc", "metrics", "diff", "--targets", "metrics/scores.json"))
+    )
+
+
+@pytest.mark.slow
+def test_experiments_have_a_dozen_columns_and_plots_need_no_network(project):
+    table = project.run(sys.executable, "-m", "convatlas", "experiments", "--csv").splitlines()[0].split(",")
+    shown = [name for name in table if name not in ("rev", "typ", "parent", "State", "Executor")]
+    assert len(shown) <= 12, shown
+    assert {"accuracy", "finished", "train_minutes", "seeds", "overrides"} <= set(shown)
+    project.run("dvc", "plots", "show")
+    page = (project.folder / "dvc_plots" / "index.html").read_text()
+    assert "Validation score by epoch" in page
+    assert "overview/lenet5" in page
+    assert not re.search(r'src="https?://', page)
+    assert (project.folder / "reports" / "vega.js").stat().st_size > 500_000
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def card(prepared: Path) -> dict:
 
 
 def test_raw_files_are_a_dependency_by_their_manifest(pets, enter):
-    params = Path("params.yaml").read_text()
+    params = Path("stages.yaml").read_text()
     assert "pets: data/raw/pets" in params
     assert "raw: data/manifests/pets.json" in params
     file = Path("data/manifests/pets.json")

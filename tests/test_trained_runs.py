@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import nibabel
@@ -125,7 +126,7 @@ def test_predicting_pictures_of_another_size(trained, enter, tmp_path, task):
     else:
         assert all(row["count"] == len(row["objects"]) for row in rows)
     masks = sorted(output.glob("*_mask.png"))
-    assert len(list(output.glob("*.png"))) - len(masks) == 2
+    assert len(list(output.glob("0*.png"))) - len(masks) == 2
     assert len(masks) == (2 if task == "segmentation" else 0)
     for row, mask in zip(rows, masks, strict=False):
         classes = decode_labels(mask.read_bytes())
@@ -167,7 +168,40 @@ def test_test_time_augmentation_stands_beside_the_single_view_with_its_cost(trai
     assert found["cost"]["seconds_factor"] == found["cost"]["seconds_augmented"] / found["cost"]["seconds"]
     text = enter("evaluate", f"run={folder}", "tta=flip").out
     assert "single view" in text
-    assert [line.split()[-1] for line in text.splitlines() if line.startswith("million MACs")] == ["2.0"]
+    assert [line.split()[-1] for line in text.splitlines() if line.startswith("MACs")] == ["2.0"]
+    assert re.search(r"With flip, accuracy is .*, at 2\.0 times the MACs\.", text)
+
+
+def test_evaluate_shows_the_record_beside_what_is_measured_now(trained, enter):
+    text = enter("evaluate", f"run={trained('classification')}").out
+    cells = next(line.split() for line in text.splitlines() if line.startswith("accuracy  "))
+    assert cells[1:3] == cells[3:5]
+
+
+def test_predict_prints_the_first_answers_and_draws_what_the_net_sees(trained, enter, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(12):
+        Image.new("L", (30, 30), 255).save(pictures / f"{number:02d}.png")
+    arguments = [f"run={trained('classification')}", "pictures"]
+    first = enter("predict", *arguments)
+    assert first.status == 0, first.err
+    rows = json.loads((tmp_path / "predictions" / "predictions.json").read_text())
+    lines = [line for line in first.out.splitlines() if line.startswith("pictures/")]
+    assert len(lines) == 10
+    assert f"{rows[0]['prediction']}  {rows[0]['confidence']:.1%}" in lines[0]
+    assert "and 2 more" in first.out
+    assert "12 predictions in predictions" in first.out
+    assert "much brighter than those of the training" in first.err
+    assert Image.open(tmp_path / "predictions" / "contact_sheet.png").width > 8 * 128
+    found = json.loads(enter("predict", *arguments, "format=json").out)
+    assert found["output_dir"] == "predictions-2"
+    assert found["first"] == rows[:10]
+    quiet = enter("predict", *arguments, "-q", "pictures=false")
+    assert (quiet.status, quiet.out) == (0, "")
+    assert not (tmp_path / "predictions-3" / "contact_sheet.png").exists()
 
 
 @pytest.mark.parametrize(("task", "tta"), [("segmentation", "flip"), ("classification", "multi_scale")])
@@ -252,7 +286,7 @@ def test_images_of_any_name(trained, enter, tmp_path):
         arguments = [f"run={trained('classification')}", str(folder), f"output_dir={tmp_path / 'out'}"]
         assert enter("predict", *arguments, "overwrite=true").status == 0
     rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert len(rows) == len(list((tmp_path / "out").glob("*.png"))) == 5
+    assert len(rows) == len(list((tmp_path / "out").glob("0*.png"))) == 5
     assert f"{folder}/\\xff\\xfe.png" in [row["file"] for row in rows]
 
 
@@ -270,7 +304,7 @@ def test_pictures_go_through_the_net_in_batches_and_answers_stay_in_order(traine
         entered = enter("predict", f"run={trained('classification')}", str(pictures), *options)
         assert entered.status == 0, entered.err
         assert "3.png is left out" in entered.err
-        assert entered.out.startswith("6 predictions")
+        assert "6 predictions in " in entered.out
         assert sorted(path.name for path in out.iterdir()) == [".convatlas.json", "predictions.csv", "predictions.json"]
         rows.append(json.loads((out / "predictions.json").read_text()))
         assert len((out / "predictions.csv").read_text().splitlines()) == 7

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from click.shell_completion import BashComplete, add_completion_class, get_completion_class
@@ -35,6 +35,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Studies": {
         "plan": "choose the studies, scale and seeds of the pipeline",
         "repro": "run the pipeline: what changed, and nothing else",
+        "experiments": "compare the experiments of `dvc exp run` in a few columns",
         "decide": "add seeds until the claims are decided",
         "report": "write the reports of the planned studies",
         "track": "send finished runs to MLflow again",
@@ -67,7 +68,11 @@ class Commands(click.Group):
         texts = {name: text for group in GROUPS.values() for name, text in group.items()}
         if name not in texts:
             return None
-        own: dict[str, Callable[[list[str]], None]] = {"repro": repro, "completion": completion}
+        own: dict[str, Callable[[list[str]], None]] = {
+            "repro": repro,
+            "experiments": experiments,
+            "completion": completion,
+        }
         words = click.Argument(["words"], nargs=-1, type=click.UNPROCESSED, shell_complete=_suggestions)
         return click.Command(
             name,
@@ -112,8 +117,24 @@ def repro(words: list[str]) -> None:
         shutil.which("git") is None or subprocess.run(["git", "rev-parse"], capture_output=True, check=False).returncode
     ):
         raise UserError("DVC needs a git repository: clone convatlas, or run `git init` here first.")
+    _dvc("repro", *words)
+
+
+NO_RESULT = (
+    r"(conf|src|plan|data|runs|reports|searches|docs)(/|$)|.*\.(yaml|lock|json)$|(data|runs)\.|Created|trainings"
+)
+"""What `dvc exp show` has columns for that say nothing of a result, such as the hash of each dependency."""
+
+
+def experiments(words: list[str]) -> None:
+    """Show experiments by `dvc exp show`, without the columns that say nothing of a result."""
+    _dvc("exp", "show", "--no-pager", "--drop", NO_RESULT, *words)
+
+
+def _dvc(*words: str) -> NoReturn:
+    """Run DVC with this environment's programs first on the path, and end as it does."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    command = [sys.executable, "-m", "dvc", "repro", *words]
+    command = [sys.executable, "-m", "dvc", *words]
     sys.exit(subprocess.run(command, env=os.environ | {"PATH": programs}, check=False).returncode)
 
 

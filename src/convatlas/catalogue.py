@@ -10,21 +10,29 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from convatlas.core.cli import read_options, run
 from convatlas.core.composing import composed_net, conf_dir, hydra_ready
 from convatlas.core.config import Section
+from convatlas.core.digests import digest
 from convatlas.core.errors import UserError, near_matches
-from convatlas.core.files import read_yaml
+from convatlas.core.files import read_yaml, write_json
 from convatlas.core.older import upgraded
+from convatlas.core.source_code import PACKAGE, Code, code_behind
 
 if TYPE_CHECKING:
     from torch import nn
 
     from convatlas.training.trained import TrainedRun
+
+LIBRARIES = ("torch", "torchvision", "timm")
+"""Whose versions decide what a net counts."""
 
 __all__ = ["build_net", "create_model", "list_models", "load", "read_about", "read_model"]
 
@@ -111,7 +119,7 @@ class Options(Section):
     """Names to list, as file names have them, for example `fractal*`; null lists all."""
     task: Literal["all", "classification", "detection", "segmentation"] = "all"
     costs: bool = True
-    """Build each net on the meta device and count; false lists faster."""
+    """List parameters and multiply-adds; those of all nets are counted once, in a minute or two, and then kept."""
     format: Literal["text", "json"] = "text"
 
 
@@ -126,23 +134,61 @@ def main() -> None:
         )
     rows = []
     width = shutil.get_terminal_size((132, 24)).columns
+    counted = Counted(conf_dir().parent / ".work" / "costs.json") if options.costs else None
     for name in names:
-        rows.append(describe_model(name, costs=options.costs))
+        rows.append({"name": name, **read_about(name), **(counted.of(name) if counted else {})})
         if options.format == "text":
             print(as_line(rows[-1], max(map(len, names)), width), flush=True)
+    if counted:
+        counted.keep()
     if options.format == "json":
         print(json.dumps(rows, ensure_ascii=False))
 
 
-def describe_model(name: str, *, costs: bool) -> dict[str, Any]:
-    """Return what a net's file says of it, and its counts at the paper's input."""
-    row = {"name": name, **read_about(name)}
-    if costs and row["input_size"]:
-        from convatlas.models.costs import costs_of
+def count(name: str, input_size: Sequence[int]) -> dict[str, int | None]:
+    """Count parameters and multiply-adds of a net at `(channels, height, width)`, on the meta device."""
+    from convatlas.models.costs import costs_of
 
-        measured = costs_of(lambda: create_model(name), row["input_size"])
-        row |= {"parameters": measured.parameters, "macs": measured.macs}
-    return row
+    costs = costs_of(lambda: create_model(name), input_size)
+    return {"parameters": costs.parameters, "macs": costs.macs}
+
+
+class Counted:
+    """The counts of nets at their papers' inputs, kept in a file until a net's code or configuration changes.
+
+    Args:
+        file: where they are kept.
+    """
+
+    def __init__(self, file: Path) -> None:
+        from convatlas.atlas.nets import read_nets
+
+        self.file, self._nets = file, read_nets()
+        try:
+            self._known: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self._known = {}
+
+    def of(self, name: str) -> dict[str, Any]:
+        """Return parameters and multiply-adds of a net; nothing where its file says no input size."""
+        net = self._nets[name]
+        size = net["about"].get("input_size")
+        if not size:
+            return {}
+        key = digest({"net": net, "code": _code(net["model"]["_target_"]).plain()})
+        if self._known.get(name, {}).get("key") != key:
+            self._known[name] = {"key": key, **count(name, size)}
+        return {column: self._known[name][column] for column in ("parameters", "macs")}
+
+    def keep(self) -> None:
+        """Write the file; a folder that cannot be written costs the next listing its time."""
+        with suppress(OSError):
+            write_json(self.file, self._known)
+
+
+@cache
+def _code(target: str) -> Code:
+    return code_behind([PACKAGE / "models" / "costs.py"], [target], counted=("models",), libraries=LIBRARIES)
 
 
 def as_line(row: dict[str, Any], name_width: int, width: int) -> str:

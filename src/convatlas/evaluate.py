@@ -1,28 +1,32 @@
 """`python -m convatlas.evaluate run=runs/overview/lenet5/seed=0 [tta=ten_crop]`: a trained net's metrics once more.
 
-The run's own files stay as they are; `output_dir` writes `evaluation.json` and `predictions.parquet` elsewhere.
+Beside each metric stands what the run's record has, or with `tta` the single view's, with what the views cost. The
+run's own files stay as they are; `output_dir` writes `evaluation.json` and `predictions.parquet` elsewhere.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from convatlas.core.answers import Answering, answering, as_table
 from convatlas.core.cli import read_options, run
-from convatlas.core.config import Section, View
+from convatlas.core.config import View
 from convatlas.core.errors import UserError
 from convatlas.core.files import write_json
 from convatlas.core.folders import check_replaceable, written_folder
 from convatlas.core.imports import quick_imports
+from convatlas.core.metrics import metric
+from convatlas.core.record import RunRecord
+from convatlas.reporting.wording import DASH, duration, metric_text, with_prefix
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class Options(Section):
+class Options(Answering):
     """What the command line may say."""
 
     run: Path
@@ -36,19 +40,16 @@ class Options(Section):
     data: Path | None = None
     """Where the run's prepared data lie now, if they were moved."""
     output_dir: Path | None = None
-    format: Literal["text", "json"] = "text"
 
 
 def main() -> None:
     """Evaluate a run and print its metrics."""
     options = read_options(Options, sys.argv[1:])
-    found = evaluate(options)
-    if options.format == "json":
-        print(json.dumps(found))
-        return
-    part = "" if options.part is None else f", {options.part}"
-    print(f"{options.run}{part}, {options.split} split")
-    print("\n".join(as_text(found, options.tta)))
+    with answering(options) as answer:
+        found = evaluate(options)
+        part = "" if options.part is None else f", {options.part}"
+        lines = [f"{options.run}{part}, {options.split} split:", *as_text(found, options)]
+        answer("\n".join(lines), found)
 
 
 def evaluate(options: Options) -> dict[str, Any]:
@@ -119,18 +120,41 @@ def costs_of_views(net: nn.Module, augmented: nn.Module, shape: tuple[int, int, 
     return found | factors
 
 
-def as_text(found: Mapping[str, Any], tta: str) -> list[str]:
-    """Lay metrics out in lines; with test-time augmentation both figures stand side by side."""
-    if tta == "none":
-        return [f"{name:<24}{value:>10.4f}" for name, value in found.items()]
-    one, all_views, cost = found["single_view"], found[tta], found["cost"]
-    lines = [f"{'':<24}{'single view':>14}{tta:>14}"]
-    lines += [f"{name:<24}{value:>14.4f}{all_views[name]:>14.4f}" for name, value in one.items()]
-    for name, scale in (("macs", 1e6), ("seconds", 1e-3)):
-        unit = {"macs": "million MACs an image", "seconds": "milliseconds an image"}[name]
-        pair = f"{cost[name] / scale:>14.3f}{cost[f'{name}_augmented'] / scale:>14.3f}"
-        lines.append(f"{unit:<24}{pair}   x {cost[f'{name}_factor']:.1f}")
-    return lines
+def as_text(found: Mapping[str, Any], options: Options) -> list[str]:
+    """Lay metrics out in lines: those of the views beside the single view's, or those of now beside the record's."""
+    if options.tta == "none":
+        recorded = _recorded(options)
+        return [as_table(["metric", "in the record", "now"], _rows(recorded, found))]
+    one, all_views, cost = found["single_view"], found[options.tta], found["cost"]
+    rows = [[*row, ""] for row in _rows(one, all_views)]
+    for name, title, write in (("macs", "MACs an image", with_prefix), ("seconds", "time an image", duration)):
+        pair = [write(cost[name]), write(cost[f"{name}_augmented"])]
+        rows.append([title, *pair, f"x {cost[f'{name}_factor']:.1f}"])
+    table = as_table(["metric", "single view", options.tta, ""], rows)
+    first = metric(next(iter(name for name in one if metric(name).direction == "max"), next(iter(one))))
+    gain = first.sign * first.factor * (all_views[first.name] - one[first.name])
+    points = f"{abs(gain):.2f}{' points' if first.is_share else ''}"
+    said = f"better by {points}" if gain > 0 else f"worse by {points}" if gain < 0 else "the same"
+    return [table, "", f"With {options.tta}, {first.title} is {said}, at {cost['macs_factor']:.1f} times the MACs."]
+
+
+def _recorded(options: Options) -> Mapping[str, float | None]:
+    """Return the test metrics that the run's record has of the whole net; none of the validation."""
+    seeds = [options.run, *sorted(options.run.glob("seed=*"))]
+    folder = next(seed for seed in seeds if RunRecord.is_in(seed))
+    return RunRecord.read(folder).metrics.test if options.split == "test" else {}
+
+
+def _rows(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> list[list[str]]:
+    """Return title, value before and value after of each metric."""
+
+    def text(name: str, value: float | None) -> str:
+        return metric_text(metric(name), value) + (" %" if metric(name).is_share and value is not None else "")
+
+    return [
+        [metric(name).title, text(name, before[name]) if name in before else DASH, text(name, value)]
+        for name, value in after.items()
+    ]
 
 
 if __name__ == "__main__":

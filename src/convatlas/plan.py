@@ -1,6 +1,8 @@
 """`python -m convatlas.plan [study=a,b|all] [images=made,cifar10] [scale=laptop] [seeds=0,1,2]`: writes params.yaml.
 
-params.yaml is what dvc.yaml's templates read: small, committed, equal to what this command writes without arguments.
+`study=+densenet` adds to the plan that is there and `study=-densenet` takes away; scale, seeds and overrides stay.
+params.yaml is what people read and edit, stages.yaml what dvc.yaml's templates read: both are committed, equal to what
+this command writes without arguments.
 Seeds and scale in it may be edited by hand, and `overrides` apply to every run.
 """
 
@@ -15,11 +17,10 @@ from pydantic import BeforeValidator, Field, ValidationError
 from convatlas.core.cli import read_options, run
 from convatlas.core.composing import hydra_ready
 from convatlas.core.config import DataConfig, Section, describe
-from convatlas.core.errors import UserError
-from convatlas.core.files import write_yaml
+from convatlas.core.errors import UserError, near_matches
 from convatlas.search.composing import searches_for
 from convatlas.studies.calibration import CALIBRATED, choices
-from convatlas.studies.params import FILE, HEADER, Plan
+from convatlas.studies.params import FILE, STAGES, Plan, read_plan, write_plan
 from convatlas.studies.planning import (
     NothingToReplaceError,
     check_costs,
@@ -38,6 +39,7 @@ class Options(Section):
     """What the command line may say."""
 
     study: Annotated[list[str], AsList] = Field(default=["overview"])
+    """Studies; `all` for all. With + or - before each they are added to the present plan or taken from it."""
     images: Annotated[list[str], AsList] = Field(default=["made"])
     """On which data at scale laptop: `made` are the study's own, others are in `conf/images`."""
     scale: str = "laptop"
@@ -54,7 +56,7 @@ def make_plan(
     overrides: Sequence[str],
     searches: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return what params.yaml holds: what to run, and per run no more than dvc.yaml's templates need."""
+    """Return a plan: what to run, and per run no more than dvc.yaml's templates need."""
     runs: dict[str, dict[str, str]] = {}
     models: list[dict[str, Any]] = []
     data: dict[str, DataConfig] = {}
@@ -104,20 +106,56 @@ def on_images(studies: Sequence[str], images: Sequence[str], scale: str) -> list
     return found
 
 
+def changed_studies(studies: Sequence[str], options: Options) -> list[str]:
+    """Add the studies with a + to those of a plan, and take those with a - away.
+
+    Raises:
+        UserError: one to be taken away is not there.
+    """
+    found = list(studies)
+    for word in options.study:
+        names = on_images([word[1:]], options.images, options.scale)
+        for name in names:
+            if word[0] == "+" and name not in found:
+                found.append(name)
+            elif word[0] == "-":
+                if name not in found:
+                    raise UserError(f"study={word}: the plan has no such study. {near_matches(name, found)}")
+                found.remove(name)
+    if not found:
+        raise UserError(f"study={','.join(options.study)} leaves no study in the plan; keep one.")
+    return found
+
+
 def main() -> None:
     """Write params.yaml for the studies and the scale that the command line names."""
     options = read_options(Options, sys.argv[1:])
     if not options.study and not options.search:
         raise UserError("study= names no study; leave it out, or name one.")
-    studies = on_images(options.study, options.images, options.scale)
+    seeds_of: dict[str, list[int]] = {}
+    if changes := [name for name in options.study if name[:1] in ("+", "-")]:
+        if len(changes) < len(options.study):
+            raise UserError("study= has names with and without a sign; give all of them + or -, or none.")
+        before = read_plan(FILE)
+        kept = {
+            key: getattr(before, key) for key in ("scale", "seeds", "overrides") if key not in options.model_fields_set
+        }
+        searches = options.search or [*before.searches]
+        options = options.model_copy(update={**kept, "search": searches})
+        studies = changed_studies(before.studies, options)
+        seeds_of = before.seeds_of
+    else:
+        studies = on_images(options.study, options.images, options.scale)
     plan = make_plan(studies, options.scale, options.seeds, options.overrides, options.search)
+    if more := {key: seeds for key, seeds in seeds_of.items() if key in plan["runs"]}:
+        plan["seeds_of"] = more
     try:
         Plan.model_validate(plan)
     except ValidationError as error:
         raise UserError(describe(error, "the command line")) from error
-    write_yaml(FILE, plan, HEADER)
+    write_plan(plan)
     searched = f", searches: {', '.join(plan['searches'])}" if plan["searches"] else ""
-    print(f"params.yaml: {len(plan['runs'])} runs of {', '.join(studies)} at scale {options.scale}{searched}")
+    print(f"{FILE}, {STAGES}: {len(plan['runs'])} runs of {', '.join(studies)} at scale {options.scale}{searched}")
     if options.scale == CALIBRATED and (open_ones := [name for name in studies if not choices(name)]):
         print(
             f"Optimiser and rate are the recipes' for {', '.join(open_ones)}: none were chosen on validation yet. "

@@ -1,7 +1,8 @@
 """`python -m convatlas.predict run=runs/overview/lenet5/seed=0 images/`: what a trained net says of new images.
 
-Writes `predictions.csv`, `predictions.json` and a picture of each image with its prediction to `output_dir`, which is
-whole or not there; in segmentation also a mask, PNG with class numbers in a palette, of a NIfTI volume as such. Images,
+Prints the first answers, and writes `predictions.csv`, `predictions.json` and a picture of each image with its
+prediction to `output_dir`, which is whole or not there; `contact_sheet.png` shows the first images as the net sees
+them. In segmentation there is also a mask, PNG with class numbers in a palette, of a NIfTI volume as such. Images,
 DICOM files and NIfTI volumes are read as the preparation read those of the training; each slice of a volume is a row.
 Folders may be of any size: images go through the net in batches, on the device of the training.
 """
@@ -12,17 +13,18 @@ import csv
 import json
 import os
 import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Any, Literal
 
+from convatlas.core.answers import Answering, answering, as_table
 from convatlas.core.cli import read_options, run
-from convatlas.core.config import Positive, Section
+from convatlas.core.config import Positive
 from convatlas.core.errors import UserError
 from convatlas.core.folders import check_replaceable, written_folder
 from convatlas.core.imports import quick_imports
@@ -30,6 +32,7 @@ from convatlas.core.imports import quick_imports
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL.Image import Image
     from torch import Tensor
 
     from convatlas.data.card import Card
@@ -37,14 +40,23 @@ if TYPE_CHECKING:
     from convatlas.tasks.base import Task
 
 
-class Options(Section):
+SHEET = "contact_sheet.png"
+SHOWN = 10
+"""Answers that are printed."""
+ON_SHEET = 64
+"""Images of the contact sheet."""
+
+
+class Options(Answering):
     """What the command line may say."""
 
     run: Path
     images: list[Path]
     checkpoint: Path | None = None
-    output_dir: Path = Path("predictions")
+    output_dir: Path | None = None
+    """null takes predictions/, or the first of predictions-2/, predictions-3/ ... that is not there."""
     pictures: bool = True
+    """Draw each image with its answer, and the contact sheet."""
     batch_size: Positive = 16
     """Images that the net answers at once, and that are in memory."""
     accelerator: Literal["cpu", "gpu", "auto"] | None = None
@@ -56,14 +68,51 @@ class Options(Section):
 
 
 def main() -> None:
-    """Predict and write."""
+    """Predict, write, and print the first answers."""
     options = read_options(Options, sys.argv[1:], positional="images")
-    check_replaceable(options.output_dir, "predict", "output_dir")
-    if options.output_dir.exists() and any(options.output_dir.iterdir()) and not options.overwrite:
-        raise UserError(f"output_dir={options.output_dir} is not empty; choose another, or pass overwrite=true.")
-    files = image_files(options.images)
-    count = predict(options, files)
-    print(f"{count} predictions in {options.output_dir}")
+    folder = options.output_dir or free_folder(Path("predictions"))
+    check_replaceable(folder, "predict", "output_dir")
+    if folder.exists() and any(folder.iterdir()) and not options.overwrite:
+        raise UserError(f"output_dir={folder} is not empty; choose another, or pass overwrite=true.")
+    with answering(options) as answer:
+        answers = predict(options, folder, image_files(options.images))
+        found = {"output_dir": folder.as_posix(), "count": answers.count, "first": answers.first}
+        answer(as_text(answers, folder), found)
+
+
+def free_folder(wanted: Path) -> Path:
+    """Return `predictions`, or the first of `predictions-2`, `predictions-3` ... that is not there."""
+    numbered = (wanted.with_name(f"{wanted.name}-{number}") for number in count(2))
+    return next(folder for folder in chain([wanted], numbered) if not folder.exists())
+
+
+def as_text(answers: Answers, folder: Path) -> str:
+    """Lay the first answers out, with where all are."""
+    left = answers.count - len(answers.first)
+    rows = [[named(row), words_of(row)] for row in answers.first]
+    table = as_table(["image", "answer"], rows, words=2)
+    more = f"\nand {left:,} more" if left else ""
+    sheet = f"; {folder / SHEET} shows them as the net sees them" if answers.pictures else ""
+    return f"{table}{more}\n\n{answers.count:,} prediction{'' if answers.count == 1 else 's'} in {folder}{sheet}."
+
+
+def named(row: Mapping[str, Any]) -> str:
+    """Return the file of a row, with the slice of a volume."""
+    return f"{row['file']}, slice {row['slice']}" if "slice" in row else str(row["file"])
+
+
+def words_of(row: Mapping[str, Any]) -> str:
+    """Say in a few words what the net says of an image: a class, what it found, or how much each class covers."""
+    if "prediction" in row:
+        second = row["top"][1:2]
+        return f"{row['prediction']}  {row['confidence']:.1%}" + "".join(
+            f"   (then {each['class']}  {each['probability']:.1%})" for each in second
+        )
+    if "objects" in row:
+        found = Counter(each["class"] for each in row["objects"])
+        return ", ".join(f"{number} {name}" for name, number in found.most_common()) or "nothing"
+    total = sum(row["pixels"].values())
+    return ", ".join(f"{name} {pixels / total:.1%}" for name, pixels in row["pixels"].items())
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
@@ -97,8 +146,8 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def predict(options: Options, files: list[Path]) -> int:
-    """Run the net over the files in batches and write its answers; returns how many images or slices there were.
+def predict(options: Options, folder: Path, files: list[Path]) -> Answers:
+    """Run the net over the files in batches, write its answers into a folder, and return what was written.
 
     Images are decoded ahead in threads; none stays in memory after its answer is written.
 
@@ -107,6 +156,7 @@ def predict(options: Options, files: list[Path]) -> int:
     """
     with quick_imports():
         import torch
+        from tqdm import tqdm
 
         from convatlas.core.processes import uses_gpu
         from convatlas.training.trained import load_run
@@ -120,17 +170,23 @@ def predict(options: Options, files: list[Path]) -> int:
     if options.accelerator == "gpu" and not gpu:
         raise UserError("accelerator=gpu: torch sees no GPU here; leave it out, or take accelerator=cpu.")
     task, card = trained.task().to("cuda" if gpu else "cpu"), trained.card
-    with written_folder(options.output_dir, "predict", "output_dir") as partial:
-        with Answers(partial, task, pictures=options.pictures) as answers:
+    with written_folder(folder, "predict", "output_dir") as partial:
+        with (
+            Answers(partial, task, pictures=options.pictures) as answers,
+            tqdm(total=len(files), unit=" files", disable=None, delay=1) as bar,
+        ):
             for batch in in_batches(pictures_in(files, task, card, options), options.batch_size):
                 with torch.inference_mode():
                     images = torch.cat([picture.fitted for picture in batch])
                     found = task.answers(images.to(task.device), card)
                 for picture, answer in zip(batch, found, strict=True):
                     answers.add(picture, answer)
+                    bar.update(picture.last)
         if not answers.count:
             raise UserError("None of the files can be read as an image; name others.")
-    return answers.count
+        if unlike := answers.unlike(card):
+            print(unlike, file=sys.stderr)
+    return answers
 
 
 @dataclass(frozen=True)
@@ -208,11 +264,18 @@ class Answers:
         folder: to write to.
         task: that reads and draws answers.
         pictures: whether each image is drawn with its answer.
+
+    Attributes:
+        count: how many there are.
+        first: the first `SHOWN` rows.
     """
 
     def __init__(self, folder: Path, task: Task, *, pictures: bool) -> None:
         self.folder, self.task, self.pictures = folder, task, pictures
         self.count = 0
+        self.first: list[dict[str, Any]] = []
+        self._brightness = 0.0
+        self._sheet: list[tuple[NDArray[np.uint8], str]] = []
         self._json = (folder / "predictions.json").open("w", encoding="utf-8")
         self._csv = (folder / "predictions.csv").open("w", encoding="utf-8", newline="")
         self._writer: csv.DictWriter[str] | None = None
@@ -226,6 +289,19 @@ class Answers:
         self._json.write("\n]\n")
         self._json.close()
         self._csv.close()
+        if self._sheet:
+            contact_sheet(self._sheet).save(self.folder / SHEET)
+
+    def unlike(self, card: Card) -> str:
+        """Say that the images are far brighter or darker than those of the training; nothing where they are not."""
+        found, usual = self._brightness / self.count, sum(card.mean) / len(card.mean)
+        if abs(found - usual) <= sum(card.std) / len(card.std):
+            return ""
+        brighter = "brighter" if found > usual else "darker"
+        return (
+            f"These images are much {brighter} than those of the training (mean {found:.2f}, there {usual:.2f}, of "
+            "0 for black to 1 for white); look at the contact sheet before you trust the answers."
+        )
 
     def add(self, picture: Picture, answer: Any) -> None:
         """Write what the net says of one picture."""
@@ -237,6 +313,10 @@ class Answers:
         row, drawn = self.task.read(answer, picture.geometry, size)
         volume = picture.slice is not None
         self._write({"file": printable(picture.file), "slice": picture.slice, **row})
+        self._brightness += float(picture.fitted.mean())
+        if self.pictures and len(self._sheet) < ON_SHEET:
+            seen = (255 * picture.fitted[0, :3]).round().clamp(0, 255).byte().cpu().numpy()
+            self._sheet.append((seen, words_of(row).partition("   ")[0]))
         stem = printable(picture.file.name.partition(".nii")[0] if volume else picture.file.stem)
         name = stem.encode()[:200].decode(errors="ignore")  # names end at 255 bytes
         if self.pictures:
@@ -255,6 +335,8 @@ class Answers:
     def _write(self, row: dict[str, Any]) -> None:
         """Write a row; in JSON only slices have a key `slice`, and in CSV lists of objects are one cell of JSON."""
         plain = {key: value for key, value in row.items() if key != "slice" or value is not None}
+        if len(self.first) < SHOWN:
+            self.first.append(plain)
         text = json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False)
         self._json.write(("," if self.count else "") + "\n" + indent(text, "  "))
         if self._writer is None:
@@ -262,6 +344,27 @@ class Answers:
             self._writer.writeheader()
         cells = {k: json.dumps(v) if isinstance(v, (list, dict)) else v for k, v in row.items()}
         self._writer.writerow(cells)
+
+
+def contact_sheet(images: Sequence[tuple[NDArray[np.uint8], str]]) -> Image:
+    """Draw images `(C, H, W)` in rows, what is said of each below it."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    side, font = 128, ImageFont.load_default(13)
+    columns = min(8, len(images))
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (side + 8), rows * (side + 28)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (pixels, words) in enumerate(images):
+        left, top = number % columns * (side + 8) + 4, number // columns * (side + 28) + 4
+        shown = Image.fromarray(pixels[0] if len(pixels) < 3 else pixels.transpose(1, 2, 0))
+        factor = side / max(shown.size)
+        size = (max(1, round(factor * shown.width)), max(1, round(factor * shown.height)))
+        smooth = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.HAMMING
+        sheet.paste(shown.resize(size, smooth), (left, top))
+        fitting = next(n for n in range(len(words), -1, -1) if draw.textlength(words[:n], font) <= side)
+        draw.text((left, top + side + 4), words[:fitting], fill="black", font=font)
+    return sheet
 
 
 if __name__ == "__main__":

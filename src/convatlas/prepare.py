@@ -1,5 +1,8 @@
 """`python -m convatlas.prepare data=digits`: read or make a data set, verify, split, write it with card and page.
 
+`python -m convatlas.prepare data=image_folder data.root=my_pictures` takes pictures of yours: it finds their classes
+and a size, and writes `conf/data/my_pictures.yaml`, so that `data=my_pictures` means them from then on.
+
 `python -m convatlas.prepare --from-plan digits` prepares as `plan/data/digits.yaml` says; that is what a stage of the
 pipeline runs. What is prepared already, by the pipeline or by hand, stays. `--manifest pets` writes down what raw files
 there are, for the stage before it.
@@ -8,9 +11,11 @@ there are, for the stage before it.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from convatlas.core.answers import Answer, answering, as_table, take_answering
 from convatlas.core.cli import run, run_hydra
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_yaml, write_json
@@ -22,17 +27,97 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from convatlas.core.config import DataConfig
+    from convatlas.data.card import Card
 
 IDENTITY_FILE = "identity.json"
 """Beside the card: what decided the preparation, and whether a plan or a user asked for it."""
+LISTED = 20
+"""Classes whose counts are printed; the page has all."""
 
 
-def main(config: DictConfig) -> None:
-    """Prepare the data set that the configuration names, and print what came out."""
-    from omegaconf import OmegaConf
+def preparing(answer: Answer) -> Callable[[DictConfig], None]:
+    """Return what prepares the data set of a composed configuration, and says what came out."""
 
-    plain: Any = OmegaConf.to_container(config.data, resolve=True)
-    _prepare(_checked(plain, "data"), Path(config.page), "user")
+    def main(config: DictConfig) -> None:
+        from hydra.core.hydra_config import HydraConfig
+        from omegaconf import OmegaConf
+
+        plain: Any = OmegaConf.to_container(config.data, resolve=True)
+        checked = _checked(plain, "data")
+        hydra = HydraConfig.get()
+        chosen, words = hydra.runtime.choices["data"], list(hydra.overrides.task)
+        keys = [word.partition("=")[0].lstrip("+") for word in words]
+        given = [key.removeprefix("data.") for key in keys if key.startswith("data.")]
+        page, written = Path(config.page), None
+        if _is_own(chosen, given):
+            from convatlas.data.own import adapted, settings_of, write_settings
+
+            checked = adapted(checked, given)
+            page = page if "page" in keys else page.with_name(f"{checked.name}.html")
+            settings = settings_of(checked, chosen, given)
+        card = _prepare(checked, page, "user")
+        if _is_own(chosen, given):
+            written = write_settings(settings, " ".join(words))
+        command = training_command(checked, written is not None or checked.name == chosen)
+        answer(as_text(card, checked, page, written, command), as_record(card, checked, page, written, command))
+
+    return main
+
+
+def _is_own(chosen: str, given: Collection[str]) -> bool:
+    """Say whether a user's data are named by their folder alone."""
+    from convatlas.data.own import FORMATS
+
+    return chosen in FORMATS and "root" in given and not {"name", "prepared"} & set(given)
+
+
+FIRST_NETS = {
+    "classification": "model=resnet18_small",
+    "detection": "model=retinanet_small recipe=detection",
+    "segmentation": "model=unet_small recipe=segmentation",
+}
+"""A small net that takes images of any size and classes of any number, by task."""
+
+
+def training_command(config: DataConfig, named: bool) -> str | None:
+    """Return a command that trains on a data set; None where `data=<name>` does not mean it."""
+    net = FIRST_NETS.get(config.task)
+    return f"python -m convatlas.train data={config.name} {net}" if named and net else None
+
+
+def as_text(card: Card, config: DataConfig, page: Path, written: Path | None, command: str | None) -> str:
+    """Lay out how many images each class has in each split, where they are, and what comes next."""
+    counts = ", ".join(f"{split} {count.images}" for split, count in card.counts.items())
+    size = f"{config.image_size} x {config.image_size} pixels"
+    lines = [
+        f"{config.prepared}: {counts}; {len(card.rejected)} rejected; fingerprint {card.fingerprint[:12]}",
+        f"{len(card.classes)} classes, {size} for the net; a look at them: {page}",
+    ]
+    stored = config.source.get("image_size", config.stored_side if config.storage == "arrays" else None)
+    if stored not in (None, config.image_size):
+        lines.append(f"Images are stored with a side of {stored} pixels; nets get them resized to {config.image_size}.")
+    names = list(card.counts["train"].classes)
+    if len(names) <= LISTED:
+        counted = {"classification": "images", "detection": "objects"}.get(card.task, "pixels")
+        rows = [[name, *(f"{each.classes[name]:,}" for each in card.counts.values())] for name in names]
+        lines += ["", as_table([f"{counted} of", *card.counts], rows), ""]
+    if written is not None:
+        lines.append(f"{written} has the settings: data={config.name} means these data from now on.")
+    return "\n".join(lines + ([f"To train on them: {command}"] if command else []))
+
+
+def as_record(card: Card, config: DataConfig, page: Path, written: Path | None, command: str | None) -> dict[str, Any]:
+    """Return the same for programs."""
+    return {
+        "prepared": config.prepared.as_posix(),
+        "page": page.as_posix(),
+        "settings": None if written is None else written.as_posix(),
+        "images": {split: count.images for split, count in card.counts.items()},
+        "classes": {split: count.classes for split, count in card.counts.items()},
+        "rejected": len(card.rejected),
+        "fingerprint": card.fingerprint,
+        "train": command,
+    }
 
 
 def from_plan(name: str) -> None:
@@ -45,7 +130,7 @@ def from_plan(name: str) -> None:
 def prepare_as_planned(config: DataConfig, page: Path) -> None:
     """Prepare a data set, unless it is prepared just so, and write its page."""
     if not _is_prepared(config):
-        _prepare(config, page, "plan")
+        print(as_text(_prepare(config, page, "plan"), config, page, None, None))
         return
     from convatlas.reporting.data_page import write_data_page
 
@@ -80,7 +165,7 @@ def _checked(plain: Any, where: str) -> DataConfig:
         raise UserError(describe(error, where)) from error
 
 
-def _prepare(config: DataConfig, page: Path, asked_by: Literal["plan", "user"]) -> None:
+def _prepare(config: DataConfig, page: Path, asked_by: Literal["plan", "user"]) -> Card:
     with quick_imports():
         from convatlas.data.prepare_dataset import prepare
         from convatlas.reporting.data_page import check_page, write_data_page
@@ -91,12 +176,7 @@ def _prepare(config: DataConfig, page: Path, asked_by: Literal["plan", "user"]) 
     card = prepare(config)
     write_json(config.prepared / IDENTITY_FILE, {**_identity(config), "asked_by": asked_by})
     write_data_page(config.prepared, page)
-    counts = ", ".join(f"{split} {count.images}" for split, count in card.counts.items())
-    print(f"{config.prepared}: {counts}; {len(card.rejected)} rejected; fingerprint {card.fingerprint[:12]}")
-    stored = config.source.get("image_size", config.stored_side if config.storage == "arrays" else None)
-    if stored not in (None, config.image_size):
-        print(f"Images are stored with a side of {stored} pixels; nets get them resized to {config.image_size}.")
-    print(page)
+    return card
 
 
 def _identity(config: DataConfig) -> dict[str, Any]:
@@ -157,7 +237,9 @@ def command() -> None:
         if len(sys.argv) != 3:
             run(lambda: (_ for _ in ()).throw(UserError(f"{sys.argv[1]} takes one data set, for example digits.")))
         run(lambda: chosen(sys.argv[2]))
-    run_hydra(main, "prepare")
+    options, sys.argv[1:] = take_answering(sys.argv[1:])
+    with answering(options) as answer:
+        run_hydra(preparing(answer), "prepare")
 
 
 if __name__ == "__main__":

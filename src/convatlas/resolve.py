@@ -24,7 +24,7 @@ from convatlas.core.files import write_yaml
 from convatlas.core.folders import written_folder
 from convatlas.core.source_code import atlas_code, page_code, prepare_code, report_code, run_code
 from convatlas.search.composing import planned_search, searches_for
-from convatlas.studies.params import FILE, Plan, read_plan
+from convatlas.studies.params import FILE, STAGES, Plan, read_plan
 from convatlas.studies.planning import (
     FINISHED,
     TRACKING,
@@ -53,19 +53,19 @@ def main() -> None:
 
 
 def _check_listed(plan: Plan, written: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise UserError unless params.yaml lists for DVC's templates what its studies and scale give."""
+    """Raise UserError unless stages.yaml lists for DVC's templates what its studies and scale give."""
     for section, found in written.items():
         listed = getattr(plan, section)
         if found != listed:
             first = min(key for key in {*found, *listed} if found.get(key) != listed.get(key))
             raise UserError(
-                f"{FILE} does not list the {section} that its studies and scale give (first difference: {first}); "
-                f"run `{plan.command}`."
+                f"{STAGES} does not list the {section} that the studies and scale of {FILE} give (first difference: "
+                f"{first}); run `{plan.command}`."
             )
 
 
 def _write(plan: Plan, folder: Path) -> dict[str, dict[str, Any]]:
-    """Write every file of the plan below `folder`, and return what params.yaml has to list."""
+    """Write every file of the plan below `folder`, and return what stages.yaml has to list."""
     runs: dict[str, dict[str, str]] = {}
     models: list[dict[str, Any]] = []
     data: dict[str, DataConfig] = {}

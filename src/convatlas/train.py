@@ -1,5 +1,6 @@
 """`python -m convatlas.train model=... data=... recipe=...`: one training, or several with `--multirun`.
 
+It ends with a table of what came out; `format=json` prints that as JSON, `-q` nothing.
 `python -m convatlas.train --from-plan overview/lenet5` trains exactly what `plan/overview/lenet5.yaml` says, all its
 seeds; that is what a stage of the pipeline runs.
 """
@@ -10,12 +11,13 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convatlas.core.cli import GOES_ON, run, run_hydra
+from convatlas.core.answers import Answer, answering, take_answering
+from convatlas.core.cli import GOES_ON, job_of_multirun, run, run_hydra
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
 from convatlas.core.imports import quick_imports
@@ -25,21 +27,41 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def main(config: DictConfig) -> None:
-    """Train what the command line composed."""
-    from hydra.core.hydra_config import HydraConfig
+def training(answer: Answer) -> Callable[[DictConfig], list[Path]]:
+    """Return what trains one composed configuration, says what came out, and returns the folders of the seeds."""
 
-    from convatlas.core.composing import run_config
-    from convatlas.studies.architectures import with_architecture
+    def main(config: DictConfig) -> list[Path]:
+        from hydra.core.hydra_config import HydraConfig
 
-    checked = with_architecture(run_config(config, HydraConfig.get().runtime.choices["model"]))
-    with quick_imports():
-        from convatlas.core.processes import rank
-        from convatlas.training.run import train
+        from convatlas.core.composing import run_config
+        from convatlas.studies.architectures import with_architecture
 
-    folders = train(checked, strict=True)
-    if rank() == 0:
-        print("\n".join(str(folder) for folder in folders))
+        checked = with_architecture(run_config(config, HydraConfig.get().runtime.choices["model"]))
+        with quick_imports():
+            from convatlas.core.processes import rank
+            from convatlas.reporting.endings import run_answers, runs_table
+            from convatlas.training.run import train
+
+        folders = train(checked, strict=True)
+        if rank() == 0 and job_of_multirun() is None:
+            found = run_answers(folders)
+            tracked = f"\n\nIn MLflow: `convatlas ui`, experiment {checked.study}." * checked.tracking.enabled
+            answer(f"\n{runs_table(found)}{tracked}", found)
+        return folders
+
+    return main
+
+
+def all_jobs(answer: Answer) -> Callable[[list[tuple[str, list[Path]]]], None]:
+    """Return what says at the end of a `--multirun` what came out of all its jobs."""
+
+    def finish(jobs: list[tuple[str, list[Path]]]) -> None:
+        from convatlas.reporting.endings import run_answers, sweep_table
+
+        found = [(words.split(" "), run_answers(folders)) for words, folders in jobs]
+        answer(f"\n{sweep_table(found)}", [run for _, runs in found for run in runs])
+
+    return finish
 
 
 def from_plan(key: str) -> None:
@@ -51,6 +73,7 @@ def from_plan(key: str) -> None:
     from convatlas.studies.planning import FINISHED, read_planned
 
     with quick_imports():
+        from convatlas.reporting.endings import one_line, run_answers
         from convatlas.training.run import train
 
     config = with_architecture(read_planned(key))
@@ -58,6 +81,8 @@ def from_plan(key: str) -> None:
     if rank() == 0:
         remove_outdated(config.output_dir, folders)
         write_json(FINISHED / f"{key}.json", {folder.name: digest_of_files(folder) for folder in folders})
+        if found := run_answers(folders):
+            print(one_line(found))
 
 
 def remove_outdated(output_dir: Path, folders: Sequence[Path]) -> None:
@@ -97,7 +122,9 @@ def command() -> None:
         if len(sys.argv) != 3:
             run(lambda: (_ for _ in ()).throw(UserError("--from-plan takes one key, for example overview/lenet5.")))
         run(lambda: from_plan(sys.argv[2]), interrupted=GOES_ON)
-    run_hydra(main, "train", interrupted=GOES_ON)
+    options, sys.argv[1:] = take_answering(sys.argv[1:])
+    with answering(options) as answer:
+        run_hydra(training(answer), "train", interrupted=GOES_ON, finish=all_jobs(answer))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from convatlas.core.config import Section
 from convatlas.core.errors import UserError
 from convatlas.core.passwords import split_address
 from convatlas.tracking.store import ANOTHER_STORE, connect, tracking_uri
+from convatlas.tracking.view import address
 
 LOCAL = {"127.0.0.1", "::1", "localhost"}
 EVERYWHERE = {"0.0.0.0", "::"}  # noqa: S104 - what is compared with
@@ -45,8 +46,8 @@ def main() -> None:
     base = split_address(uri).shown.rstrip("/") if on_server else f"http://{_bracketed(name)}:{options.port}"
     for experiment in client.search_experiments():
         if experiment.name != "Default":
-            view = "runs?compareRunsMode=CHART&workflowType=machine_learning"
-            print(f"{experiment.name}: {base}/#/experiments/{experiment.experiment_id}/{view}")
+            for mode in ("TABLE", "CHART"):
+                print(f"{experiment.name}, {mode.lower()}: {address(base, experiment.experiment_id, mode)}")
     if on_server:
         return
     print("Stop with Ctrl-C.", flush=True)

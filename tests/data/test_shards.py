@@ -61,6 +61,9 @@ def test_larger_images_are_stored_smaller(tmp_path: Path) -> None:
     assert sizes == {(24, 30), (20, 26)}
     assert card.converted == {"brought to a shorter side of 24 pixels": 15}
     assert card.original_sizes.largest == (40, 50)
+    bins = card.original_sizes.shorter_sides
+    assert (bins[0], bins[-1]) == ((20, 21, 15), (39, 41, 15))
+    assert sum(images for *_, images in bins) == 30
 
 
 def test_batches_from_shards_and_from_arrays_agree(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def names_in_order(page):
 @pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, {"viewport": {"width": 390, "height": 844}}])
 def test_the_page_draws_all_charts_without_complaint_or_network(opened, address, options):
     page = opened(**options)
-    assert page.locator(".drawing svg").count() == 8
+    assert page.locator(".drawing svg").count() == 9
     assert page.complaints == []
     assert page.requests == [address]
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -119,3 +119,15 @@ def test_it_prints_on_paper_of_its_width(opened):
     page.emulate_media(media="print")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
+
+
+def test_a_phone_shows_each_nets_name_and_score_without_scrolling(opened):
+    page = opened(viewport={"width": 390, "height": 844})
+    for cell in page.locator("table.results").first.locator("tbody tr > :is(th, td:nth-of-type(3))").all():
+        box = cell.bounding_box()
+        assert box["x"] + box["width"] <= 390
+    boxes = (
+        "[...document.querySelectorAll('*')].filter(e => e.scrollHeight > e.clientHeight + 4 && e.clientHeight > 100"
+    )
+    inner = f"{boxes} && ['auto', 'scroll'].includes(getComputedStyle(e).overflowY)).length"
+    assert page.evaluate(inner) == 0, "no box scrolls within the page"

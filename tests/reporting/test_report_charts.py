@@ -10,6 +10,7 @@ from convatlas.reporting.curves import gradient_chart, inner_curves, learning_cu
 from convatlas.reporting.reading import read_study
 from convatlas.reporting.study import thinned
 from convatlas.reporting.trade_offs import trade_offs
+from convatlas.reporting.years import by_year
 
 
 def rows(chart):
@@ -23,13 +24,17 @@ def group(tmp_path, variants, **options):
 def test_a_curve_is_the_mean_over_seeds_and_its_band_their_range(tmp_path):
     history = {seed: rising_history("val/accuracy", scores) for seed, scores in enumerate([(0.5, 0.6), (0.7, 0.9)])}
     made = {"a": MadeVariant(test=accuracies(0.9, 0.9), history=history)}
-    loss, score = learning_curves(group(tmp_path, made))
-    assert [(row["e"], row["m"], row["l"], row["h"]) for row in rows(score)] == [(1, 60, 50, 70), (2, 75, 60, 90)]
-    assert [row["m"] for row in rows(loss)] == [2, 1]
+    loss, score, rate = learning_curves(group(tmp_path, made))
+    means = [row for row in rows(score) if "m" in row]
+    assert [(row["e"], row["m"], row["l"], row["h"]) for row in means] == [(1, 60, 50, 70), (2, 75, 60, 90)]
+    of_seeds = [(row["k"], row["e"], row["s"]) for row in rows(score) if "s" in row]
+    assert of_seeds == [(0, 1, 50), (1, 1, 70), (0, 2, 60), (1, 2, 90)]
+    assert [row["m"] for row in rows(loss) if "m" in row] == [2, 1]
+    assert {row["m"] for row in rows(rate)} == {0.1}
 
 
 def test_a_single_seed_has_no_band(tmp_path):
-    _, score = learning_curves(group(tmp_path, {"a": MadeVariant(test=accuracies(0.9))}))
+    _, score, _ = learning_curves(group(tmp_path, {"a": MadeVariant(test=accuracies(0.9))}))
     assert all("l" not in row for row in rows(score))
     assert "area" not in {mark["type"] for mark in score.vega["marks"]}
 
@@ -152,7 +157,7 @@ def test_what_nets_tell_and_their_gradients_are_drawn(tmp_path):
     one = group(tmp_path, {"net": made}, seeds=[0, 1])
     [active] = inner_curves(one)
     assert active.title == "Active blocks"
-    assert [row["m"] for row in rows(active)] == [0.75, 0.75]
+    assert [row["m"] for row in rows(active) if "m" in row] == [0.75, 0.75]
     gradients = gradient_chart(one)
     assert gradients is not None
     assert [(row["n"], row["m"]) for row in rows(gradients)] == [(1, 0.1), (2, 1.0)]
@@ -163,3 +168,18 @@ def test_a_study_without_such_figures_has_no_such_charts(tmp_path):
     one = group(tmp_path, {"net": MadeVariant(test=accuracies(0.9))})
     assert inner_curves(one) == []
     assert gradient_chart(one) is None
+
+
+def test_scores_stand_by_the_year_of_the_paper_beside_what_the_lecture_prints(tmp_path):
+    made = {
+        name: MadeVariant(test=accuracies(0.5 + number / 10), title=name.upper(), about={"year": 1998 + 5 * number})
+        for number, name in enumerate("abcd")
+    }
+    printed = {"imagenet_top5_error": {"alexnet_2012": 15, "vgg_2014": 7.4}, "depth": {"vgg": 19}}
+    study = read_study(*make_study(tmp_path, made, printed=printed))
+    ours, theirs = by_year(study, study.groups[0])
+    assert [(row["n"], row["x"], row["y"]) for row in rows(ours)][-1] == ("D", 2013, 80)
+    assert theirs.title == "As the lecture prints it: imagenet top5 error"
+    assert [(row["n"], row["x"], row["y"]) for row in rows(theirs)] == [("alexnet", 2012, 15), ("vgg", 2014, 7.4)]
+    few = read_study(*make_study(tmp_path / "few", {"a": made["a"], "b": made["b"]}))
+    assert by_year(few, few.groups[0]) == []

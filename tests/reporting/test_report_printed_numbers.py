@@ -61,3 +61,10 @@ def test_what_we_did_not_measure_has_no_column_of_ours(tmp_path):
     variants = {"resnet": MadeVariant(test=accuracies(0.9))}
     (table,) = laid_out(tmp_path, {"weight_layers": {"resnet": 20}}, variants).tables
     assert not table.has_ours
+
+
+def test_a_printed_number_and_ours_have_bars_on_one_scale(tmp_path):
+    made = {"a": MadeVariant(test=accuracies(0.8)), "b": MadeVariant(test={})}
+    (table,) = laid_out(tmp_path, {"test_error": {"a": 5.0, "b": 10.0}, "layers": {"a": 8}}, made).tables
+    assert [title for title, _ in table.columns] == ["test error", "ours on digits", "layers"]
+    assert table.bars == [[25, 100, None], [50, None, None]]  # 5, 10 and our 20 %; nothing of ours beside the layers

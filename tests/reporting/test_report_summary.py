@@ -1,10 +1,13 @@
 import csv
 import json
+import re
 
 import pytest
+import yaml
 from made_runs import MadeVariant, accuracies, make_study, rising_history
 
 from convatlas.reporting.report import write_index, write_summary
+from helpers import ROOT
 
 
 @pytest.fixture
@@ -17,42 +20,32 @@ def reports(tmp_path):
     }
     study_file, runs = make_study(tmp_path, made)
     make_study(tmp_path, {"e": MadeVariant(test={})}, name="later", question="Is <b>it</b>?")
-    for write in (write_summary, write_index):
-        write(study_file.parent, runs, tmp_path / "reports")
+    write_summary(study_file.parent, runs, tmp_path / "reports", tmp_path / "metrics")
+    write_index(study_file.parent, runs, tmp_path / "reports")
     return tmp_path / "reports"
 
 
-def test_the_summary_has_a_few_numbers_a_task(reports):
-    assert json.loads((reports / "summary.json").read_text()) == {
-        "overview": {
-            "classification": {
-                "variants": 3,
-                "runs_finished": 3,
-                "train_seconds": 91.0,  # 30 + 31 + 30
-                "best_score": 0.85,
-                "mean_score": 0.725,
-            },
-            "segmentation": {
-                "variants": 1,
-                "runs_finished": 1,
-                "train_seconds": 30.0,
-                "best_score": 0.75,
-                "mean_score": 0.75,
-            },
-        },
-        "later": {"classification": {"variants": 1, "runs_finished": 0, "train_seconds": 0.0}},
+def test_the_summary_has_few_figures_and_the_scores_every_variant(reports):
+    assert json.loads((reports.parent / "metrics" / "summary.json").read_text()) == {
+        "accuracy": 72.5,  # of 85 and 60
+        "dice": 75.0,
+        "finished": 4,
+        "confirmed": 0,
+        "refuted": 0,
+        "train_minutes": 2.0,  # 30 + 31 + 30 + 30 seconds
     }
+    scores = json.loads((reports.parent / "metrics" / "scores.json").read_text())
+    assert scores == {"overview": {"a": 85.0, "b": 60.0, "d": 75.0}}
 
 
-def test_two_data_sets_of_a_task_are_not_averaged(tmp_path):
-    made = {"a": MadeVariant(test=accuracies(0.9)), "b": MadeVariant(test=accuracies(0.5), data="cells")}
-    study_file, runs = make_study(tmp_path, made)
-    write_summary(study_file.parent, runs, tmp_path)
-    found = json.loads((tmp_path / "summary.json").read_text())["overview"]
-    assert {name: figures["mean_score"] for name, figures in found.items()} == {
-        "classification_digits": 0.9,
-        "classification_cells": 0.5,
-    }
+def test_the_committed_figures_are_those_that_the_page_of_the_study_prints():
+    """`dvc metrics diff` in a fresh clone compares with them."""
+    page = (ROOT / "docs" / "studies" / "overview.md").read_text()
+    printed = re.findall(r"^\|[^|]+\| \d of \d \| ([\d.]+)", page, flags=re.MULTILINE)
+    scores = json.loads((ROOT / "metrics" / "scores.json").read_text())["overview"]
+    assert sorted(map(float, printed)) == sorted(scores.values())
+    plan = yaml.safe_load((ROOT / "stages.yaml").read_text())["runs"]
+    assert {f"overview/{key}" for key in scores} == set(plan)
 
 
 def test_variants_have_one_row_each_where_they_have_a_score(reports):

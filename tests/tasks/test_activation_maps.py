@@ -7,6 +7,7 @@ from convatlas.core.composing import compose_run, hydra_ready
 from convatlas.core.errors import UserError
 from convatlas.models.build import build_model
 from convatlas.tasks.activation_maps import activation_map_figure, class_activation_maps
+from convatlas.tasks.figures import first_filters, mosaic
 
 
 def net_of(*overrides: str) -> torch.nn.Module:
@@ -37,3 +38,10 @@ def test_the_picture_has_an_image_and_a_map_each():
     figure = activation_map_figure(net_of("model=resnet_cifar"), torch.rand(3, 1, 32, 32), list("0123456789"))
     assert len(figure.axes) == 6
     assert [len(axes.images) for axes in figure.axes] == [1, 1, 1, 2, 2, 2]
+
+
+def test_the_kernels_of_the_first_layer_are_drawn_where_they_see_the_image():
+    assert first_filters(net_of("model=vgg_small")).shape[1:] == (1, 3, 3)
+    assert first_filters(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.Conv2d(8, 8, 3))) is None
+    (axes,) = mosaic(torch.rand(10, 1, 3, 3), columns=4).axes
+    assert axes.images[0].get_array().shape == (3 * 4 + 1, 4 * 4 + 1, 3)  # three rows of four, a pixel between

@@ -175,9 +175,11 @@ def test_figures_read_rows_as_parquet_gives_them_back(tmp_path: Any) -> None:
     pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
     figures = task.figures(batch, pd.read_parquet(tmp_path / "rows.parquet"))
     drawn = figures["samples"].axes
-    assert [len(axes.patches) for axes in drawn] == [2, 1, 0, 1, 1, 0]  # the box with a score of 0.25 is not drawn
+    # The box with a score of 0.25 is not drawn, and so the object that no other finds is drawn as missed.
+    assert [len(axes.patches) for axes in drawn] == [2, 1, 0, 2, 1, 0]
     assert [text.get_text() for text in drawn[0].texts] == ["0", "3"]
-    assert [text.get_text() for text in drawn[3].texts] == ["0 0.50"]
+    assert [text.get_text() for text in drawn[3].texts] == ["0 0.50", "3"]
+    assert [patch.get_linestyle() for patch in drawn[3].patches] == ["-", "--"]
     assert drawn[0].patches[0].get_bbox().bounds == (9.5, 9.5, 20, 30)
     line = figures["precision_recall"].axes[0].lines[0]
     np.testing.assert_allclose(line.get_xdata(), [1 / 3, 2 / 3, 2 / 3])

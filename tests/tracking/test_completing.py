@@ -95,7 +95,7 @@ def assert_whole(uri: str, folders: list[Path]) -> None:
         for name in ("test/accuracy", "best_epoch", "val/accuracy_best"):
             assert len(client.get_metric_history(run.info.run_id, name)) == 1
         assert run.data.metrics["test/accuracy"] == record.metrics.test["accuracy"]
-        assert run.data.params["cost.parameters"] == str(record.metrics.costs["parameters"])
+        assert run.data.metrics["cost/parameters"] == record.metrics.costs["parameters"]
         assert {"config.yaml", "metrics.json"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
         assert run.inputs.dataset_inputs[0].dataset.digest == record.metrics.data_fingerprint[:36]
     tests = [RunRecord.read(folder).metrics.test["accuracy"] for folder in folders]

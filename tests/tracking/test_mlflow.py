@@ -20,6 +20,7 @@ from convatlas.data.prepared import PreparedData
 from convatlas.tasks.classification import ClassificationTask
 from convatlas.tracking.reports import publish_atlas, publish_reports
 from convatlas.tracking.runs import Experiment
+from convatlas.tracking.view import view_state
 from convatlas.training.run import train
 from helpers import ROOT
 
@@ -53,6 +54,24 @@ def test_a_variant_is_a_parent_with_mean_and_spread_and_its_seeds_are_children(c
     assert parent.data.metrics["test_std/accuracy"] == pytest.approx(statistics.stdev(tests))
     history = MlflowClient(uri).get_metric_history(parent.info.run_id, "val/accuracy")
     assert [metric.step for metric in history] == [1, 2]
+    costs = json.loads((folders[0] / "metrics.json").read_text())["costs"]
+    assert parent.data.metrics["cost/parameters"] == costs["parameters"]
+    assert not [name for name in parent.data.metrics if name.startswith("cost_std/")]
+    assert parent.inputs.dataset_inputs[0].dataset.name == "digits"
+    assert max(len(run.data.params) for run in [parent, *children]) <= 40
+
+
+def test_the_experiment_has_a_view_of_scores_with_their_costs(compose, uri):
+    train(compose(*tracked(uri, "tracking.log_model=false", "recipe.epochs=1")), strict=True)
+    tags = MlflowClient(uri).get_experiment_by_name("adhoc").tags
+    view = json.loads(tags["mlflow.sharedViewState.convatlas"])
+    assert len(tags["mlflow.sharedViewState.convatlas"]) < 5000  # MLflow's limit
+    (parent,) = runs_of(uri, "variant")
+    shown = {*parent.data.metrics, "test_std/accuracy"}  # one seed has no deviation
+    assert {name.split("`")[1] for name in view["selectedColumns"]} - {"Dataset"} <= shown
+    axes = {chart[axis]["key"] for chart in view["compareRunCharts"] for axis in ("xaxis", "yaxis") if axis in chart}
+    assert axes == {"cost/macs", "cost/parameters", "test/accuracy"}
+    assert view_state(["accuracy", "map_50"])["orderByKey"] == "metrics.`test/accuracy`"
 
 
 def test_a_seed_has_its_parameters_configuration_data_and_pictures(compose, uri, prepared_digits):
@@ -65,7 +84,8 @@ def test_a_seed_has_its_parameters_configuration_data_and_pictures(compose, uri,
     artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
     assert {"config.yaml", "metrics.json", "history.csv", "predictions.parquet", "environment.json"} <= artifacts
     pictures = {a.path for a in client.list_artifacts(run.info.run_id, "figures")}
-    assert pictures == {"figures/confusion_matrix.png", "figures/samples.png"}
+    names = ("confusion_matrix", "first_filters", "samples", "training_batch")
+    assert pictures == {f"figures/{name}.png" for name in names}
     card = PreparedData.open(prepared_digits).card
     assert run.data.tags["convatlas.data"] == card.fingerprint
     assert run.inputs.dataset_inputs[0].dataset.digest == card.fingerprint[:36]

@@ -50,20 +50,15 @@ def served(compose, tmp_path) -> Iterator[str]:
         server.wait(timeout=30)
 
 
-def test_a_person_finds_variant_seeds_and_curves(served):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        page = browser.new_page(viewport={"width": 1600, "height": 1200})
-        failures: list[str] = []
-        page.on("pageerror", lambda error: failures.append(str(error)))
-        page.goto(served)
-        page.get_by_text("test", exact=True).first.wait_for(timeout=60_000)
-        page.get_by_text("matching runs").wait_for(timeout=60_000)
-        page.get_by_text("test/accuracy", exact=True).first.wait_for(timeout=60_000)
-        page.locator(".js-plotly-plot").first.wait_for(timeout=60_000)
-        assert failures == []
-        browser.close()
+def test_a_person_finds_variants_by_score_with_their_costs(served, browser):
+    page = browser.new_page(viewport={"width": 1600, "height": 1200})
+    failures: list[str] = []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    page.goto(served)
+    for head in ("test/accuracy", "test_std/accuracy", "cost/parameters", "cost/macs", "time/train_seconds"):
+        page.get_by_role("columnheader", name=head).first.wait_for(timeout=60_000)
+    page.get_by_text("1 matching run").wait_for(timeout=60_000)  # the variant, neither its seeds nor the report
+    page.goto(served.replace("TABLE", "CHART"))
+    page.get_by_text("accuracy against MACs").first.wait_for(timeout=60_000)
+    page.locator(".js-plotly-plot").first.wait_for(timeout=60_000)
+    assert failures == []

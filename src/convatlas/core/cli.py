@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from convatlas.core.answers import QUIET_FLAGS
 from convatlas.core.composing import (
     as_hydra_reads,
     conf_dir,
@@ -43,18 +44,34 @@ if TYPE_CHECKING:
 GOES_ON = "The same command goes on from the last checkpoint."
 
 
-def run_hydra(main: Callable[[DictConfig], None], config_name: str, *, interrupted: str = "") -> NoReturn:
+def run_hydra(
+    main: Callable[[DictConfig], Any],
+    config_name: str,
+    *,
+    interrupted: str = "",
+    finish: Callable[[list[tuple[str, Any]]], None] | None = None,
+) -> NoReturn:
     """Run `main` with what Hydra composes from the command line, and exit.
 
     Hydra's own flags work: `--cfg job` prints the configuration, `--multirun` runs several, `--help` lists the groups.
     The jobs of a `--multirun` after one that fails still run; the end lists those that failed.
+
+    Args:
+        main: the entry point.
+        config_name: its file in `conf/`.
+        interrupted: what follows "Interrupted." when the user pressed Ctrl-C.
+        finish: called after the jobs of a `--multirun` with the overrides of each, and what `main` returned of it;
+            jobs that another launcher ran in processes of its own are not among them.
     """
     failed: list[str] = []
+    returned: list[tuple[str, Any]] = []
 
     def checked_main(config: DictConfig) -> None:
-        job = _job_of_multirun()
+        job = job_of_multirun()
         try:
-            main(config)
+            found = main(config)
+            if job is not None:
+                returned.append((job, found))
         except Exception as error:
             if ending_signal() is not None:
                 raise
@@ -74,6 +91,8 @@ def run_hydra(main: Callable[[DictConfig], None], config_name: str, *, interrupt
         sys.argv[1:] = [*flags, *current_overrides([*map(as_hydra_reads, overrides)])]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, not printed by Hydra
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name=config_name)(checked_main)()
+        if finish is not None and returned:
+            finish(returned)
         if failed:
             leave(f"{len(failed)} of the jobs failed: {'; '.join(failed)}.", 2)
 
@@ -87,7 +106,7 @@ def _is_multirun() -> bool:
     return HydraConfig.get().mode is RunMode.MULTIRUN
 
 
-def _job_of_multirun() -> str | None:
+def job_of_multirun() -> str | None:
     """Return the overrides of a job that Hydra's own launcher runs after others in this process; None elsewhere."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -189,6 +208,8 @@ def read_options(shape: type[OptionsT], arguments: Sequence[str], positional: st
     known = shape.model_fields
     for argument in arguments:
         key, equals, value = argument.partition("=")
+        if argument in QUIET_FLAGS and "quiet" in known:
+            key, equals, value = "quiet", "=", "true"
         if not argument:
             raise UserError("One of the arguments is empty; leave it out, or name what it stands for.")
         if key in values and key != positional:

@@ -19,7 +19,7 @@ __all__ = ["environment", "git_state", "processor"]
 
 PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "mlflow", "dvc", "numpy")
 
-WRITTEN_BY_PIPELINE = (":!dvc.lock", ":!params.yaml")  # in git's notation: all but these
+WRITTEN_BY_PIPELINE = (":!dvc.lock", ":!params.yaml", ":!stages.yaml", ":!metrics")  # in git's notation: all but these
 
 
 def environment(config: RunConfig) -> dict[str, Any]:

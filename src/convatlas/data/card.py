@@ -87,11 +87,15 @@ class NearPair(Entry):
 
 
 class ImageSizes(Entry):
-    """Height and width, in pixels, of the images with the fewest, the median and the most pixels."""
+    """Height and width, in pixels, of the images with the fewest, the median and the most pixels.
+
+    `shorter_sides` says how many images have a shorter side from the first number to the one before the second.
+    """
 
     smallest: tuple[int, int]
     median: tuple[int, int]
     largest: tuple[int, int]
+    shorter_sides: tuple[tuple[int, int, int], ...] = ()
 
 
 class Card(Entry):

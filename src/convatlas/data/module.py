@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from convatlas.core.config import DataConfig, Recipe
 from convatlas.data.augmentation import Augmenter
@@ -102,6 +103,11 @@ class DataModule(pl.LightningDataModule):
         )
         chosen = np.linspace(0, len(tested) - 1, min(images, len(tested))).astype(np.int64)
         return batches.reader.read(np.asarray(tested, dtype=np.int64)[chosen])
+
+    def training_sample(self, images: int = 16) -> Tensor:
+        """Return the first images of the first training batch, augmented as they were: `(N, C, H, W)`."""
+        first: Tensor = self._training_batches()[0, 0]["images"][:images]
+        return first
 
     def _training_batches(self) -> TrainingBatches:
         rank, world_size = self._place()

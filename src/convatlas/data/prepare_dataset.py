@@ -46,6 +46,9 @@ def prepare(config: DataConfig) -> Card:
         return prepare_raw(config, read_source(config))
 
 
+SIZE_BINS = 16
+"""Bars of the card's histogram of image sizes."""
+
 _OWN = re.compile(rf"{re.escape(CARD_FILE)}|names\.json|identity\.json|({'|'.join(SPLITS)})_\w+\.(npy|arrow)")
 """The files of a prepared data set."""
 
@@ -284,7 +287,11 @@ def _sizes(findings: Findings) -> ImageSizes:
     sizes = findings.examination.sizes[findings.kept]
     order = np.argsort(sizes.prod(axis=1), kind="stable")
     smallest, median, largest = (tuple(sizes[order[at]].tolist()) for at in (0, len(order) // 2, -1))
-    return ImageSizes(smallest=smallest, median=median, largest=largest)
+    shorter = sizes.min(axis=1)
+    edges = np.unique(np.linspace(shorter.min(), shorter.max() + 1, SIZE_BINS + 1).astype(np.int64))
+    counts, _ = np.histogram(shorter, edges)
+    bins = tuple(zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True))
+    return ImageSizes(smallest=smallest, median=median, largest=largest, shorter_sides=bins)
 
 
 def _conversions(raw: RawDataset, findings: Findings, config: DataConfig) -> dict[str, int]:

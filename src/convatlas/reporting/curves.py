@@ -31,13 +31,15 @@ LINE_POINTS = 2400
 HOVER_POINTS = 1500
 """Points of a chart that may have a tooltip each; above, a line has one for the whole of it."""
 
-BAND = "Mean over the seeds; the band reaches from the lowest seed to the highest."
+BAND = (
+    "Mean over the seeds; the band reaches from the lowest seed to the highest. Point a variant out to see each seed."
+)
 FROM_DATA = alt.Scale(zero=False)
 
 
 def learning_curves(group: Group) -> list[Chart]:
-    """Draw the training loss and the validation score of every variant by epoch, as far as runs have them."""
-    charts = (_training_loss(group), _validation_score(group))
+    """Draw training loss, validation score and learning rate of every variant by epoch, as far as runs have them."""
+    charts = (_training_loss(group), _validation_score(group), _learning_rate(group))
     return [chart for chart in charts if chart is not None]
 
 
@@ -51,10 +53,17 @@ def inner_curves(group: Group) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
+def _learning_rate(group: Group) -> Chart | None:
+    """Draw the rate of the variants that learnt something with it."""
+    learnt = {row["v"] for row in _rows(group, f"val/{group.score}") or _rows(group, "train/loss")}
+    rows = [row for row in _rows(group, "lr") if row["v"] in learnt and "s" not in row]
+    return _chart(rows, "learning rate", "At the end of each epoch.", {"axis": alt.Axis(format="~g")})
+
+
 def _training_loss(group: Group) -> Chart | None:
     rows = _rows(group, "train/loss")
     note, scale = BAND, FROM_DATA
-    values = [row["m"] for row in rows]
+    values = [row["m"] for row in rows if "m" in row]
     if rows and min(values) > 0 and max(values) > 30 * min(values):
         note, scale = f"{BAND} The scale is logarithmic.", alt.Scale(type="log", nice=False)
     return _chart(rows, "training loss", note, {"scale": scale}, best=min)
@@ -67,9 +76,10 @@ def _validation_score(group: Group) -> Chart | None:
         return None
     # The rise of the first tenth of the epochs would flatten all the rest.
     last = max(row["e"] for row in rows)
-    settled = [row[end if end in row else "m"] for row in rows if row["e"] > last / 10 for end in "lh"]
+    means = [row for row in rows if "m" in row]
+    settled = [row[end if end in row else "m"] for row in means if row["e"] > last / 10 for end in "lh"]
     rises, low, high = metric.sign > 0, min(settled), max(settled)
-    is_cut = any(row["m"] < low if rises else row["m"] > high for row in rows)
+    is_cut = any(row["m"] < low if rises else row["m"] > high for row in means)
     frame: dict[str, Any] = {} if not is_cut else {"domainMin": low} if rises else {"domainMax": high}
     chosen = "The epoch with the best value gives the weights that are tested. "
     note = (chosen if group.monitors == [f"val/{group.score}"] else "") + BAND
@@ -82,7 +92,8 @@ def _validation_score(group: Group) -> Chart | None:
 def _rows(group: Group, column: str, factor: float = 1.0) -> list[Row]:
     """Return a row for each variant and epoch: e(poch), m(ean), l(ow), h(igh), v(ariant), c(olour).
 
-    Grey ones come first, so that the coloured lie above them; only the coloured have a band.
+    Grey ones come first, so that the coloured lie above them; only the coloured have a band, and a row for each seed:
+    e, s (its value), k (its number), v, c.
     """
     colour = colours(group)
     limit = max(20, min(CURVE_POINTS, LINE_POINTS // len(group.variants)))
@@ -93,6 +104,8 @@ def _rows(group: Group, column: str, factor: float = 1.0) -> list[Row]:
             row: Row = {"e": epoch, "m": short(factor * sum(values) / len(values)), "v": variant.title, "c": hue}
             if len(values) > 1 and hue != REST:
                 row |= {"l": short(factor * min(values)), "h": short(factor * max(values))}
+                of_seed = {"e": epoch, "v": variant.title, "c": hue}
+                rows += [of_seed | {"s": short(factor * value), "k": k} for k, value in enumerate(values)]
             rows.append(row)
     return rows
 
@@ -101,7 +114,7 @@ def _chart(rows: list[Row], title: str, note: str, y: dict[str, Any], *, best: A
     """Draw bands, lines and points to hover over; `y` is how the vertical axis looks."""
     if not rows:
         return None
-    ends = {row["v"]: row["m"] for row in rows}
+    ends = {row["v"]: row["m"] for row in rows if "m" in row}
     name = best(ends, key=ends.__getitem__)
     description = (
         f"{capital(title)} by epoch of {count(len(ends), 'variant')}. "
@@ -109,7 +122,8 @@ def _chart(rows: list[Row], title: str, note: str, y: dict[str, Any], *, best: A
     )
     y = {"title": title} | y
     x = alt.X("e:Q", title="epoch", scale=alt.Scale(zero=False), axis=EPOCHS)
-    base = alt.Chart(ROWS).encode(x=x, y=alt.Y("m:Q", **y), color=COLOUR, detail="v:N")
+    every = alt.Chart(ROWS).encode(x=x, color=COLOUR)
+    base = every.transform_filter("isValid(datum.m)").encode(y=alt.Y("m:Q", **y), detail="v:N")
     layers = [
         base.mark_line(aria=False, clip=True).encode(
             opacity=unless_another_is_picked(1),
@@ -121,6 +135,10 @@ def _chart(rows: list[Row], title: str, note: str, y: dict[str, Any], *, best: A
         band = base.transform_filter("isValid(datum.l)").mark_area(aria=False, clip=True)
         low = alt.Y("l:Q", **y)  # an area with a scale of its own would begin it at zero
         layers.insert(0, band.encode(y=low, y2="h:Q", opacity=unless_another_is_picked(0.14)))
+    if any("s" in row for row in rows):
+        seeds = every.transform_filter("isValid(datum.s)").mark_line(aria=False, clip=True, strokeWidth=1)
+        one = alt.condition("picked === datum.v", alt.value(0.8), alt.value(0))
+        layers.append(seeds.encode(y=alt.Y("s:Q", **y), detail=["v:N", "k:N"], opacity=one))
     if len(rows) <= HOVER_POINTS:
         shown = (("m", "mean"), ("l", "lowest seed"), ("h", "highest seed"))
         numbers = [alt.Tooltip(f"{field}:Q", title=word, format=".4g") for field, word in shown]

@@ -22,7 +22,16 @@ from convatlas.reporting.predictions import Predictions
 from convatlas.reporting.study import Group
 from convatlas.reporting.wording import listed
 
-__all__ = ["Disagreements", "Disputed", "Vote", "disagreements", "entropies", "majorities"]
+__all__ = [
+    "Disagreements",
+    "Disputed",
+    "Vote",
+    "disagreements",
+    "entropies",
+    "majorities",
+    "same_images",
+    "test_split",
+]
 
 MOST_IMAGES = 12
 MOST_NAMES = 4
@@ -90,8 +99,8 @@ def disagreements(group: Group) -> Disagreements | None:
     among_runs = entropies(votes)  # tells apart what is equal among the majorities
     order = np.lexsort((predictions.index, -among_runs.round(9), -doubt.round(9)))
     chosen = [int(place) for place in order[:MOST_IMAGES] if doubt[place] > 0]
-    split, reason = _test_split(group) if chosen else (None, "")
-    if split is not None and not _same_images(split, predictions):
+    split, reason = test_split(group) if chosen else (None, "")
+    if split is not None and not same_images(split, predictions):
         split, reason = None, f"The data prepared for {group.data} are not those of these runs."
     titles = {variant.key: variant.title for variant in group.variants}
     names = [titles[key] for key in predictions.classes]
@@ -142,7 +151,7 @@ def _disputed(
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
 
-def _test_split(group: Group) -> tuple[Split | None, str]:
+def test_split(group: Group) -> tuple[Split | None, str]:
     """Open the test split that a group was tested on, or say why there is none."""
     folder = next((variant.prepared for variant in group.variants if variant.prepared is not None), None)
     if folder is None or not (folder / CARD_FILE).is_file():
@@ -156,7 +165,7 @@ def _test_split(group: Group) -> tuple[Split | None, str]:
         return None, f"There are no pictures: {error}"
 
 
-def _same_images(split: Split, predictions: Predictions) -> bool:
+def same_images(split: Split, predictions: Predictions) -> bool:
     """Say whether the labels of a split are those that the runs were tested on."""
     if split.labels is None or not len(predictions.index) or int(predictions.index.max()) >= len(split):
         return False

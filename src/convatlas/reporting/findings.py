@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from convatlas.core.metrics import as_words
 from convatlas.reporting.origin import origin
 from convatlas.reporting.score_plots import IntervalPlot, Scale
 from convatlas.reporting.statistics import CONFIDENCE, survivors
@@ -21,7 +22,7 @@ from convatlas.reporting.verdicts import VERDICTS, Checked, Kind, Verdict, judge
 from convatlas.reporting.wording import DASH, count, duration, listed
 from convatlas.studies.claims import read_claim
 
-__all__ = ["Finding", "Row", "findings", "plot", "record", "rows", "summary", "words"]
+__all__ = ["Finding", "Row", "findings", "on_images", "plot", "record", "rows", "summary", "words"]
 
 REACH = 0.2
 """Where the drawn scale ends, to each side: 20 points."""
@@ -149,7 +150,7 @@ def summary(found: Sequence[Finding]) -> list[str]:
         sides = [each for each in tested if each.verdict in ("confirmed", "refuted")]
         remain = sum(survivors([1.0 if each.chance is None else each.chance for each in sides]))
         lines.append(
-            f"{images}: of {count(len(tested), 'measured comparison')} {len(decided)} are decided "
+            f"{on_images(images)}: of {count(len(tested), 'measured comparison')} {len(decided)} are decided "
             f"({100 * len(decided) / len(tested):.0f} %): {_tally(tested)}. Each verdict errs with a probability of at "
             f"most {100 * (1 - CONFIDENCE):.0f} %, so about {(1 - CONFIDENCE) * len(tested):.1f} of all may be wrong; "
             f"of the {len(sides)} confirmed or refuted {remain} remain if no single error is allowed for (Holm)."
@@ -157,6 +158,11 @@ def summary(found: Sequence[Finding]) -> list[str]:
     if counted := [each for each in found if each.kind == "counted"]:
         lines.append(f"Counted, not measured: {_tally(counted)}.")
     return lines
+
+
+def on_images(images: str) -> str:
+    """Name a kind of images, those of the studies themselves too."""
+    return "The studies' own images" if images == "made" else as_words(images)
 
 
 def _tally(found: Sequence[Finding]) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 from convatlas.reporting.charts import HUES, REST, colours
 from convatlas.reporting.curves import gradient_chart, inner_curves, learning_curves
 from convatlas.reporting.disagreements import disagreements
-from convatlas.reporting.findings import findings, plot, rows, summary, words
+from convatlas.reporting.findings import findings, on_images, plot, rows, summary, words
 from convatlas.reporting.lecture_figures import lecture_figures
+from convatlas.reporting.mistakes import apart, mistakes
 from convatlas.reporting.origin import cautions, origin, sampling_note
 from convatlas.reporting.paired import compare, interval_text, reference_of, signed, told_apart
 from convatlas.reporting.printed_numbers import printed_numbers
@@ -22,8 +23,10 @@ from convatlas.reporting.statistics import LOOKS
 from convatlas.reporting.study import Group, Step, Study, Variant
 from convatlas.reporting.tables import further_table, leaders, main_table
 from convatlas.reporting.trade_offs import trade_offs
-from convatlas.reporting.verdicts import judge, tally
+from convatlas.reporting.verdicts import judge, tally, verdict_bar
 from convatlas.reporting.wording import DASH, count, listed, spread_text
+from convatlas.reporting.years import by_year
+from convatlas.studies.planning import study_names
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,15 @@ def render_report(study: Study, runs: Path) -> str:
         UserError: a picture is not readable, or a claim cannot be read.
     """
     pairs = zip(study.groups, run_pictures(study.groups, runs), strict=True)
-    sections = [_section(group, pictures, number) for number, (group, pictures) in enumerate(pairs, start=1)]
+    sections = [_section(study, group, pictures, number) for number, (group, pictures) in enumerate(pairs, start=1)]
     figures = lecture_figures(study)
     has_charts = any(section["charts"] for section in sections) or bool(figures)
     return render(
         "report.html.j2",
         scripts=[*([chart_library()] if has_charts else []), for_script_element(template_source("report.js"))],
         study=study,
+        about=about_page(study.name),
+        data=list(dict.fromkeys(group.data for group in study.groups)),
         sections=sections,
         figures=figures,
         cautions=cautions(study),
@@ -69,21 +74,30 @@ def render_report(study: Study, runs: Path) -> str:
     )
 
 
-def render_index(studies: Sequence[Study]) -> str:
-    """Return the page that leads to all studies."""
+def about_page(study: str) -> str | None:
+    """Return the address, from a report's folder, of the page that explains its study; None where there is none."""
+    own = study.partition("-")[0]
+    return f"../../../docs/studies/{own}.md" if own in study_names() else None
+
+
+def render_index(studies: Sequence[Study], kept: Sequence[Study] = (), data: Sequence[str] = ()) -> str:
+    """Return the page that leads to all studies, kept reports of earlier plans after those of the plan, and to data."""
     shown = []
-    for study in studies:
+    for study in (*studies, *kept):
         headlines = [(group.title, best) for group in study.groups if (best := headline(group))]
-        shown.append((study, headlines, tally(judge(study))))
-    found = [each for study in studies for each in findings(study)]
+        judged = judge(study)
+        shown.append((study, study in kept, headlines, tally(judged), verdict_bar(judged)))
+    found = [each for study in (*studies, *kept) for each in findings(study)]
     return render(
         "index.html.j2",
         studies=shown,
+        data=data,
         rows=sorted(rows(found), key=lambda row: row.study),
         images=list(dict.fromkeys(each.images for each in found)),
         summary=summary(found),
         plot=plot,
         words=words,
+        on_images=on_images,
     )
 
 
@@ -121,13 +135,14 @@ def _steps(study: Study) -> list[dict[str, Any]]:
     ]
 
 
-def _section(group: Group, pictures: Sequence[RunPictures], number: int) -> dict[str, Any]:
+def _section(study: Study, group: Group, pictures: Sequence[RunPictures], number: int) -> dict[str, Any]:
     """Return what the page shows of one group."""
     scores, score_ends = score_plots(group)
     gradients = gradient_chart(group)
     charts = {
         "curves": learning_curves(group),
         "inner": [*inner_curves(group), *([gradients] if gradients else [])],
+        "years": by_year(study, group),
         "trade_offs": trade_offs(group),
     }
     colour = colours(group)
@@ -141,6 +156,8 @@ def _section(group: Group, pictures: Sequence[RunPictures], number: int) -> dict
         "further": further_table(group),
         "paired": _paired(group),
         "disagreements": disagreements(group),
+        "apart_strips": apart(group),
+        "mistakes": mistakes(group),
         "scores": scores,
         "score_ends": score_ends,
         "charts": charts if any(charts.values()) else None,

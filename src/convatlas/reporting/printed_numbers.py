@@ -34,6 +34,23 @@ class PrintedTable:
         """Whether any of it is ours."""
         return any(ours for _, ours in self.columns)
 
+    @property
+    def bars(self) -> list[list[float | None]]:
+        """How long each number's bar is, from 0 to 100; a printed column and ours behind it share a scale.
+
+        None where there is no number, or nothing of ours beside it.
+        """
+        numbers = [[_number(text) for text in figures] for _, figures in self.rows]
+        lengths: list[list[float | None]] = [[None] * len(self.columns) for _ in self.rows]
+        for column, (_, ours) in enumerate(self.columns):
+            pair = (column - 1, column) if ours else ()
+            longest = max((row[place] or 0 for row in numbers for place in pair), default=0)
+            for values, bars in zip(numbers, lengths, strict=True):
+                for place in pair if longest > 0 else ():
+                    value = values[place]
+                    bars[place] = None if value is None or value < 0 else 100 * value / longest
+        return lengths
+
 
 @dataclass(frozen=True)
 class PrintedNumbers:
@@ -128,6 +145,12 @@ def _percent(variant: Variant, metric: str, *, is_error: bool = False) -> str:
 
 def _scaled(value: float | None, scale: float) -> str:
     return DASH if value is None else f"{value / scale:.3g}"
+
+
+def _number(text: str) -> float | None:
+    """Return the number that a cell begins with."""
+    found = re.match(r"-?[\d,]*\.?\d+(?:e[+-]?\d+)?", text)
+    return float(found[0].replace(",", "")) if found else None
 
 
 def _written(value: Any) -> str:

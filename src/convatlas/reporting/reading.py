@@ -66,7 +66,8 @@ def read_study(study_file: Path, runs: Path) -> Study:
     count = Counter(titles.values())
     unique = {key: title if count[title] == 1 else f"{title} ({key})" for key, title in titles.items()}
     resolved = study_file.with_suffix("")
-    variants = (_read_variant(key, title, plan, resolved, runs / plan.name / key) for key, title in unique.items())
+    folder = runs / (plan.runs or plan.name)
+    variants = (_read_variant(key, title, plan, resolved, folder / key) for key, title in unique.items())
     return Study(plan, tuple(variants))
 
 

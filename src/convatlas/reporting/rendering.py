@@ -25,6 +25,7 @@ __all__ = [
     "render",
     "template_source",
     "templates",
+    "vega",
 ]
 
 
@@ -83,6 +84,13 @@ def chart_library() -> str:
     import vl_convert
 
     return for_script_element(vl_convert.javascript_bundle(template_source("charts.js")))
+
+
+def vega() -> str:
+    """Return Vega, Vega-Lite and `vegaEmbed` as a script of its own, for pages that DVC writes."""
+    import vl_convert
+
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 def for_script_element(script: str) -> str:

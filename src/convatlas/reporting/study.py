@@ -152,9 +152,10 @@ def _claim(entry: Any) -> Any:
 
 
 class Plan(PlanPart):
-    """`plan/<study>.yaml`."""
+    """`plan/<study>.yaml`; `runs` is the folder of its runs below `runs/` where that has another name."""
 
     name: FolderName
+    runs: str = ""
     title: str = ""
     question: str = ""
     source: str = ""

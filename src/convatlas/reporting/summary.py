@@ -8,31 +8,46 @@ from typing import Any
 
 from convatlas.core.statistics import Spread
 from convatlas.reporting.study import Group, Study, Variant
+from convatlas.reporting.verdicts import judge
+from convatlas.reporting.wording import metric_text
 
 Record = dict[str, Any]
 
 
-def study_summary(study: Study) -> dict[str, dict[str, float]]:
-    """Return the figures of each task; where a task has several data sets, of each of them, as `<task>_<data>`."""
-    tasks = [group.task for group in study.groups]
-    names = [group.task if tasks.count(group.task) == 1 else f"{group.task}_{group.data}" for group in study.groups]
-    return {name: _group_summary(group) for name, group in zip(names, study.groups, strict=True)}
+def overall(studies: Sequence[Study]) -> dict[str, float]:
+    """Return a few figures of all studies together, as many columns as a terminal has room for.
+
+    The mean score over the variants of each task, in the unit of reports; finished runs; claims that these confirm and
+    refute; minutes of training.
+    """
+    figures: dict[str, float] = {}
+    groups = [group for study in studies for group in study.groups]
+    for name in dict.fromkeys(group.score for group in groups):
+        of_score = [group for group in groups if group.score == name]
+        means = [m for group in of_score for variant in group.variants if (m := _printed(group, variant)) is not None]
+        if means:
+            figures[name] = round(statistics.fmean(means), 2)
+    figures["finished"] = sum(study.runs_finished for study in studies)
+    verdicts = [entry.verdict for study in studies for entry in judge(study)]
+    figures |= {"confirmed": verdicts.count("confirmed"), "refuted": verdicts.count("refuted")}
+    seconds = (run.seconds("train_seconds") for group in groups for run in group.runs)
+    return figures | {"train_minutes": round(sum(filter(None, seconds)) / 60, 1)}
 
 
-def _group_summary(group: Group) -> dict[str, float]:
-    means = [found.mean for variant in group.variants if (found := _finite(variant.test(group.score)))]
-    seconds = [taken for run in group.runs if (taken := run.seconds("train_seconds")) is not None]
-    summary: dict[str, float] = {
-        "variants": len(group.variants),
-        "runs_finished": len(group.runs),
-        "train_seconds": round(sum(seconds), 1),
-    }
-    if means:
-        summary |= {
-            "best_score": round(max(means) if group.metric.sign > 0 else min(means), 4),
-            "mean_score": round(statistics.fmean(means), 4),
+def scores(studies: Sequence[Study]) -> dict[str, dict[str, float]]:
+    """Return the mean test score of every variant as the reports print it, by study."""
+    found = {
+        study.name: {
+            v.key: m for group in study.groups for v in group.variants if (m := _printed(group, v)) is not None
         }
-    return summary
+        for study in studies
+    }
+    return {study: of_study for study, of_study in found.items() if of_study}
+
+
+def _printed(group: Group, variant: Variant) -> float | None:
+    found = _finite(variant.test(group.score))
+    return None if found is None else float(metric_text(group.metric, found.mean))
 
 
 def variant_records(studies: Sequence[Study]) -> Iterable[Record]:

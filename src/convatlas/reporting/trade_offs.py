@@ -90,7 +90,7 @@ def _trade_off(group: Group, price: Price, links: Mapping[str, str]) -> Chart | 
     title = f"{group.metric.title} against {price.title}"
     description = f"Test {title} of {count(len(rows), 'variant')}. On the Pareto front, by rising price: {front}."
     vega = compiled(_layers(rows, f"test {group.metric.axis}", price), rows, description)
-    return Chart(capital(title), "", _with_names_apart(vega))
+    return Chart(capital(title), "", with_names_apart(vega))
 
 
 def _rows(group: Group, price: Price, links: Mapping[str, str]) -> list[Row]:
@@ -146,7 +146,7 @@ def _layers(rows: list[Row], score: str, price: Price) -> list[alt.Chart]:
     return layers
 
 
-def _with_names_apart(vega: dict[str, Any]) -> dict[str, Any]:
+def with_names_apart(vega: dict[str, Any]) -> dict[str, Any]:
     """Let Vega place the names where they hide neither each other nor a point, and leave out what has no room.
 
     Vega-Lite has no word for Vega's label transform, so it is put into the compiled chart.

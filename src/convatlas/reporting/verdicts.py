@@ -304,3 +304,15 @@ def tally(judged: Sequence[Judged]) -> str:
     """Count the verdicts in words, for a headline: `2 confirmed and 1 undecided`."""
     counts = [(sum(entry.verdict == name for entry in judged), name) for name in VERDICTS]
     return listed([f"{number} {name}" for number, name in counts if number])
+
+
+def verdict_bar(judged: Sequence[Judged]) -> list[tuple[str, float, float]]:
+    """Return the verdicts of a study as stretches of a bar: which, where it begins, and how long it is, of 100."""
+    stretches: list[tuple[str, float, float]] = []
+    start = 0.0
+    for name in VERDICTS:
+        share = 100 * sum(entry.verdict == name for entry in judged) / max(1, len(judged))
+        if share:
+            stretches.append((name, start, share))
+        start += share
+    return stretches

@@ -1,9 +1,9 @@
-"""params.yaml, as DVC's templates and people read it: what to run."""
+"""params.yaml, which people read and edit, and stages.yaml, which dvc.yaml's templates take from it: what to run."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,13 +11,18 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from convatlas.core.config import Section, describe
 from convatlas.core.errors import UserError
-from convatlas.core.files import read_yaml
+from convatlas.core.files import read_yaml, write_yaml
 
-__all__ = ["FILE", "HEADER", "Plan", "read_plan"]
+__all__ = ["FILE", "STAGES", "Plan", "read_plan", "write_plan"]
 
-FILE = Path("params.yaml")
+FILE, STAGES = Path("params.yaml"), Path("stages.yaml")
+OF_STAGES = ("data", "manifests", "searches", "runs")
+"""What follows from the rest of a plan; in a file of its own, `dvc exp show` has no column for each of it."""
 HEADER = """Written by `python -m convatlas.plan`; `python -m convatlas.plan study=... scale=...` writes another plan.
 Seeds, scale and overrides may be edited here; `dvc repro` then trains what that changes, and nothing else."""
+STAGES_HEADER = (
+    "Written by `python -m convatlas.plan` with params.yaml: what the templates of dvc.yaml are filled with."
+)
 
 
 def _of(kind: type, words: str) -> Callable[[Any], Any]:
@@ -44,7 +49,7 @@ def _mapping() -> BeforeValidator:
 
 
 class Plan(Section):
-    """params.yaml: what to run. Seeds, scale and overrides may be edited by hand, the rest follows from them."""
+    """What to run. Seeds, scale and overrides may be edited by hand, the rest follows from them."""
 
     scale: Annotated[str, BeforeValidator(_of(str, "laptop, workstation or paper"))]
     seeds: Annotated[list[Seed], _list("seeds: [0, 1, 2]")]
@@ -85,18 +90,30 @@ class Plan(Section):
 REMEDY = "run `python -m convatlas.plan`, which writes it anew."
 
 
+def write_plan(plan: Mapping[str, Any], path: Path = FILE) -> None:
+    """Write params.yaml, and stages.yaml beside it."""
+    of_stages = {key: plan[key] for key in OF_STAGES}
+    write_yaml(path.with_name(STAGES.name), {"trainings": len(plan["runs"]), **of_stages}, STAGES_HEADER)
+    write_yaml(path, {key: value for key, value in plan.items() if key not in OF_STAGES}, HEADER)
+
+
 def read_plan(path: Path) -> Plan:
-    """Read params.yaml.
+    """Read params.yaml, and stages.yaml beside it, whose keys may stand in params.yaml, too.
 
     Raises:
-        UserError: it is missing, or something in it is not as a plan has it.
+        UserError: params.yaml is missing, or something in one is not as a plan has it.
     """
-    values = read_yaml(path, REMEDY)
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is empty or not a mapping; {REMEDY}")
+    of_stages = path.with_name(STAGES.name)
+    values: dict[str, Any] = {}
+    for file in (of_stages, path) if of_stages.exists() else (path,):
+        found = read_yaml(file, REMEDY)
+        if not isinstance(found, dict):
+            raise UserError(f"{file} is empty or not a mapping; {REMEDY}")
+        values |= found
+    values.pop("trainings", None)
     needed = {name for name, field in Plan.model_fields.items() if field.is_required()}
     if missing := sorted(needed - set(values)):
-        raise UserError(f"{path} lacks {', '.join(missing)}; {REMEDY}")
+        raise UserError(f"{path}, with {STAGES} beside it, lacks {', '.join(missing)}; {REMEDY}")
     try:
         return Plan.model_validate(values)
     except ValidationError as error:

@@ -118,8 +118,12 @@ class ClassificationTask(Task):
         }
 
     def figures(self, batch: Batch, predictions: pd.DataFrame) -> dict[str, Figure]:
-        """Draw the confusion matrix, and test images with the class they were given."""
-        from convatlas.tasks.figures import confusion_matrix, labelled_images
+        """Draw the confusion matrix and test images with the class they were given.
+
+        Where the net allows it there are the kernels of its first layer and class activation maps, too.
+        """
+        from convatlas.tasks.activation_maps import activation_map_figure
+        from convatlas.tasks.figures import confusion_matrix, first_filters, labelled_images, mosaic
 
         rows = predictions.set_index("index").loc[batch["indices"].tolist()]
         titles = [f"{self.classes[p]}" for p in rows["prediction"]]
@@ -134,10 +138,13 @@ class ClassificationTask(Task):
             images = batch["images"]
             figures["reconstruction"] = reconstruction_figure(self.net, images[:8])
             figures["interpolation"] = interpolation_figure(self.net, images[0], images[-1])
-        if self.config.recipe.activation_maps:
-            from convatlas.tasks.activation_maps import activation_map_figure
-
+        if (filters := first_filters(self.net)) is not None:
+            figures["first_filters"] = mosaic(filters, columns=16, side=0.5)
+        try:
             figures["class_activation_maps"] = activation_map_figure(self.net, batch["images"], self.classes)
+        except UserError:  # the net has no such maps
+            if self.config.recipe.activation_maps:
+                raise
         return figures
 
     def example_targets(self, size: int) -> Batch:

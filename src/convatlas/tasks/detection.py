@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from convatlas.data.card import Card
     from convatlas.data.decoding import Geometry
+    from convatlas.tasks.figures import Judged
 
 Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Precision and recall, `(n,)` each."""
@@ -36,6 +37,8 @@ MAX_DETECTIONS = 100
 """COCO's figures are defined for so many detections an image, of all classes; those of the highest scores are kept."""
 SHOWN_SCORE = 0.5
 """Detections of a lower score are not drawn in figures."""
+LEAST_OVERLAP = 0.5
+"""The IoU from which a drawn detection counts as right."""
 LISTED_SCORE = 0.3
 """Detections of a lower score are not listed in predictions."""
 FIGURES = ("map", "map_50", "map_75", f"mar_{MAX_DETECTIONS}")
@@ -101,17 +104,13 @@ class DetectionTask(Task):
         return {**{name: float(values[name]) for name in FIGURES}, **super().summarise(others)}
 
     def figures(self, batch: Batch, predictions: pd.DataFrame) -> dict[str, Figure]:
-        """Draw test images with true and found boxes, and precision over recall on all images, by class and pooled."""
+        """Draw test images with their boxes, and precision over recall on all images, by class and pooled."""
         from convatlas.tasks.figures import boxed_images, precision_recall
 
         rows = predictions.set_index("index").loc[batch["indices"].tolist()].to_dict("records")
         hits = gather_hits(predictions.to_dict("records"))
         return {
-            "samples": boxed_images(
-                batch["images"],
-                [(as_boxes(row["true_boxes"]), self._named(row["true_labels"])) for row in rows],
-                [self._shown(row) for row in rows],
-            ),
+            "samples": boxed_images(batch["images"], [self._judged(row) for row in rows]),
             "precision_recall": precision_recall(hits.curve(), hits.by_class(self.classes), "IoU 0.5 or more"),
         }
 
@@ -163,11 +162,19 @@ class DetectionTask(Task):
     def _named(self, labels: Iterable[int]) -> list[str]:
         return [self.classes[label] for label in labels]
 
-    def _shown(self, row: Mapping[str, Any]) -> tuple[NDArray[np.float32], list[str]]:
-        sure = np.asarray(row["scores"], dtype=np.float32) >= SHOWN_SCORE
-        names = self._named(label for label, keep in zip(row["labels"], sure, strict=True) if keep)
-        scores = [score for score, keep in zip(row["scores"], sure, strict=True) if keep]
-        return as_boxes(row["boxes"])[sure], [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
+    def _judged(self, row: Mapping[str, Any]) -> Judged:
+        """Return what is drawn of a row: its objects, and its detections of `SHOWN_SCORE` or more."""
+        from convatlas.tasks.figures import Judged
+
+        sure = np.flatnonzero(np.asarray(row["scores"], dtype=np.float32) >= SHOWN_SCORE)
+        drawn = {name: [row[name][place] for place in sure] for name in ("boxes", "scores", "labels")}
+        found = find_objects({**row, **drawn}, LEAST_OVERLAP)
+        names = [
+            f"{name} {score:.2f}" for name, score in zip(self._named(drawn["labels"]), drawn["scores"], strict=True)
+        ]
+        missed = [place not in found for place in range(len(row["true_labels"]))]
+        true = as_boxes(row["true_boxes"]), self._named(row["true_labels"])
+        return Judged(true, (as_boxes(drawn["boxes"]), names), [each is not None for each in found], missed)
 
 
 def top_scoring(detections: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -279,7 +286,12 @@ def left_out(rows: Sequence[Mapping[Any, Any]]) -> NDArray[np.float64]:
 
 
 def find_hits(row: Mapping[Any, Any], least_overlap: float) -> list[bool]:
-    """Say of each detection of an image whether it finds an object of its class, the one it overlaps most.
+    """Say of each detection of an image whether it finds an object; see `find_objects`."""
+    return [found is not None for found in find_objects(row, least_overlap)]
+
+
+def find_objects(row: Mapping[Any, Any], least_overlap: float) -> list[int | None]:
+    """Return for each detection of an image the object of its class that it finds, the one it overlaps most, or None.
 
     The detections of a row are in falling order of their scores; each object is found once.
     """
@@ -287,11 +299,11 @@ def find_hits(row: Mapping[Any, Any], least_overlap: float) -> list[bool]:
     overlaps = box_iou(torch.from_numpy(as_boxes(row["boxes"])), truth).numpy()
     labels, true_labels = np.asarray(row["labels"]), np.asarray(row["true_labels"])
     overlaps[labels.reshape(-1, 1) != true_labels.reshape(1, -1)] = 0
-    hits = []
+    objects: list[int | None] = []
     for number in range(len(labels)):
         best = int(overlaps[number].argmax()) if len(true_labels) else -1
         hit = best >= 0 and bool(overlaps[number, best] >= least_overlap)
         if hit:
             overlaps[:, best] = 0
-        hits.append(hit)
-    return hits
+        objects.append(best if hit else None)
+    return objects

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def confusion_matrix(labels: Iterable[int], predictions: Iterable[int], classes: Sequence[str]) -> Figure:
@@ -44,6 +44,30 @@ def labelled_images(images: Tensor, titles: Sequence[str], right: Sequence[bool]
     return figure
 
 
+def mosaic(images: Tensor, columns: int = 8, side: float = 1.0) -> Figure:
+    """Draw images `(N, C, H, W)` as one picture, each scaled to [0, 1] for itself."""
+    from torchvision.utils import make_grid
+
+    whole = make_grid(images.detach().float().cpu(), nrow=columns, padding=1, normalize=True, scale_each=True)
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(side * min(columns, len(images)), side * rows), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    axes.imshow(whole.permute(1, 2, 0).numpy(), interpolation="nearest")
+    return figure
+
+
+def first_filters(net: nn.Module, at_most: int = 64) -> Tensor | None:
+    """Return the kernels of a net's first layer that sees the image, `(N, C, k, k)`, of which a picture can be made.
+
+    None where that is no convolution of 1 or 3 channels with kernels of 3 pixels or more.
+    """
+    first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None or first.in_channels not in (1, 3) or first.groups > 1 or min(first.kernel_size) < 3:
+        return None
+    return first.weight[:at_most]
+
+
 def grid(count: int, columns: int = 8, side: float = 1.3) -> tuple[Figure, list[Axes]]:
     """Make a figure of `count` square pictures without axes."""
     columns = min(columns, max(1, count))
@@ -74,22 +98,48 @@ Boxes = tuple[NDArray[np.float32], Sequence[str]]
 """Boxes `(n, 4)` as `x1, y1, x2, y2` in pixels, and what is written at each."""
 
 
-def boxed_images(images: Tensor, true: Sequence[Boxes], found: Sequence[Boxes], at_most: int = 8) -> Figure:
-    """Draw images `(N, C, H, W)` twice: above with the true boxes, below with those that were found."""
+class Judged(NamedTuple):
+    """What is drawn of an image: its objects and its detections, each of these right or wrong, each of those missed."""
+
+    true: Boxes
+    found: Boxes
+    right: Sequence[bool]
+    missed: Sequence[bool]
+
+
+def boxed_images(images: Tensor, judged: Sequence[Judged], at_most: int = 8) -> Figure:
+    """Draw images `(N, C, H, W)` twice: above with the true boxes, below with right, wrong and missed ones."""
     shown = min(at_most, len(images))
-    figure, axes = grid(2 * shown, columns=shown, side=1.9)
+    columns = min(4, shown)
+    figure = Figure(figsize=(2.6 * columns, 5.4 * -(-shown // columns) + 0.3), layout="constrained")
+    axes = figure.subplots(2 * -(-shown // columns), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
     for number in range(shown):
-        for axis, (boxes, names), colour, title in (
-            (axes[number], true[number], "#1a7f37", "true"),
-            (axes[shown + number], found[number], "#cf222e", "found"),
-        ):
+        above, below = (axes[2 * (number // columns) + row, number % columns] for row in (0, 1))
+        for axis, title in ((above, "true"), (below, "found")):
             axis.imshow(displayable(images[number]), cmap="gray")
-            set_title(axis, title, color=colour)
-            for (x1, y1, x2, y2), name in zip(boxes, names, strict=True):
-                # imshow puts the middle of the first pixel at 0, a box its left edge
-                axis.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=colour))
-                axis.text(x1, y1 - 1, name, color=colour, fontsize=7, va="bottom", clip_on=True)
+            set_title(axis, title)
+        boxes, names = judged[number].true
+        _draw(above, boxes, names, ["#0969da"] * len(names))
+        _draw(below, *judged[number].found, ["#1a7f37" if hit else "#cf222e" for hit in judged[number].right])
+        left = [place for place, miss in enumerate(judged[number].missed) if miss]
+        _draw(below, boxes[left], [names[place] for place in left], ["#bf8700"] * len(left), style="--")
+    kinds = {"#1a7f37": "right", "#cf222e": "wrong", "#bf8700": "missed"}
+    handles = [Patch(color=colour, label=name) for colour, name in kinds.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     return figure
+
+
+def _draw(
+    axis: Axes, boxes: NDArray[np.float32], names: Sequence[str], colours: Sequence[str], style: str = "-"
+) -> None:
+    for (x1, y1, x2, y2), name, colour in zip(boxes, names, colours, strict=True):
+        # imshow puts the middle of the first pixel at 0, a box its left edge
+        place, size = (x1 - 0.5, y1 - 0.5), (x2 - x1, y2 - y1)
+        axis.add_patch(Rectangle(place, *size, fill=False, edgecolor=colour, linestyle=style, linewidth=1.4))
+        under = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6}
+        axis.text(x1, y1 - 1, name, color=colour, fontsize=7, va="bottom", clip_on=True, bbox=under)
 
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]

@@ -15,16 +15,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from convatlas.core.config import RunConfig, TrackingConfig
-from convatlas.core.digests import digest
+from convatlas.core.digests import digest, flat
 from convatlas.core.environment import git_state
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_json
+from convatlas.core.metrics import SCORES
 from convatlas.core.processes import rank
 from convatlas.core.record import Environment, RunRecord
 from convatlas.core.statistics import spread
 from convatlas.tracking.runs import IDENTITY, Experiment, Run, end_status, metrics_of, warn
 from convatlas.tracking.sender import Sender
 from convatlas.tracking.store import store_lock
+from convatlas.tracking.view import write_view
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as Found
@@ -193,10 +195,8 @@ class MlflowVariantTracker(VariantTracker):
         }
 
     def _params(self) -> dict[str, Any]:
-        hidden = {"about", "output_dir", "work_dir", "overwrite", "seeds"}
-        values = {key: value for key, value in self.config.plain().items() if key not in hidden}
-        values["model"] = {key: value for key, value in values["model"].items() if key != "about"}
-        return values
+        """Return the settings that a person compares runs by; `config.json` beside them has all."""
+        return chosen_settings(self.config.plain())
 
     # ---- seeds ------------------------------------------------------------------------------------------------------
 
@@ -218,10 +218,14 @@ class MlflowVariantTracker(VariantTracker):
 
     def describe(self, run: Run, seed: int) -> None:
         """Log how a seed is trained, and on what, unless that is there."""
+        run.log_params({**self._params(), "seed": seed})
+        self.log_data(run)
+
+    def log_data(self, run: Run) -> None:
+        """Log on which data a run is trained, unless that is there."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
         from mlflow.exceptions import MlflowException
 
-        run.log_params({**self._params(), "seed": seed})
         if run.found.inputs is not None and run.found.inputs.dataset_inputs:
             return
         dataset = Dataset(
@@ -270,7 +274,6 @@ class MlflowVariantTracker(VariantTracker):
     def log_record(self, run: Run, record: RunRecord, folder: Path) -> None:
         """Log of a seed's record what its run does not have; where `best_epoch` is, it has all."""
         self.describe(run, record.metrics.seed)
-        run.log_params({"cost": record.metrics.costs})
         run.log_files(folder)
         there = run.steps("lr")
         metrics = [
@@ -353,7 +356,8 @@ class MlflowVariantTracker(VariantTracker):
             metrics += metrics_of(mean_and_std(rows), epoch)
         metrics += metrics_of(mean_and_std([final_metrics(record) for record in records]), ONCE)
         self.run.log_metrics(metrics)
-        self.run.log_params({"cost": records[0].metrics.costs})
+        self.log_data(self.run)
+        write_view(self.client, self.experiment.id, score_of(records[0]))
         self.run.set_tags({"convatlas.seeds": str(len(records)), "convatlas.averaged": content})
 
     def _replace_run(self) -> None:
@@ -502,6 +506,7 @@ def final_metrics(record: RunRecord) -> dict[str, float | None]:
         {
             **{f"test/{name}": value for name, value in metrics.test.items()},
             **{f"test_{part}/{name}": value for part, own in metrics.parts.items() for name, value in own.items()},
+            **{f"cost/{name}": None if value is None else float(value) for name, value in metrics.costs.items()},
             "time/train_seconds": timing.train_seconds,
             "time/latency_seconds": timing.latency_seconds,
             **({f"{metrics.monitor}_best": metrics.best_score} if metrics.monitor in metrics.best else {}),
@@ -526,9 +531,37 @@ def mean_and_std(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float]
             continue
         values[name] = over_seeds.mean
         group, slash, metric = name.rpartition("/")
-        if over_seeds.std is not None and slash:
+        if over_seeds.std is not None and slash and group != "cost":  # a net costs the same with every seed
             values[f"{group}_std/{metric}"] = over_seeds.std
     return _ordered(values)
+
+
+MOST_PARAMS = 39
+"""Settings of a run in MLflow, beside its seed."""
+NOT_COMPARED = re.compile(
+    r"data\.(root|prepared|source|split|storage|stored_side|task)\b|task\.|callbacks|loggers|metrics\b|weights$"
+    r"|trainer\.(progress_bar|seeds_at_once|threads|workers|resident|checkpoint_every_n_steps|deterministic)$"
+    r"|recipe\.(no_decay|augmentation\.crop_padding_mode|schedule\.interval)|.*\._(convert|partial)_$"
+)
+
+
+def chosen_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings by which a person compares runs: what is switched on of net, data, recipe and trainer.
+
+    There are `MOST_PARAMS` at most; of more, the last of the recipe's augmentation and of the trainer are left out.
+    """
+    sections = {name: config[name] for name in ("data", "model", "recipe", "trainer") if name in config}
+    values = {name: value for name, value in flat(sections).items() if not NOT_COMPARED.match(name)}
+    kept = {name: value for name, value in values.items() if value not in (None, False, 0, "", [], {})}
+    order = sorted(kept, key=lambda name: (name.startswith("trainer."), "augmentation" in name))
+    return {name: kept[name] for name in order[:MOST_PARAMS]}
+
+
+def score_of(record: RunRecord) -> str:
+    """Return the test metric that ranks a run, or what it monitors."""
+    choices = SCORES.get(record.metrics.task, ())
+    found = (name for name in choices if name in record.metrics.test)
+    return next(found, record.metrics.monitor.removeprefix("val/"))
 
 
 def settings_of(record: RunRecord) -> dict[str, Any] | None:

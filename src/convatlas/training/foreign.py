@@ -28,7 +28,7 @@ from convatlas.training.accumulation import InPieces
 from convatlas.training.machine import check_supported
 from convatlas.training.recorder import Recorder
 from convatlas.training.results import Results, build_record, check_converged, check_loss, write_results
-from convatlas.training.trainer import fit_to_end, shows_bar, trainer_of, user_callbacks, user_loggers
+from convatlas.training.trainer import fit_to_end, has_bar, trainer_of, user_callbacks, user_loggers
 from convatlas.training.work_folder import WorkFolder
 
 __all__ = ["check_data_module", "dry_run", "fit_and_test", "is_foreign"]
@@ -140,7 +140,7 @@ def fit_and_test(
     module, data = new_module(config, seed), new_data(config, prepared, seed)
     monitor, mode = monitored(config)
     printed = {monitor, "train_loss", "train/loss"}
-    label, show = f"{config.variant} seed {seed}", not shows_bar(config)
+    label, show = f"{config.variant} seed {seed}", not has_bar(config)
     recorder = Recorder(label, config.recipe.epochs, tracker.log_epoch, show=show, logged=("",), printed=printed)
     trainer = trainer_of(config, module, seed, work, recorder, monitor=monitor, mode=mode, own=[SeededSteps(seed)])
     fit_to_end(trainer, module, data, work, recorder)

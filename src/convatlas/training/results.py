@@ -46,6 +46,8 @@ COUNTED = {"epoch", "step", "lr"}
 
 CARD = "data_card.json"
 """In a run's folder: the card of the data that it was trained on, with their classes, mean and standard deviation."""
+NET = "net.json"
+"""Beside it: what a program needs to use the weights; see `about_net`."""
 
 
 @dataclass
@@ -73,6 +75,8 @@ def collect_results(
 
     `device` is the one that trained; after a test Lightning has put the net back on the CPU.
     """
+    from convatlas.tasks.figures import mosaic, picture_channels
+
     shape = (config.data.in_channels, config.data.image_size, config.data.image_size)
     predictions = task.predictions()
     task.eval()
@@ -98,6 +102,8 @@ def collect_results(
     try:
         with recorder.measured("figures"), plain_text():
             figures = task.figures(data.sample_batch(predictions["index"].tolist()), predictions)
+            if isinstance(data, DataModule):
+                figures = {**figures, "training_batch": mosaic(picture_channels(data.training_sample()))}
     except Exception as error:  # a picture never costs a run
         print(f"No figures can be drawn ({error}); the run is complete without them.", file=sys.stderr)
     run.timing.parts["figures"] = recorder.parts["figures"]
@@ -235,6 +241,7 @@ def write_results(results: Results, config: RunConfig, card: Card, work: WorkFol
         write_yaml(partial / "config.yaml", config.plain(), "The whole configuration of this run, as it was trained.")
         if config.data.module is None:
             write_text(partial / CARD, card.to_json())
+            write_json(partial / NET, about_net(config, card))
         if results.predictions is not None:
             results.predictions.to_parquet(partial / "predictions.parquet", index=False)
         started = time.perf_counter()
@@ -250,6 +257,16 @@ def write_results(results: Results, config: RunConfig, card: Card, work: WorkFol
         results.record.write(partial)
         for checkpoint in (work.best, work.last):
             shutil.copy2(checkpoint, partial / checkpoint.name)
+
+
+def about_net(config: RunConfig, card: Card) -> dict[str, Any]:
+    """Return what a program needs to use a run's weights: classes, input size, mean, deviation, and what they take.
+
+    Detectors normalise images themselves; all other nets of checkpoints take normalised ones. Exported and served nets
+    take pixels from 0 to 1, whatever the task.
+    """
+    takes = "pixels / 255" if config.data.task == "detection" else "(pixels / 255 - mean) / std"
+    return {**card.for_programs(config.data, config.recipe.test_crop), "weights_take": takes}
 
 
 def add_tracking_seconds(folder: Path, seconds: float) -> None:

@@ -49,7 +49,7 @@ from convatlas.training.results import (
 )
 from convatlas.training.side_by_side import SideBySide, seeds_at_once
 from convatlas.training.strategies import prepare_net
-from convatlas.training.trainer import build_trainer, fit_to_end, shows_bar
+from convatlas.training.trainer import build_trainer, fit_to_end, has_bar
 from convatlas.training.transfer import load_initial_weights, weights_digest
 from convatlas.training.work_folder import WorkFolder, difference
 
@@ -92,7 +92,8 @@ def train(config: RunConfig, *, strict: bool) -> list[Path]:
             idle_since[0] = time.perf_counter()
 
     if at_once > 1:
-        with SideBySide(train_one, config.seeds, at_once) as processes:
+        bar = f"{config.variant}, {len(config.seeds)} seeds" if has_bar(config) else None
+        with SideBySide(train_one, config.seeds, at_once, bar, config.recipe.epochs) as processes:
             if not strict:  # a store that cannot be used stops no training of the pipeline
                 processes.start()
             with open_tracker(config, prepared.card, strict=strict) as tracker:
@@ -237,7 +238,7 @@ def fit(
     task = build_task(config, list(prepared.card.classes), seed)
     data = _build_data(config, prepared, seed)
     label = f"{config.variant} seed {seed}"
-    recorder = Recorder(label, config.recipe.epochs, on_epoch, show=not shows_bar(config))
+    recorder = Recorder(label, config.recipe.epochs, on_epoch, show=not has_bar(config))
     trainer = build_trainer(config, task, seed, work, recorder)
     fit_to_end(trainer, task, data, work, recorder)
     check_converged(recorder.rows, task.monitor, task.monitor_mode)

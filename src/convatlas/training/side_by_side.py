@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from tqdm import tqdm
 
 from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
@@ -81,9 +82,14 @@ class SideBySide:
         train: trains one seed, in one of the processes.
         seeds: which.
         processes: how many.
+        bar: what a progress bar over all seeds begins with; None shows none.
+        epochs: of a seed.
     """
 
-    def __init__(self, train: Train, seeds: Sequence[int], processes: int) -> None:
+    def __init__(
+        self, train: Train, seeds: Sequence[int], processes: int, bar: str | None = None, epochs: int = 0
+    ) -> None:
+        self._bar, self._epochs = bar, epochs
         self._seeds = seeds
         self._waiting = list(seeds)
         context = multiprocessing.get_context("fork")
@@ -115,22 +121,29 @@ class SideBySide:
             Exception: that of the first seed that failed; the others are finished.
         """
         outcomes: dict[int, Path | Exception] = {}
+        total = self._epochs * len(self._seeds)
+        bar = tqdm(
+            total=total, desc=self._bar, unit=" epochs", disable=self._bar is None, leave=False
+        )  # starts a thread
         try:
             while self._processes and len(outcomes) < len(self._seeds):
                 self.start()
                 for connection in wait(list(self._running)):
                     assert isinstance(connection, Connection)
-                    outcome = self._answered(connection, self._running[connection], tracker)
+                    outcome = self._answered(connection, self._running[connection], tracker, bar)
                     if outcome is not None:
                         outcomes[self._running.pop(connection)] = outcome
         finally:
+            bar.close()
             self._end()
         for seed in self._seeds:
             if isinstance(outcome := outcomes.get(seed), Exception):
                 raise outcome
         return [folder for seed in self._seeds if isinstance(folder := outcomes[seed], Path)]
 
-    def _answered(self, connection: Connection, seed: int, tracker: VariantTracker) -> Path | Exception | None:
+    def _answered(
+        self, connection: Connection, seed: int, tracker: VariantTracker, bar: tqdm
+    ) -> Path | Exception | None:
         """Take one message of a process; returns the seed's outcome if it is that."""
         try:
             name, arguments, waits = connection.recv()
@@ -140,6 +153,8 @@ class SideBySide:
             self._trackers.pop(seed, None)
             outcome: Path | Exception = arguments[0]
             return outcome
+        if name == "log_epoch":
+            bar.update()
         if name == "start_seed":
             self._trackers[seed] = tracker.start_seed(*arguments)
         else:

@@ -25,7 +25,7 @@ from convatlas.training.recorder import Recorder
 from convatlas.training.strategies import ChannelsLast, build_plugins, build_strategy, device_of, precision_of
 from convatlas.training.work_folder import WorkFolder
 
-__all__ = ["build_tester", "build_trainer", "fit_to_end", "shows_bar", "trainer_of", "user_callbacks", "user_loggers"]
+__all__ = ["build_tester", "build_trainer", "fit_to_end", "has_bar", "trainer_of", "user_callbacks", "user_loggers"]
 
 
 def build_trainer(config: RunConfig, task: Task, seed: int, work: WorkFolder, recorder: Recorder) -> pl.Trainer:
@@ -137,14 +137,19 @@ def build_tester(machine: TrainerConfig) -> pl.Trainer:
         callbacks=[InvertsImages(), *([ChannelsLast()] if machine.channels_last else [])],
         logger=False,
         enable_checkpointing=False,
-        enable_progress_bar=False,
+        enable_progress_bar=machine.progress_bar and sys.stdout.isatty(),
         enable_model_summary=False,
     )
 
 
+def has_bar(config: RunConfig) -> bool:
+    """Say whether a progress bar takes the place of a line an epoch: where it is asked for, and there is a terminal."""
+    return config.trainer.progress_bar and sys.stdout.isatty()
+
+
 def shows_bar(config: RunConfig) -> bool:
-    """Say whether a progress bar is shown: where it is asked for, there is a terminal, and no seed trains beside."""
-    return config.trainer.progress_bar and sys.stdout.isatty() and multiprocessing.parent_process() is None
+    """Say whether this training has a bar of its own; seeds side by side share that of their parent process."""
+    return has_bar(config) and multiprocessing.parent_process() is None
 
 
 # ---- what a user adds -----------------------------------------------------------------------------------------------
