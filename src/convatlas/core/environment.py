@@ -14,7 +14,7 @@ from convatlas.core.config import RunConfig
 from convatlas.core.passwords import without_password
 from convatlas.core.source_code import PROJECT, SOURCE
 
-__all__ = ["environment", "git_state"]
+__all__ = ["environment", "git_state", "processor"]
 
 PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "mlflow", "dvc", "numpy")
 
@@ -36,6 +36,16 @@ def environment(config: RunConfig) -> dict[str, Any]:
         "command": without_password(" ".join(["python -m convatlas.train", *sys.argv[1:]])),
         **git_state(),
     }
+
+
+def processor() -> str:
+    """Return the name of the CPU; of its kind alone where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def git_state() -> dict[str, Any]:

@@ -162,7 +162,7 @@ def write_timm(trained: TrainedRun, folder: Path, description: Mapping[str, Any]
         "model_args": options | {"num_classes": classes, "in_chans": channels},
         "pretrained_cfg": {
             "input_size": description["input_size"],
-            "fixed_input_size": True,
+            "fixed_input_size": "image_size" in options,  # timm then gives the net its size, which others do not take
             "num_classes": classes,
             "mean": description["mean"],
             "std": description["std"],
