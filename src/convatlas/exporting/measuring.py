@@ -22,7 +22,7 @@ from convatlas.exporting.formats import onnx_answers, program_of, write_onnx
 from convatlas.exporting.nets import served_net
 from convatlas.training.trained import TrainedRun, load_run
 
-__all__ = ["Runtime", "Setting", "Speed", "in_turns", "measure"]
+__all__ = ["Runtime", "Setting", "Speed", "in_turns", "measure", "medians"]
 
 Answer: TypeAlias = Callable[[NDArray[np.float32]], Any]
 Runtime: TypeAlias = Literal["torch", "compile", "onnxruntime"]
@@ -147,6 +147,16 @@ def _in_turns(runs: Sequence[Path], setting: Setting, seconds: float) -> list[fl
     torch.set_num_threads(setting.threads)
     with tempfile.TemporaryDirectory() as folder:
         turns = [_turn(run, Path(folder, f"{number}.onnx"), setting) for number, run in enumerate(runs)]
+    return medians(turns, seconds)
+
+
+def medians(turns: Sequence[Callable[[], Any]], seconds: float) -> list[float]:
+    """Return the median seconds of each of several calls that take turns, forth and back.
+
+    Args:
+        turns: what is called.
+        seconds: that the rounds take for each, at least.
+    """
     for _ in range(WARM_UP):
         for turn in turns:
             turn()
