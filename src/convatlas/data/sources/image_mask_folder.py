@@ -101,6 +101,8 @@ def load(
     colours = "data.source.mask_colours, for example [[0,0,0],[255,0,0]], names the colour of each class"
     reasons = " ".join(why for _, why in collector.left_out)
     remedy = "" if legend else values if "unknown label" in reasons else colours if "channels, not 1" in reasons else ""
+    if not collector.left_out:
+        remedy = f"put pictures into {root / 'images'} and masks of the same names into {root / 'masks'}"
     return collector.dataset(title=TITLE, origin="picture files", licence=licence, notes=notes, remedy=remedy)
 
 
