@@ -10,7 +10,7 @@ import base64
 import binascii
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -110,7 +110,12 @@ class PictureModel:
     def _answers(self, given: Sequence[tuple[Tensor, Geometry, tuple[int, int]]]) -> list[dict[str, Any]]:
         with torch.no_grad():
             found = self.program(torch.stack([image for image, _, _ in given]))
-        read = {"classification": self._class, "segmentation": self._mask, "detection": self._objects}[self.task]
+        readers: dict[str, Callable[[Any, Geometry, tuple[int, int]], dict[str, Any]]] = {
+            "classification": self._class,
+            "segmentation": self._mask,
+            "detection": self._objects,
+        }
+        read = readers[self.task]
         each = [found] if self.task == "detection" else found
         return [read(answer, geometry, size) for answer, (_, geometry, size) in zip(each, given, strict=True)]
 

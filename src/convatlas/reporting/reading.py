@@ -84,7 +84,8 @@ def _read_variant(
 
     def read(seed: int, folder: Path) -> SeedRun:
         record = RunRecord.read(folder)
-        return SeedRun(seed, folder, record, latencies and latencies.seconds_of(f"{key}/seed={seed}", record))
+        latency = latencies.seconds_of(f"{key}/seed={seed}", record) if latencies else None
+        return SeedRun(seed, folder, record, latency)
 
     failures = {seed: read_failure(folder) for seed, folder in folders.items() if seed not in finished}
     return Variant(
