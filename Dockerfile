@@ -1,5 +1,6 @@
 # convatlas in containers. Three targets:
-#   cpu     `docker build --target cpu -t convatlas .`, then `docker run --rm -v "$PWD/out:/app/out" convatlas`
+#   cpu     `docker build --target cpu --build-arg TORCH=cpu -t convatlas .`, without CUDA's libraries; then
+#           `docker run --rm -v "$PWD/out:/app/out" convatlas`
 #   cuda    the same for `docker run --gpus all`: the wheels of requirements.lock carry CUDA, the host lends its driver
 #   server  MLflow's tracking server with the drivers of PostgreSQL and S3; compose.yaml starts it
 ARG PYTHON=python:3.11.11-slim-bookworm
@@ -25,7 +26,8 @@ USER 1000
 WORKDIR /app
 COPY --chown=convatlas requirements.lock pyproject.toml Makefile README.md ./
 COPY --chown=convatlas src ./src
-RUN make setup
+ARG TORCH=cuda
+RUN make setup TORCH=${TORCH}
 COPY --chown=convatlas . .
 # Volumes take the owner of what they cover.
 RUN mkdir -p data runs

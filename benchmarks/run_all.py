@@ -39,6 +39,7 @@ BENCHMARKS = {
 BY_NAME = {
     "hypernetworks": ["hypernetworks.py"],
     "detectors": ["detectors.py"],
+    "net_latencies": ["net_latencies.py"],
 }
 ON_A_GPU = {
     "pipeline_gpu": ["pipeline.py", "--device", "cuda", "--batches", "300", "--images", "60000"],

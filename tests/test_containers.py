@@ -1,10 +1,14 @@
-"""Dockerfile and compose.yaml, as far as they can be checked without an engine."""
+"""Dockerfile and compose.yaml: what can be checked without an engine, and the images where there is a builder."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -91,3 +95,57 @@ def test_the_server_takes_its_options_and_answers_by_the_names_compose_gives_it(
                 assert answer.status == 200
         with pytest.raises(HTTPError, match="403"):
             urlopen(Request(search, headers={"Host": "elsewhere.example"}), timeout=30)
+
+
+@pytest.fixture(scope="module")
+def buildah(tmp_path_factory) -> Iterator[Callable[..., str]]:
+    """Return a function that runs buildah on a store of its own, in which Debian has the name of the base image.
+
+    So no registry of images is needed, and no daemon; packages come over the network, by the certificate that PIP_CERT
+    names, if it does.
+    """
+    missing = [name for name in ("buildah", "debootstrap") if shutil.which(name) is None]
+    if missing or os.getuid():
+        pytest.skip(f"needs {' and '.join(missing) or 'root'}: apt-get install buildah debootstrap")
+    folder = tmp_path_factory.mktemp("images")
+    store = ["buildah", "--root", str(folder / "root"), "--runroot", str(folder / "run")]
+
+    def run(*words: str | Path, seconds: float = 1800) -> str:
+        done = subprocess.run([*store, *words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=seconds)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout.strip()
+
+    base = folder / "debian"
+    packages = "python3,python3-venv,python3-pip,ca-certificates"
+    command = ["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", str(base)]
+    subprocess.run(command, check=True, capture_output=True, timeout=900)
+    (base / "usr/bin/python").symlink_to("python3")
+    for mark in base.glob("usr/lib/python3*/EXTERNALLY-MANAGED"):  # the image of the name has none
+        mark.unlink()
+    (name,) = re.findall(r"^ARG PYTHON=(\S+)", DOCKERFILE, flags=re.MULTILINE)
+    container = run("from", "scratch")
+    run("copy", container, base, "/")
+    if certificate := os.environ.get("PIP_CERT"):
+        run("copy", "--chmod", "644", container, certificate, "/etc/ssl/given.pem")
+        run("config", "--env", "PIP_CERT=/etc/ssl/given.pem", "--env", "SSL_CERT_FILE=/etc/ssl/given.pem", container)
+    run("commit", "--rm", container, f"docker.io/library/{name}")
+    yield run
+    run("rmi", "--all", "--force")
+
+
+@pytest.mark.slow
+@pytest.mark.network
+@pytest.mark.parametrize(
+    ("target", "command", "printed"),
+    [
+        ("server", "mlflow --version", "mlflow, version"),
+        ("cpu", "convatlas models 'fractal*'", "fractalnet"),
+    ],
+)
+def test_the_dockerfile_builds(buildah, target, command, printed):
+    """Needs gigabytes from the network, and minutes: `pytest -m network tests/test_containers.py`."""
+    how = ["--isolation", "chroot", "--pull-never", "--target", target]
+    buildah("bud", *how, "--tag", target, "--file", "Dockerfile", ".")
+    container = buildah("from", "--pull-never", f"localhost/{target}")
+    assert printed in buildah("run", "--isolation", "chroot", container, "--", "sh", "-c", command)
+    assert buildah("run", "--isolation", "chroot", container, "--", "id", "-u") == "1000"

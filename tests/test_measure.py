@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from convatlas.core.record import Latencies, RunRecord
 from convatlas.measure import cells, seeds_of
 from convatlas.reporting.latency import latency_chart
 from convatlas.training.run import train
@@ -44,6 +45,8 @@ def test_the_picture_names_each_net_and_leaves_those_without_a_score_out():
         (["run=runs/nowhere", "runtime=tensorrt"], "runtime"),
         (["run=runs/nowhere", "threads=0"], "threads"),
         ([], "run is missing"),
+        (["run=runs/nowhere", "record=true"], "run=runs/nowhere: record=true takes the folder of a study"),
+        (["run=runs/nowhere", "record=true", "batch=1,8"], "record=true takes one study, one runtime, one number"),
     ],
 )
 def test_what_cannot_be_measured_is_one_sentence(enter, words, sentence):
@@ -65,3 +68,20 @@ def test_every_runtime_measures_the_same_run(enter, compose, tmp_path):
     assert json.loads((tmp_path / "out" / "latency.json").read_text()) == rows
     assert len((tmp_path / "out" / "latency.csv").read_text().splitlines()) == 13
     assert (tmp_path / "out" / "latency.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.slow
+def test_the_nets_of_a_study_take_turns_and_its_folder_keeps_their_latencies(enter, compose, tmp_path):
+    study = tmp_path / "study"
+    for net in ("lenet5", "resnet18_small"):
+        config = compose("recipe.epochs=1", f"model={net}", seeds=(0, 1))
+        train(config.model_copy(update={"output_dir": study / net}), strict=True)
+    entered = enter("measure", f"run={study}", "record=true", "seconds=0.2")
+    assert entered.status == 0, entered.err
+    found = Latencies.of_study(study)
+    assert list(found.nets) == ["lenet5/seed=0", "lenet5/seed=1", "resnet18_small/seed=0", "resnet18_small/seed=1"]
+    for seed in (0, 1):
+        records = {net: RunRecord.read(study / net / f"seed={seed}") for net in ("lenet5", "resnet18_small")}
+        taken = {net: found.seconds_of(f"{net}/seed={seed}", record) for net, record in records.items()}
+        assert 0 < taken["lenet5"] < taken["resnet18_small"]
+        assert found.seconds_of(f"resnet18_small/seed={seed}", records["lenet5"]) is None  # another identity

@@ -94,9 +94,10 @@ def _next_look(judged: Judged, variants: Mapping[str, Variant], most: int) -> It
         return
     for part in judged.checked:
         look = next((look for look in LOOKS if part.seeds < look <= most), None)
-        if part.verdict != "undecided" or look is None:
-            continue
-        for key in dict.fromkeys(q.variant for q in read_claim(part.text, "the plan").quantities()):
+        quantities = read_claim(part.text, "the plan").quantities()
+        if part.verdict != "undecided" or look is None or any(q.figure == "latency" for q in quantities):
+            continue  # what `convatlas measure` takes, no training adds to
+        for key in dict.fromkeys(quantity.variant for quantity in quantities):
             seeds = variants[key].seeds
             unused = (seed for seed in range(len(seeds) + look) if seed not in seeds)
             more = tuple(next(unused) for _ in range(look - len(seeds)))

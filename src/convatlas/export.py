@@ -196,7 +196,9 @@ def timms_name(trained: TrainedRun) -> str:
     Raises:
         UserError: it has none.
     """
-    model = trained.config.model
+    model, task = trained.config.model, trained.config.data.task
+    if task != "classification":
+        raise UserError(f"format=timm: timm has no nets for {task}; take format=safetensors.")
     if model["_target_"] == "convatlas.models.adapters.timm_model":
         return str(model["model_name"])
     from convatlas.timm_models import name_of
@@ -204,8 +206,8 @@ def timms_name(trained: TrainedRun) -> str:
     name = name_of(model["_target_"])
     if name is None:
         raise UserError(
-            f"format=timm: timm has no net of {model['_target_']}, only its own and convatlas's own for "
-            "classification; take format=safetensors."
+            f"format=timm: timm has no net of {model['_target_']}, only its own and convatlas's own; take "
+            "format=safetensors."
         )
     return name
 

@@ -4,6 +4,11 @@
 the quantiles of the seconds of a batch, images a second, and the memory that the net and its answers take. With
 `output_dir` the same goes to `latency.csv` and `latency.json`, and the test score against the latency to `latency.svg`.
 Other programs on the machine slow it: measure when it has nothing else to do.
+
+    convatlas measure run=runs/mobilenet record=true && convatlas report mobilenet
+
+lets the nets of a study take turns, those of one seed after those of another, and leaves the medians in its folder: the
+`latency` that claims compare, and a column and a chart of the report.
 """
 
 from __future__ import annotations
@@ -41,6 +46,8 @@ class Options(Section):
     """Images in a batch; detectors are measured with one alone."""
     seconds: Annotated[float, Field(gt=0)] = 2.0
     """That each setting is timed for, at least."""
+    record: bool = False
+    """Measure the nets of a study in turns, for its report and claims."""
     output_dir: Path | None = None
     format: Literal["text", "json"] = "text"
 
@@ -50,6 +57,9 @@ def main() -> None:
     options = read_options(Options, sys.argv[1:])
     if options.output_dir is not None:
         check_replaceable(options.output_dir, "measure", "output_dir")
+    if options.record:
+        record(options)
+        return
     folders = [folder for each in options.run for folder in seeds_of(each)]
     rows: list[Row] = []
     if options.format == "text":
@@ -65,6 +75,42 @@ def main() -> None:
         print(json.dumps(rows))
     if options.output_dir is not None:
         write(rows, options.output_dir)
+
+
+def record(options: Options) -> None:
+    """Measure the nets of a study in turns, seed by seed, and leave `latency.json` in its folder.
+
+    Raises:
+        UserError: more than one study or setting is named, there is no finished run, or a net cannot be measured.
+    """
+    one_of = (options.run, options.runtime, options.threads, options.batch)
+    if any(len(each) > 1 for each in one_of) or options.output_dir is not None or options.format != "text":
+        raise UserError(
+            "record=true takes one study, one runtime, one number of threads and one size of batch, and writes into "
+            "the study's folder; leave out what is more, and output_dir and format."
+        )
+    (study,) = options.run
+    seeds: dict[str, list[Path]] = {}
+    for file in sorted(study.glob("*/seed=*/metrics.json")):
+        seeds.setdefault(file.parent.name, []).append(file.parent)
+    if not seeds:
+        raise UserError(f"run={study}: record=true takes the folder of a study, and there is no finished run in this.")
+    with quick_imports():
+        from convatlas.core.digests import digest
+        from convatlas.core.environment import processor
+        from convatlas.core.record import Latencies, RunRecord
+        from convatlas.exporting.measuring import Setting, in_turns
+
+    setting = Setting(options.runtime[0], options.threads[0], options.batch[0])
+    nets: dict[str, Latencies.Net] = {}
+    for seed, folders in sorted(seeds.items()):
+        for folder, seconds in zip(folders, in_turns(folders, setting, options.seconds), strict=True):
+            identity = digest(RunRecord.read(folder).identity)
+            nets[f"{folder.parent.name}/{seed}"] = Latencies.Net(identity=identity, seconds=seconds)
+            print(f"{folder.parent.name:<28}{seed:<10}{1e3 * seconds:>9.3g} ms", flush=True)
+    found = Latencies(**asdict(setting), machine=processor(), nets=nets)
+    write_json(study / Latencies.NAME, found.model_dump())
+    print(f"{study / Latencies.NAME}; `python -m convatlas.report {study.name}` puts it into the report.")
 
 
 def seeds_of(path: Path) -> list[Path]:

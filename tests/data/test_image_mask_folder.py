@@ -185,6 +185,13 @@ def write_coloured(root: Path, *masks: NDArray[Any]) -> None:
         save(root / "masks" / f"{number}.png", mask)
 
 
+def test_empty_folders_are_named_with_what_belongs_there(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=r"nothing in it; put pictures into .*images and masks of the same names into"):
+        load(tmp_path)
+
+
 def test_colours_are_classes_and_one_of_them_is_ignored(tmp_path):
     numbers = np.repeat([0, 1, 2, 3], 4)[None].repeat(16, 0)
     painted = np.array([*COLOURS, [255, 255, 255]], dtype=np.uint8)[numbers]

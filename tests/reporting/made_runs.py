@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
+from convatlas.core.digests import digest
+
 ENVIRONMENT: dict[str, Any] = {
     "python": "3.11.9",
     "platform": "Linux-x86_64",
@@ -141,3 +143,10 @@ def make_run(folder: Path, made: MadeVariant, seed: int) -> None:
 def rising_history(monitor: str, scores: Sequence[float] = (0.5, 0.75, 0.7)) -> Epochs:
     """Make an epoch for each validation score."""
     return [{"epoch": n, "lr": 0.1, "train/loss": 2 / n, monitor: score} for n, score in enumerate(scores, start=1)]
+
+
+def write_latencies(study: Path, seconds: Mapping[str, float], identity: Mapping[str, Any] | None = None) -> None:
+    """Write what `convatlas measure record=true` leaves in a study's folder, of runs with this identity."""
+    nets = {key: {"identity": digest(identity), "seconds": value} for key, value in seconds.items()}
+    found = {"runtime": "torch", "threads": 1, "batch": 1, "machine": "a processor", "nets": nets}
+    (study / "latency.json").write_text(json.dumps(found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import yaml
-from made_runs import MadeVariant, accuracies, make_study
+from made_runs import MadeVariant, accuracies, make_study, write_latencies
 
 from convatlas import decide
 from convatlas.reporting.reading import read_study
@@ -26,6 +26,16 @@ def test_only_the_variants_of_an_undecided_claim_get_the_seeds_of_its_next_look(
     ]
     assert wanted[1].seconds == 3 * 21  # the three that it has took 20, 21 and 22
     assert decide.requests([(study, judge(study))], most=3) == []
+
+
+def test_no_seeds_are_trained_for_a_latency(tmp_path):
+    made = {key: MadeVariant(test=accuracies(0.9, 0.9, 0.9)) for key in "ab"}
+    study_file, runs = make_study(tmp_path, made, claims=[{"says": "", "holds": ["latency[a] < latency[b]"]}])
+    seconds = {f"{key}/seed={seed}": value for key in "ab" for seed, value in enumerate((0.001, 0.003, 0.002))}
+    write_latencies(runs / "overview", seconds | {"a/seed=0": 0.0012, "a/seed=1": 0.0028})
+    study = read_study(study_file, runs)
+    assert [entry.verdict for entry in judge(study)] == ["undecided"]
+    assert decide.requests([(study, judge(study))], most=12) == []
 
 
 def test_requests_are_taken_in_their_order_while_they_fit():

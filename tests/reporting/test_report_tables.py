@@ -3,12 +3,14 @@ import io
 import math
 
 import pytest
-from made_runs import COSTS, MadeVariant, accuracies, make_study, rising_history
+from made_runs import COSTS, MadeVariant, accuracies, make_study, rising_history, write_latencies
 
 from convatlas.core.metrics import metric
 from convatlas.core.statistics import spread
 from convatlas.reporting.reading import read_study
 from convatlas.reporting.tables import as_csv, further_table, leaders, main_table, records
+from convatlas.reporting.trade_offs import trade_offs
+from convatlas.reporting.wording import duration
 
 
 def cells(study, title):
@@ -55,6 +57,19 @@ def test_costs_that_were_not_counted_are_a_dash(tmp_path):
     assert cells(study, "MACs")[0].text == "–"
     assert cells(study, "saved for backward, MB at batch 64")[0].text == "–"
     assert cells(study, "weights, MB")[0].text == "1.10"
+
+
+def test_latencies_measured_alone_have_a_column_and_a_chart_where_there_are_any(tmp_path):
+    made = {key: MadeVariant(test=accuracies(0.9)) for key in "abc"}
+    study_file, runs = make_study(tmp_path, made)
+    before = read_study(study_file, runs).groups[0]
+    assert "latency alone" not in [column.title for column in main_table(before).columns]
+    write_latencies(runs / "overview", {"a/seed=0": 0.001, "b/seed=0": 0.003})
+    study = read_study(study_file, runs)
+    assert [cell.text for cell in cells(study, "latency alone")] == [duration(0.001), duration(0.003), "–"]
+    assert [row["latency_alone_mean"] for row in records(study)] == [0.001, 0.003, None]
+    assert [chart.title for chart in trade_offs(study.groups[0])][-1] == "Accuracy against latency measured alone"
+    assert len(trade_offs(before)) == len(trade_offs(study.groups[0])) - 1
 
 
 def test_different_batches_get_a_column(tmp_path):

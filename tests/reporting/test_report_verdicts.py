@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
-from made_runs import MadeVariant, accuracies, make_study
+from made_runs import MadeVariant, accuracies, make_study, write_latencies
 
+from convatlas.core.errors import UserError
 from convatlas.reporting.reading import read_study
 from convatlas.reporting.report import write_report
 from convatlas.reporting.statistics import LOOKS, estimate
 from convatlas.reporting.verdicts import decided, judge, tally
+from convatlas.reporting.wording import duration
 
 
 @pytest.fixture
@@ -201,3 +203,40 @@ def test_the_page_shows_verdict_figures_and_plain_claims(tmp_path):
     assert "error of good 5.00" in page
     assert "A remark." in page
     assert '<strong class="verdict not-tested">Not tested</strong> Nobody can tell.' in page
+
+
+LATENCY = [{"says": "it answers in less than half of the time", "holds": ["latency[good] / latency[poor] < 0.5"]}]
+
+
+def test_latencies_of_the_nets_in_turns_decide_a_claim(tmp_path):
+    """Seconds differ from seed to seed by more than their ratio does."""
+    study_file, runs = make_study(tmp_path, {"good": GOOD, "poor": POOR}, claims=LATENCY)
+    seconds = {"good/seed=0": 0.001, "good/seed=1": 0.002, "good/seed=2": 0.0015}
+    seconds |= {
+        key.replace("good", "poor"): 2.5 * value * (1 + 0.01 * n) for n, (key, value) in enumerate(seconds.items())
+    }
+    write_latencies(runs / "overview", seconds)
+    (entry,) = judge(read_study(study_file, runs))
+    assert (entry.verdict, entry.kind) == ("confirmed", "measured")
+    assert f"latency of good {duration(0.0015)}" in entry.checked[0].figures
+
+
+def test_latencies_that_were_not_taken_are_told_with_the_command(tmp_path):
+    study_file, runs = make_study(tmp_path, {"good": GOOD, "poor": POOR}, claims=LATENCY)
+    (entry,) = judge(read_study(study_file, runs))
+    assert entry.verdict == "not tested"
+    reason = "no run has latency of good; `convatlas measure run=runs/overview record=true` measures it"
+    assert entry.checked[0].reason == reason
+
+
+def test_latencies_of_nets_that_were_trained_anew_since_do_not_count(tmp_path):
+    study_file, runs = make_study(tmp_path, {"good": GOOD, "poor": POOR}, claims=LATENCY)
+    write_latencies(runs / "overview", {"good/seed=0": 0.001}, identity={"seed": 0})
+    assert [run.latency for variant in read_study(study_file, runs).variants for run in variant.runs] == [None] * 6
+
+
+def test_a_broken_file_of_latencies_is_one_sentence(tmp_path):
+    study_file, runs = make_study(tmp_path, {"good": GOOD})
+    (runs / "overview" / "latency.json").write_text("{}")
+    with pytest.raises(UserError, match=r"latency\.json: .*; measure again .* or delete it"):
+        read_study(study_file, runs)

@@ -41,12 +41,12 @@ def environment(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def processor() -> str | None:
+def processor() -> str:
     """Return the model of the CPU as the system names it; kernels are chosen by it, and they decide the last bits."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, None) or platform.processor() or None
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 def git_state() -> dict[str, Any]:

@@ -9,15 +9,26 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from convatlas.core.digests import digest
 from convatlas.core.errors import UserError, first_mistake
 from convatlas.core.files import check_regular, write_json, write_text
 from convatlas.core.metrics import Direction
 
-__all__ = ["PARTS", "REMEDY", "Environment", "Metrics", "RunRecord", "Timing", "read_failure", "write_failure"]
+__all__ = [
+    "PARTS",
+    "REMEDY",
+    "Environment",
+    "Latencies",
+    "Metrics",
+    "RunRecord",
+    "Timing",
+    "read_failure",
+    "write_failure",
+]
 
 REMEDY = "delete this run's folder and train it again."
 WHOLE_COLUMNS = ("epoch", "step")
@@ -110,6 +121,49 @@ class Environment(_File):
     def machine(self) -> dict[str, Any]:
         """Everything but commit, command and packages."""
         return dict(self.model_extra or {})
+
+
+class Latencies(_File):
+    """`latency.json` in a study's folder: how fast its nets answer, as `convatlas measure record=true` measured them.
+
+    Attributes:
+        runtime, threads, batch: what ran the nets, see `convatlas.exporting.measuring`.
+        machine: its processor.
+        nets: by variant and seed, `resnet/seed=0`.
+    """
+
+    class Net(_File):
+        """A seed's net: the digest of what its run's result was decided by, and the median seconds of a batch."""
+
+        identity: str
+        seconds: float
+
+    runtime: str
+    threads: int
+    batch: int
+    machine: str
+    nets: dict[str, Net]
+
+    NAME: ClassVar[str] = "latency.json"
+
+    @classmethod
+    def of_study(cls, folder: Path) -> Latencies | None:
+        """Read the file in a study's folder; None where there is none.
+
+        Raises:
+            UserError: it is broken or of another shape.
+        """
+        path = folder / cls.NAME
+        try:
+            return cls.model_validate_json(path.read_bytes()) if path.exists() else None
+        except ValidationError as error:
+            again = f"measure again (`convatlas measure run={folder} record=true`), or delete it."
+            raise UserError(f"{path}: {first_mistake(error)}; {again}") from error
+
+    def seconds_of(self, key: str, record: RunRecord) -> float | None:
+        """Return the seconds of a seed's net; None where it was not measured, or was trained anew since."""
+        net = self.nets.get(key)
+        return net.seconds if net is not None and net.identity == digest(record.identity) else None
 
 
 FileT = TypeVar("FileT", bound=_File)

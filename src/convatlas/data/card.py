@@ -260,6 +260,12 @@ class Card(Entry):
             "test_crop": test_crop,
         }
 
+    def for_fitting(self) -> dict[str, Any]:
+        """Return what `convatlas.data.decoding.fit_image` needs of a card, as plain values."""
+        names = ("name", "image_shape", "storage", "stored_side", "fitted", "percentiles")
+        found = {name: getattr(self, name) for name in names}
+        return found | {"source": {"pixel_mm": self.source.get("pixel_mm")}}
+
 
 def normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return what is subtracted from the pixels of each channel, and what they are then divided by.

@@ -4,6 +4,7 @@ Two decoders share the work. Pillow reads whatever a raw folder may hold and che
 plain JPEG and PNG are left, which torchvision decodes about 1.5 times as fast, to the same pixels.
 
 A new image is read as those of a data set were by `decode_image` and `fit_image`, which take its data card.
+`convatlas.data.served` takes a copy of this file along to where convatlas is not; it imports nothing of it on its own.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-
-from convatlas.data.archives import file_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -194,6 +193,8 @@ def decode_image(path: Path, card: Card) -> Decoded:
     Raises:
         BadImageError: it cannot be used; the text is the end of a sentence about the file.
     """
+    from convatlas.data.archives import file_bytes
+
     try:
         data = file_bytes(path)
     except OSError as error:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from convatlas.data.raw import IGNORED
-
 __all__ = ["CANNY_THRESHOLDS", "EDGE_RADIUS", "canny_edges", "edge_targets"]
 
 CANNY_THRESHOLDS = (10, 100)
@@ -55,6 +53,8 @@ def edge_targets(masks: NDArray[np.uint8], radius: float = EDGE_RADIUS) -> NDArr
         `(N, H, W)`, 0 or 1: the union over the classes.
     """
     from scipy.ndimage import distance_transform_edt
+
+    from convatlas.data.raw import IGNORED
 
     targets = np.zeros(masks.shape, dtype=np.uint8)
     for item, mask in enumerate(masks):

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from torch import nn
 
 from convatlas.core.errors import UserError
 from convatlas.core.extras import load_extra
 from convatlas.core.files import atomic_write, write_json
 from convatlas.exporting.checking import Answers
-from convatlas.exporting.nets import OUTPUTS, without_branches
+from convatlas.exporting.nets import OUTPUTS
+from convatlas.models.served import ServedDetector, ServedNet, traced
 from convatlas.training.trained import TrainedRun
 
 __all__ = [
@@ -48,23 +48,15 @@ LEAST_OPSET = 18
 # ---- torch.export ---------------------------------------------------------------------------------------------------
 
 
-def program_of(served: nn.Module, trained: TrainedRun) -> torch.export.ExportedProgram:
+def program_of(served: ServedNet | ServedDetector, trained: TrainedRun) -> torch.export.ExportedProgram:
     """Trace a net for batches of any size, a detector for one image.
 
     Raises:
         UserError: it cannot be traced; the message has torch's reason.
     """
     data = trained.config.data
-    images = torch.rand(
-        1 if data.task == "detection" else 2,
-        data.in_channels,
-        data.image_size,
-        data.image_size,
-        generator=torch.Generator().manual_seed(0),
-    )
-    shapes = None if data.task == "detection" else ({0: torch.export.Dim.DYNAMIC},)
-    with _explained(trained, "torch.export"), torch.no_grad(), without_branches():
-        return torch.export.export(served, (images,), dynamic_shapes=shapes, strict=False)
+    with _explained(trained, "torch.export"):
+        return traced(served, (data.in_channels, data.image_size, data.image_size))
 
 
 def write_program(program: torch.export.ExportedProgram, path: Path, description: Mapping[str, Any]) -> None:
@@ -170,7 +162,7 @@ def write_timm(trained: TrainedRun, folder: Path, description: Mapping[str, Any]
         "model_args": options | {"num_classes": classes, "in_chans": channels},
         "pretrained_cfg": {
             "input_size": description["input_size"],
-            "fixed_input_size": True,
+            "fixed_input_size": "image_size" in options,  # timm then gives the net its size, which others do not take
             "num_classes": classes,
             "mean": description["mean"],
             "std": description["std"],

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -21,7 +22,7 @@ from convatlas.exporting.formats import onnx_answers, program_of, write_onnx
 from convatlas.exporting.nets import served_net
 from convatlas.training.trained import TrainedRun, load_run
 
-__all__ = ["Runtime", "Speed", "measure"]
+__all__ = ["Runtime", "Setting", "Speed", "in_turns", "measure", "medians"]
 
 Answer: TypeAlias = Callable[[NDArray[np.float32]], Any]
 Runtime: TypeAlias = Literal["torch", "compile", "onnxruntime"]
@@ -120,6 +121,64 @@ def _timed(answer: Answer, setting: Setting, shape: tuple[int, ...], seconds: fl
         images_per_second=speed,
         megabytes=max(0, grown) / 1e6,
     )
+
+
+def in_turns(runs: Sequence[Path], setting: Setting, seconds: float) -> list[float]:
+    """Measure the nets of several runs against each other: in each round every net answers once.
+
+    So whatever else slows the machine slows all of them, and the ratio of two is worth more than either.
+
+    Args:
+        runs: folders of seeds.
+        setting: of all; a detector takes one image alone.
+        seconds: that the rounds take for each net, at least.
+
+    Returns:
+        The median seconds of a batch, in the order of the runs.
+
+    Raises:
+        UserError: a net cannot be exported.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_in_turns, runs, setting, seconds).result()
+
+
+def _in_turns(runs: Sequence[Path], setting: Setting, seconds: float) -> list[float]:
+    torch.set_num_threads(setting.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        turns = [_turn(run, Path(folder, f"{number}.onnx"), setting) for number, run in enumerate(runs)]
+    return medians(turns, seconds)
+
+
+def medians(turns: Sequence[Callable[[], Any]], seconds: float) -> list[float]:
+    """Return the median seconds of each of several calls that take turns, forth and back.
+
+    Args:
+        turns: what is called.
+        seconds: that the rounds take for each, at least.
+    """
+    for _ in range(WARM_UP):
+        for turn in turns:
+            turn()
+    taken: list[list[float]] = [[] for _ in turns]
+    while len(taken[0]) < LEAST or sum(map(sum, taken)) < seconds * len(turns):
+        forth = range(len(turns))
+        for number in forth if len(taken[0]) % 2 else forth[::-1]:
+            start = time.perf_counter()
+            turns[number]()
+            taken[number].append(time.perf_counter() - start)
+    return [float(np.median(each)) for each in taken]
+
+
+def _turn(run: Path, model: Path, setting: Setting) -> Callable[[], Any]:
+    trained = load_run(run)
+    data = trained.config.data
+    if setting.runtime == "onnxruntime":
+        write_onnx(program_of(served_net(trained), trained), model, trained, None)
+    batch = 1 if data.task == "detection" else setting.batch
+    shape = (batch, data.in_channels, data.image_size, data.image_size)
+    images = np.random.default_rng(0).random(shape, dtype=np.float32)
+    return partial(_runner(trained, model, setting), images)
 
 
 def _runner(trained: TrainedRun, model: Path, setting: Setting) -> Answer:

@@ -1,6 +1,9 @@
-"""A net as other programs need it: raw images in, plain tensors out."""
+"""A net as other programs need it: raw images in, plain tensors out; and as a `torch.export` program."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -48,3 +51,36 @@ class ServedDetector(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         found = self.net([images[0]])[0]
         return found["boxes"], found["scores"], found["labels"]
+
+
+def traced(served: ServedNet | ServedDetector, shape: Sequence[int]) -> torch.export.ExportedProgram:
+    """Trace a net for batches of any size, a detector for one image; whatever torch raises is not caught.
+
+    Args:
+        served: in evaluation mode.
+        shape: `(C, S, S)` of the images.
+    """
+    detects = isinstance(served, ServedDetector)
+    images = torch.rand(1 if detects else 2, *shape, generator=torch.Generator().manual_seed(0))
+    shapes = None if detects else ({0: torch.export.Dim.DYNAMIC},)
+    with torch.no_grad(), _without_branches():
+        return torch.export.export(served, (images,), dynamic_shapes=shapes, strict=False)
+
+
+def _batched_nms(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
+    """Suppress overlapping boxes of each class: `torchvision.ops.batched_nms` without its branches on their number."""
+    top = torch.cat([boxes.new_zeros(1, 4), boxes]).max()
+    return torch.ops.torchvision.nms(boxes + (classes.to(boxes) * (top + 1))[:, None], scores, threshold)
+
+
+@contextmanager
+def _without_branches() -> Iterator[None]:
+    """Let detectors be traced: torchvision's suppression asks how many boxes there are, which a graph cannot."""
+    import torchvision
+
+    theirs = torchvision.ops.boxes.batched_nms
+    with ExitStack() as stack:
+        for module in [*sys.modules.values()]:
+            if getattr(module, "__dict__", {}).get("batched_nms") is theirs:
+                stack.enter_context(patch.object(module, "batched_nms", _batched_nms))
+        yield

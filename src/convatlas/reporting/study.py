@@ -190,11 +190,12 @@ class Parts:
 
 @dataclass(frozen=True)
 class SeedRun:
-    """One finished training."""
+    """One finished training; `latency` are the seconds of `convatlas.core.record.Latencies`, None without them."""
 
     seed: int
     folder: Path
     record: RunRecord
+    latency: float | None = None
 
     def test(self, name: str) -> float | None:
         """Return a test metric; None where the run has none."""
@@ -221,6 +222,8 @@ class SeedRun:
     def value(self, quantity: Quantity) -> float | None:
         """Return what a claim speaks of, by the names of `convatlas.studies.claims`; None where the run has it not."""
         name, metrics = quantity.figure, self.record.metrics
+        if name == "latency":
+            return self.latency
         if name == "history":
             assert quantity.column is not None
             assert quantity.epoch is not None

@@ -47,6 +47,11 @@ class Price:
     text: Callable[[float], str]
 
 
+def _latency_alone(variant: Variant) -> float | None:
+    found = variant.over_seeds(lambda run: run.latency)
+    return found.mean if found else None
+
+
 def _training_seconds(variant: Variant) -> float | None:
     found = variant.seconds("train_seconds")
     return found.mean if found else None
@@ -62,6 +67,7 @@ PRICES = (
         lambda variant: variant.cost("activation_bytes"),
         lambda value: f"{with_prefix(value)}B",
     ),
+    Price("latency measured alone", "seconds of one image, the nets in turns", _latency_alone, duration),
 )
 
 

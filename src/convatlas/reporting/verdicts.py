@@ -117,7 +117,9 @@ def _check(comparison: Comparison, study: Study, margin: float | None) -> Checke
         return Checked(comparison.text, kind, "not tested", figures, reason=reason, seeds=len(common))
 
     if missing := [q for q in quantities if not values[q]]:
-        return not_tested(f"no run has {_name(missing[0], variants)}")
+        command = f"; `convatlas measure run=runs/{study.name} record=true` measures it"
+        hint = command if missing[0].figure == "latency" else ""
+        return not_tested(f"no run has {_name(missing[0], variants)}{hint}")
     if len(common) < (1 if kind == "counted" else 2):
         verb = "is" if len(common) == 1 else "are"
         return not_tested(f"it needs two seeds that all its variants have; there {verb} {len(common)}")
@@ -291,7 +293,7 @@ def _written(quantity: Quantity, values: Mapping[int, float]) -> str:
         return DASH
     if quantity.figure == "error":
         return spread_text(metric("accuracy"), found)
-    if quantity.figure.endswith("_seconds"):
+    if quantity.figure == "latency" or quantity.figure.endswith("_seconds"):
         return duration(found.mean) + (f" {PLUS_MINUS} {duration(found.std)}" if found.std else "")
     if is_counted(quantity):
         return with_prefix(found.mean)

@@ -5,7 +5,6 @@ one inference, so that log(latency) is well above 0 for any net.
 """
 
 import os
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from convatlas.core.digests import digest
+from convatlas.core.environment import processor
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_json, write_json
 from convatlas.models.layers.conv_norm import ConvNormAct
@@ -49,21 +49,12 @@ class LatencyTable:
 def this_machine(device: torch.device) -> dict[str, str | int]:
     """Describe what determines a latency: CPU, threads, device and version of PyTorch."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def space_digest(space: FBNetSpace, in_channels: int, num_classes: int) -> str:

@@ -399,8 +399,6 @@ class MlflowVariantTracker(VariantTracker):
                 "was trained on; prepare those again."
             )
         address = log_served_model(found.info.run_id, self.config, self.card, folder, record.environment.packages)
-        if not address:
-            return ""
         run = Run(self.experiment, found.info.run_id)
         run.set_tags({MODEL: address})
         run.end(found.info.status, found.info.end_time)  # the time of the model is not the time of the training
@@ -411,7 +409,7 @@ class MlflowVariantTracker(VariantTracker):
         from mlflow.exceptions import MlflowException
 
         if not address:
-            raise UserError("MLflow has no model of the best seed: its run is gone, or the net gives no plain tensors.")
+            raise UserError("MLflow has no model of the best seed: its run is gone.")
         try:
             versions = list(self.client.search_model_versions(f"name = '{name}'"))
         except MlflowException:

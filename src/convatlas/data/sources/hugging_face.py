@@ -8,6 +8,7 @@ The column of images and that of labels are found by their types and names, or n
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ def _read(library: Any, path: str, config: str | None, root: Path) -> Mapping[st
         UserError: it cannot.
     """
     there = Path(path)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns at each try, and the last error says why
     try:
         if there.is_file():
             kind = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}.get(there.suffix.lower())

@@ -90,7 +90,9 @@ def load(
             found[name] = (known[name], label, in_test)
     if not found:
         which, reason = left_out[0] if left_out else (file, "it has no rows")
-        raise UserError(f"{title}: no row of {path} can be used; {which}: {reason}.")
+        raise UserError(
+            f"{title}: no row of {path} can be used; {which}: {reason}; correct the table, or data.source.images."
+        )
     taken = {picture for picture, _, _ in found.values()}
     others = sorted({picture for picture in known.values() if picture not in taken})
     left_out += [(printable(picture.relative_to(root)), f"{file} does not name it") for picture in others]

@@ -103,6 +103,8 @@ def load(
     }
     reasons = " ".join(why for _, why in collector.left_out)
     remedy = next((remedy for reason, remedy in remedies.items() if reason in reasons), "")
+    if not collector.left_out:
+        remedy = f"put pictures into {root / 'images'} and masks of the same names into {root / 'masks'}"
     return collector.dataset(title=TITLE, origin="picture files", licence=licence, notes=notes, remedy=remedy)
 
 
