@@ -362,6 +362,7 @@ def contact_sheet(images: Sequence[tuple[NDArray[np.uint8], str]]) -> Image:
         size = (max(1, round(factor * shown.width)), max(1, round(factor * shown.height)))
         smooth = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.HAMMING
         sheet.paste(shown.resize(size, smooth), (left, top))
+        draw.rectangle((left - 1, top - 1, left + size[0], top + size[1]), outline="#b9bbb8")
         fitting = next(n for n in range(len(words), -1, -1) if draw.textlength(words[:n], font) <= side)
         draw.text((left, top + side + 4), words[:fitting], fill="black", font=font)
     return sheet

@@ -11,11 +11,11 @@ there are, for the stage before it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from convatlas.core.answers import Answer, answering, as_table, take_answering
+from convatlas.core.answers import answering, as_table, take_answering
 from convatlas.core.cli import run, run_hydra
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_yaml, write_json
@@ -35,33 +35,47 @@ LISTED = 20
 """Classes whose counts are printed; the page has all."""
 
 
-def preparing(answer: Answer) -> Callable[[DictConfig], None]:
-    """Return what prepares the data set of a composed configuration, and says what came out."""
+def main(config: DictConfig) -> Prepared:
+    """Prepare the data set that the configuration names, and return what came out."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
 
-    def main(config: DictConfig) -> None:
-        from hydra.core.hydra_config import HydraConfig
-        from omegaconf import OmegaConf
+    plain: Any = OmegaConf.to_container(config.data, resolve=True)
+    checked = _checked(plain, "data")
+    hydra = HydraConfig.get()
+    chosen, words = hydra.runtime.choices["data"], list(hydra.overrides.task)
+    keys = [word.partition("=")[0].lstrip("+") for word in words]
+    given = [key.removeprefix("data.") for key in keys if key.startswith("data.")]
+    page, written = Path(config.page), None
+    if _is_own(chosen, given):
+        from convatlas.data.own import adapted, settings_of, write_settings
 
-        plain: Any = OmegaConf.to_container(config.data, resolve=True)
-        checked = _checked(plain, "data")
-        hydra = HydraConfig.get()
-        chosen, words = hydra.runtime.choices["data"], list(hydra.overrides.task)
-        keys = [word.partition("=")[0].lstrip("+") for word in words]
-        given = [key.removeprefix("data.") for key in keys if key.startswith("data.")]
-        page, written = Path(config.page), None
-        if _is_own(chosen, given):
-            from convatlas.data.own import adapted, settings_of, write_settings
+        checked = adapted(checked, given)
+        page = page if "page" in keys else page.with_name(f"{checked.name}.html")
+    card = _prepare(checked, page, "user")
+    if _is_own(chosen, given):
+        written = write_settings(settings_of(checked, chosen, given), " ".join(words))
+    return Prepared(
+        card, checked, page, written, training_command(checked, written is not None or checked.name == chosen)
+    )
 
-            checked = adapted(checked, given)
-            page = page if "page" in keys else page.with_name(f"{checked.name}.html")
-            settings = settings_of(checked, chosen, given)
-        card = _prepare(checked, page, "user")
-        if _is_own(chosen, given):
-            written = write_settings(settings, " ".join(words))
-        command = training_command(checked, written is not None or checked.name == chosen)
-        answer(as_text(card, checked, page, written, command), as_record(card, checked, page, written, command))
 
-    return main
+class Prepared(NamedTuple):
+    """What came out of a preparation.
+
+    Attributes:
+        card: of the data.
+        config: by which they were prepared.
+        page: where a person can look at them.
+        written: the file of `conf/data` that was written for them.
+        command: that trains on them; None where `data=<name>` does not mean them.
+    """
+
+    card: Card
+    config: DataConfig
+    page: Path
+    written: Path | None
+    command: str | None
 
 
 def _is_own(chosen: str, given: Collection[str]) -> bool:
@@ -85,13 +99,14 @@ def training_command(config: DataConfig, named: bool) -> str | None:
     return f"python -m convatlas.train data={config.name} {net}" if named and net else None
 
 
-def as_text(card: Card, config: DataConfig, page: Path, written: Path | None, command: str | None) -> str:
+def as_text(found: Prepared) -> str:
     """Lay out how many images each class has in each split, where they are, and what comes next."""
+    card, config = found.card, found.config
     counts = ", ".join(f"{split} {count.images}" for split, count in card.counts.items())
     size = f"{config.image_size} x {config.image_size} pixels"
     lines = [
         f"{config.prepared}: {counts}; {len(card.rejected)} rejected; fingerprint {card.fingerprint[:12]}",
-        f"{len(card.classes)} classes, {size} for the net; a look at them: {page}",
+        f"{len(card.classes)} classes, {size} for the net; a look at them: {found.page}",
     ]
     stored = config.source.get("image_size", config.stored_side if config.storage == "arrays" else None)
     if stored not in (None, config.image_size):
@@ -101,22 +116,23 @@ def as_text(card: Card, config: DataConfig, page: Path, written: Path | None, co
         counted = {"classification": "images", "detection": "objects"}.get(card.task, "pixels")
         rows = [[name, *(f"{each.classes[name]:,}" for each in card.counts.values())] for name in names]
         lines += ["", as_table([f"{counted} of", *card.counts], rows), ""]
-    if written is not None:
-        lines.append(f"{written} has the settings: data={config.name} means these data from now on.")
-    return "\n".join(lines + ([f"To train on them: {command}"] if command else []))
+    if found.written is not None:
+        lines.append(f"{found.written} has the settings: data={config.name} means these data from now on.")
+    return "\n".join(lines + ([f"To train on them: {found.command}"] if found.command else []))
 
 
-def as_record(card: Card, config: DataConfig, page: Path, written: Path | None, command: str | None) -> dict[str, Any]:
+def as_record(found: Prepared) -> dict[str, Any]:
     """Return the same for programs."""
+    card = found.card
     return {
-        "prepared": config.prepared.as_posix(),
-        "page": page.as_posix(),
-        "settings": None if written is None else written.as_posix(),
+        "prepared": found.config.prepared.as_posix(),
+        "page": found.page.as_posix(),
+        "settings": None if found.written is None else found.written.as_posix(),
         "images": {split: count.images for split, count in card.counts.items()},
         "classes": {split: count.classes for split, count in card.counts.items()},
         "rejected": len(card.rejected),
         "fingerprint": card.fingerprint,
-        "train": command,
+        "train": found.command,
     }
 
 
@@ -130,7 +146,7 @@ def from_plan(name: str) -> None:
 def prepare_as_planned(config: DataConfig, page: Path) -> None:
     """Prepare a data set, unless it is prepared just so, and write its page."""
     if not _is_prepared(config):
-        print(as_text(_prepare(config, page, "plan"), config, page, None, None))
+        print(as_text(Prepared(_prepare(config, page, "plan"), config, page, None, None)))
         return
     from convatlas.reporting.data_page import write_data_page
 
@@ -239,7 +255,12 @@ def command() -> None:
         run(lambda: chosen(sys.argv[2]))
     options, sys.argv[1:] = take_answering(sys.argv[1:])
     with answering(options) as answer:
-        run_hydra(preparing(answer), "prepare")
+
+        def finish(jobs: list[tuple[str, Prepared]]) -> None:
+            for _, found in jobs:
+                answer(as_text(found), as_record(found))
+
+        run_hydra(main, "prepare", finish=finish)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convatlas.core.answers import Answer, answering, take_answering
-from convatlas.core.cli import GOES_ON, job_of_multirun, run, run_hydra
+from convatlas.core.cli import GOES_ON, run, run_hydra
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
 from convatlas.core.imports import quick_imports
@@ -26,40 +26,37 @@ from convatlas.core.processes import die_with_parent
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-
-def training(answer: Answer) -> Callable[[DictConfig], list[Path]]:
-    """Return what trains one composed configuration, says what came out, and returns the folders of the seeds."""
-
-    def main(config: DictConfig) -> list[Path]:
-        from hydra.core.hydra_config import HydraConfig
-
-        from convatlas.core.composing import run_config
-        from convatlas.studies.architectures import with_architecture
-
-        checked = with_architecture(run_config(config, HydraConfig.get().runtime.choices["model"]))
-        with quick_imports():
-            from convatlas.core.processes import rank
-            from convatlas.reporting.endings import run_answers, runs_table
-            from convatlas.training.run import train
-
-        folders = train(checked, strict=True)
-        if rank() == 0 and job_of_multirun() is None:
-            found = run_answers(folders)
-            tracked = f"\n\nIn MLflow: `convatlas ui`, experiment {checked.study}." * checked.tracking.enabled
-            answer(f"\n{runs_table(found)}{tracked}", found)
-        return folders
-
-    return main
+    from convatlas.core.config import RunConfig
 
 
-def all_jobs(answer: Answer) -> Callable[[list[tuple[str, list[Path]]]], None]:
-    """Return what says at the end of a `--multirun` what came out of all its jobs."""
+def main(config: DictConfig) -> tuple[RunConfig, list[Path]]:
+    """Train what the command line composed; returns the configuration and the folders of the seeds."""
+    from hydra.core.hydra_config import HydraConfig
 
-    def finish(jobs: list[tuple[str, list[Path]]]) -> None:
-        from convatlas.reporting.endings import run_answers, sweep_table
+    from convatlas.core.composing import run_config
+    from convatlas.studies.architectures import with_architecture
 
-        found = [(words.split(" "), run_answers(folders)) for words, folders in jobs]
-        answer(f"\n{sweep_table(found)}", [run for _, runs in found for run in runs])
+    checked = with_architecture(run_config(config, HydraConfig.get().runtime.choices["model"]))
+    with quick_imports():
+        from convatlas.training.run import train
+
+    return checked, train(checked, strict=True)
+
+
+def answer_of(answer: Answer) -> Callable[[list[tuple[str, tuple[RunConfig, list[Path]]]]], None]:
+    """Return what says at the end what came out of one training, or of all jobs of a `--multirun`."""
+
+    def finish(jobs: list[tuple[str, tuple[RunConfig, list[Path]]]]) -> None:
+        from convatlas.core.processes import rank
+        from convatlas.reporting.endings import run_answers, runs_table, sweep_table
+
+        if rank() > 0:
+            return
+        found = [(words.split(" "), run_answers(folders)) for words, (_, folders) in jobs]
+        (first, *_), config = found, jobs[0][1][0]
+        table = sweep_table(found) if jobs[0][0] else runs_table(first[1])
+        tracked = f"\n\nIn MLflow: `convatlas ui`, experiment {config.study}." * config.tracking.enabled
+        answer(f"\n{table}{tracked}", [run for _, runs in found for run in runs])
 
     return finish
 
@@ -124,7 +121,7 @@ def command() -> None:
         run(lambda: from_plan(sys.argv[2]), interrupted=GOES_ON)
     options, sys.argv[1:] = take_answering(sys.argv[1:])
     with answering(options) as answer:
-        run_hydra(training(answer), "train", interrupted=GOES_ON, finish=all_jobs(answer))
+        run_hydra(main, "train", interrupted=GOES_ON, finish=answer_of(answer))
 
 
 if __name__ == "__main__":

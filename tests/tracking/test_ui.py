@@ -59,6 +59,6 @@ def test_a_person_finds_variants_by_score_with_their_costs(served, browser):
         page.get_by_role("columnheader", name=head).first.wait_for(timeout=60_000)
     page.get_by_text("1 matching run").wait_for(timeout=60_000)  # the variant, neither its seeds nor the report
     page.goto(served.replace("TABLE", "CHART"))
-    page.get_by_text("accuracy against MACs").first.wait_for(timeout=60_000)
-    page.locator(".js-plotly-plot").first.wait_for(timeout=60_000)
+    page.get_by_text("Score and cost").first.wait_for(timeout=60_000)
+    page.locator(".js-plotly-plot").filter(has_text="cost/macs").first.wait_for(timeout=60_000)
     assert failures == []

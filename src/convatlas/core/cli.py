@@ -60,18 +60,16 @@ def run_hydra(
         main: the entry point.
         config_name: its file in `conf/`.
         interrupted: what follows "Interrupted." when the user pressed Ctrl-C.
-        finish: called after the jobs of a `--multirun` with the overrides of each, and what `main` returned of it;
-            jobs that another launcher ran in processes of its own are not among them.
+        finish: called at the end with what `main` returned, and of each job of a `--multirun` its overrides; jobs that
+            another launcher ran in processes of its own are not among them.
     """
     failed: list[str] = []
     returned: list[tuple[str, Any]] = []
 
     def checked_main(config: DictConfig) -> None:
-        job = job_of_multirun()
+        job = _job_of_multirun()
         try:
-            found = main(config)
-            if job is not None:
-                returned.append((job, found))
+            returned.append((job or "", main(config)))
         except Exception as error:
             if ending_signal() is not None:
                 raise
@@ -106,7 +104,7 @@ def _is_multirun() -> bool:
     return HydraConfig.get().mode is RunMode.MULTIRUN
 
 
-def job_of_multirun() -> str | None:
+def _job_of_multirun() -> str | None:
     """Return the overrides of a job that Hydra's own launcher runs after others in this process; None elsewhere."""
     from hydra.core.hydra_config import HydraConfig
 
