@@ -78,6 +78,23 @@ from helpers import assert_one_sentence
         ),
         (["seed=1", "seeds=[2]"], ["seed=1", "seeds=[2]"]),
         (["recipe.loss.auxiliary={}"], ["recipe.loss.auxiliary={} changes nothing", "~recipe.loss.auxiliary.<entry>"]),
+        (["recipe.loss.auxiliary=3"], ["recipe.loss.auxiliary=3 is no mapping", "{dice: 0.5}"]),
+        (["+recipe.loss.auxiliary.dice=abc"], ["recipe.loss.auxiliary={'dice': 'abc'} is no mapping"]),
+        (
+            ["recipe.augmentation.crop_padding=32", "recipe.augmentation.crop_padding_mode=reflect"],
+            ["recipe.augmentation.crop_padding=32", "set it below 32"],
+        ),
+        (["recipe.test_crop=0.001"], ["recipe.test_crop=0.001", "greater than or equal to 0.1"]),
+        (["recipe.monitor="], ["recipe.monitor=''"]),
+        (["weights="], ["weights=''"]),
+        (
+            ["recipe.protocol=last_epoch", "recipe.early_stopping_patience=1"],
+            [
+                "the configuration: recipe.protocol=last_epoch has no validation",
+                "set recipe.early_stopping_patience=null.",
+            ],
+        ),
+        (["trainer.seeds_at_once=0"], ["should be 'auto' or", "greater than or equal to 1"]),
         (["++recipe={ }"], ["++recipe={ } changes nothing"]),
         (["data.split.train_per_class=5"], ["+data.split.train_per_class=... gives it one"]),
         (["trainer=ddp", "trainer.seeds_at_once=2"], ["trainer.seeds_at_once=2", "2 processes"]),
