@@ -101,6 +101,11 @@ from helpers import assert_one_sentence
         (["recipe.test_views=[flip,flip]"], ["recipe.test_views=['flip', 'flip']", "twice"]),
         (["trainer.threads=100000"], ["trainer.threads=100000"]),
         (["data.image_size=10000000"], ["memory does not suffice"]),
+        (
+            ["model=timm", "model.model_name=resnet10t", "+model.pretrained=true"],
+            ["model.pretrained is not taken", "weights="],
+        ),
+        (["--experimental-rerun", "nowhere"], ["nowhere does not exist"]),
         (["--bogus"], ["--bogus", "key=value"]),
         (["--config-dir"], ["--config-dir", "expected one argument"]),
         (["-5"], ["-5", "key=value"]),
