@@ -412,11 +412,22 @@ def read_config(values: dict[str, Any], where: str = "the configuration") -> Run
         raise UserError(describe(error, where)) from error
 
 
-def describe(error: ValidationError, where: str) -> str:
-    """Put the first finding of pydantic into one sentence that names the key."""
+def _without_kinds(parts: list[str], values: Any) -> list[str]:
+    """Return the parts of a key without those by which pydantic names the section that a key `kind` chose."""
+    kept = []
+    for part in parts:
+        section = values if isinstance(values, dict) else {}
+        if part in section or section.get("kind") != part:
+            kept.append(part)
+            values = section.get(part)
+    return kept
+
+
+def describe(error: ValidationError, where: str, values: Any = None) -> str:
+    """Put the first finding of pydantic into one sentence that names the key; `values` are those that were checked."""
     found = error.errors()
     first = found[0]
-    parts = [str(part) for part in first["loc"]]
+    parts = _without_kinds([str(part) for part in first["loc"]], values)
     key = ".".join(part for part in parts if "[" not in part)  # pydantic names the branch of a union with its types
     if first["type"] == "extra_forbidden":
         return f"{where}: there is no key {key}; it may come from another version of convatlas. Remove it."
