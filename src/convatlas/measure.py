@@ -41,7 +41,7 @@ class Options(Section):
     run: Annotated[list[Path], Field(min_length=1)]
     """Seeds, variants or studies below runs/."""
     runtime: list[Literal["torch", "compile", "onnxruntime"]] = Field(default=["torch"])
-    threads: list[Positive] = Field(default=[1])
+    threads: list[Annotated[int, Field(ge=1, le=1024)]] = Field(default=[1])
     batch: list[Positive] = Field(default=[1])
     """Images in a batch; detectors are measured with one alone."""
     seconds: Annotated[float, Field(gt=0)] = 2.0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
 from convatlas.training import run
 from convatlas.training.run import train
+from convatlas.training.work_folder import WorkFolder
 
 BEST_FIRST = ("recipe.monitor=val/calibration_error", "recipe.epochs=3")
 """A net that knows nothing yet, and says so, is well calibrated: the best epoch is not the last."""
@@ -53,6 +56,51 @@ def test_a_killed_run_whose_folder_moved_is_tested_with_the_best_epoch(compose, 
     killed(compose(*BEST_FIRST, folder="before"), "KillAfterBatch", epoch=2, batch=1)
     (tmp_path / "before").rename(tmp_path / "after")
     assert_equal_runs(undisturbed, train(compose(*BEST_FIRST, folder="after"), strict=True)[0])
+
+
+def test_what_a_kill_leaves_of_the_removal_goes_with_the_next_start(compose, monkeypatch):
+    config = compose("recipe.epochs=1", "trainer.limit_batches=1")
+    (folder,) = train(config, strict=True)
+    identity = json.loads((folder / "identity.json").read_text())
+    at, interrupted = 0, True
+    while interrupted:
+        work = WorkFolder(config.output_dir / ".work" / "seed=0", identity, strict=True)
+        work.open(overwrite=False)
+        for name in ("fitted", "last.ckpt", "best.ckpt", "mlflow_run_id"):
+            (work.path / name).touch()
+        interrupted = removal_interrupted(work, at, monkeypatch)
+        assert train(config, strict=True) == [folder]
+        assert [path.name for path in config.output_dir.iterdir()] == ["seed=0"], f"interrupted before deletion {at}"
+        at += 1
+    assert at > 7  # five files, the folder, the lock, the folder above
+
+
+def removal_interrupted(work: WorkFolder, at: int, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Kill the removal of a work folder before the deletion number `at`; says whether it came to that."""
+    left = at
+
+    def counted(delete: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any, **named: Any) -> None:
+            nonlocal left
+            if left == 0:
+                raise Killed
+            left -= 1
+            delete(*arguments, **named)
+
+        return call
+
+    lock = work._lock
+    with monkeypatch.context() as patched:
+        for name in ("unlink", "rmdir"):
+            patched.setattr(Path, name, counted(getattr(Path, name)))
+        try:
+            work.remove()
+        except Killed:
+            return True
+        finally:
+            assert lock is not None
+            lock.release()  # as the end of the process does
+    return False
 
 
 def test_weights_of_another_epoch_are_not_tested(compose, tmp_path):

@@ -86,7 +86,8 @@ def run_hydra(
 
         user_dir(sys.argv[1:])  # where it is not there, Hydra's own error has no remedy
         flags, overrides = flags_and_overrides(sys.argv[1:])
-        sys.argv[1:] = [*flags, *current_overrides([*map(as_hydra_reads, overrides)])]
+        # Flags last: one whose value may be left out would take an override for it.
+        sys.argv[1:] = [*current_overrides([*map(as_hydra_reads, overrides)]), *flags]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, not printed by Hydra
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name=config_name)(checked_main)()
         if finish is not None and returned:

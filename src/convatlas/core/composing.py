@@ -250,8 +250,8 @@ def explain_hydra(error: Exception, config_name: str) -> str | None:
 
 def _raised_by_hydra(error: Exception) -> bool:
     """Say whether Hydra raised an error of Python's own, as of a group to which a number is given."""
-    file = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    return isinstance(error, (TypeError, ValueError)) and file.parts[-3:-1] == ("hydra", "_internal")
+    folders = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts[-3:-1]
+    return isinstance(error, (TypeError, ValueError)) and (folders[-1] == "hydra" or folders == ("hydra", "_internal"))
 
 
 def _explain_choice(group: str, wrong: str, known: Sequence[str]) -> str:

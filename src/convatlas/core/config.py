@@ -32,6 +32,7 @@ from convatlas.core.passwords import split_address
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(min_length=1)]
 
 
 def _rising(areas: tuple[float, float]) -> tuple[float, float]:
@@ -223,7 +224,7 @@ class Recipe(Section):
     test_views: tuple[View, ...] = ()
     """Views of the test images with which a finished net is tested as well, for classification; see
     `convatlas.tasks.views`."""
-    test_crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    test_crop: Annotated[float, Field(ge=0.1, le=1)] = 1.0
     """Classification: side of the centre square that is validated and tested, as a share of the image's shorter side;
     0.875 is 224 of 256 pixels."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
@@ -235,7 +236,7 @@ class Recipe(Section):
     """Classification: draw where a net that ends with a spatial mean and one linear layer finds the class."""
     early_stopping_patience: Positive | None
     """Stop after so many epochs without a better validation score."""
-    monitor: str | None
+    monitor: Name | None
     """The validation metric that chooses the best epoch; null takes the task's own."""
     protocol: Literal["best_epoch", "last_epoch"] = "best_epoch"
     """`best_epoch`: train on the training split, and test the epoch with the best validation metric. `last_epoch`:
@@ -354,7 +355,7 @@ class RunConfig(Section):
     about: About
     model: Target
     """`_target_` and keyword arguments of the net."""
-    weights: str | None = None
+    weights: Name | None = None
     """What the net starts from: a finished run, a `.safetensors` file or a tag of timm; null draws new weights."""
     recipe: Recipe
     trainer: TrainerConfig
@@ -414,16 +415,30 @@ def read_config(values: dict[str, Any], where: str = "the configuration") -> Run
         raise UserError(describe(error, where)) from error
 
 
-def describe(error: ValidationError, where: str) -> str:
-    """Put the first finding of pydantic into one sentence that names the key."""
-    first = error.errors()[0]
-    parts = [str(part) for part in first["loc"]]
+def _without_kinds(parts: list[str], values: Any) -> list[str]:
+    """Return the parts of a key without those by which pydantic names the section that a key `kind` chose."""
+    kept = []
+    for part in parts:
+        section = values if isinstance(values, dict) else {}
+        if part in section or section.get("kind") != part:
+            kept.append(part)
+            values = section.get(part)
+    return kept
+
+
+def describe(error: ValidationError, where: str, values: Any = None) -> str:
+    """Put the first finding of pydantic into one sentence that names the key; `values` are those that were checked."""
+    found = error.errors()
+    first = found[0]
+    parts = _without_kinds([str(part) for part in first["loc"]], values)
     key = ".".join(part for part in parts if "[" not in part)  # pydantic names the branch of a union with its types
     if first["type"] == "extra_forbidden":
         return f"{where}: there is no key {key}; it may come from another version of convatlas. Remove it."
     if first["type"] == "missing":
         return f"{where}: the key {key} is missing. Add it, or compose the configuration again."
     message = first["msg"].removeprefix("Value error, ")
-    if not key:
+    if not key or message.startswith(f"{key}."):
         return f"{where}: {message}."
+    branches = [each["msg"] for each in found if each["loc"][:-1] == first["loc"][:-1] and "[" in parts[-1]]
+    message = " or ".join(dict.fromkeys([message, *branches]))
     return f"{where}: {key}={first['input']!r} is not valid: {message[0].lower()}{message[1:]}."

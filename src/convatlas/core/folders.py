@@ -56,7 +56,7 @@ def check_writable(path: Path, option: str) -> None:
     Raises:
         UserError: the folder around it is protected.
     """
-    around = next(parent for parent in path.absolute().parents if parent.is_dir())
+    around = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
     if not os.access(around, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UserError(
             f"{option}={path} cannot be written: {around} is protected; change its permissions or name another."

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
+from convatlas.core.errors import UserError
 from convatlas.exporting.formats import onnx_answers, program_of, write_onnx
 from convatlas.exporting.nets import served_net
 from convatlas.training.trained import TrainedRun, load_run
@@ -84,7 +86,13 @@ def measure(
         for number in threads:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                 settings = [Setting(runtime, number, batch) for batch in sorted(batches)]
-                yield from process.submit(_measured, trained.folder, model, settings, seconds).result()
+                try:
+                    yield from process.submit(_measured, trained.folder, model, settings, seconds).result()
+                except BrokenProcessPool as error:
+                    raise UserError(
+                        f"The process that measured {runtime} with threads={number} was ended from outside, as for "
+                        "want of memory; take fewer threads or smaller batches."
+                    ) from error
 
 
 def _measured(run: Path, model: Path, settings: Sequence[Setting], seconds: float) -> list[Speed]:

@@ -19,8 +19,8 @@ def timm_model(model_name: str, num_classes: int = 1000, in_channels: int = 3, *
     """
     import timm
 
-    for option in ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"):
-        if option in options:
+    for option in ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"):
+        if options.get(option):
             raise ValueError(f"model.{option} is not taken; weights=... names what the net starts from. Leave it out.")
     if not timm.is_model(model_name):
         raise ValueError(

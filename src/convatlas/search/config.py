@@ -318,4 +318,4 @@ def read_search(values: dict[str, Any]) -> SearchRun:
     try:
         return SearchRun.model_validate(values)
     except ValidationError as error:
-        raise UserError(describe(error, "the configuration")) from error
+        raise UserError(describe(error, "the configuration", values)) from error

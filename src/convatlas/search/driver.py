@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,14 @@ def run_search(run: SearchRun, *, strict: bool = True) -> Path:
     table = _table(run, space, device)
     identity = search_identity(run, data, table, compared)
     folder = run.output_dir
+    work = WorkFolder(work_path(run), identity, strict)
     if _is_finished(folder, identity, run, strict=strict):
+        if work.is_left():  # by a kill after the results were written
+            with suppress(UserError):  # another process is at it
+                work.open(overwrite=False)
+                work.remove()
         return folder
     check_replaceable(folder, "search", "output_dir")
-    work = WorkFolder(work_path(run), identity, strict)
     work.open(overwrite=run.overwrite)
     try:
         context = Context(run, data, device, space, table)

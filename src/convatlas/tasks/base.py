@@ -39,6 +39,19 @@ Columns = dict[str, Any]
 """A table by column, with an entry for each image: an array `(N, ...)`, or a list of N arrays or values."""
 
 
+def weights_of_terms(given: Any) -> dict[str, float]:
+    """Return `recipe.loss.auxiliary`, weights by the names of a loss's terms.
+
+    Raises:
+        UserError: it is something else.
+    """
+    weights = {} if given is None else given
+    numbers = weights.values() if isinstance(weights, Mapping) else [None]
+    if not all(isinstance(each, int | float) and not isinstance(each, bool) for each in numbers):
+        raise UserError(f"recipe.loss.auxiliary={given} is no mapping of terms to weights, for example {{dice: 0.5}}.")
+    return dict(weights)
+
+
 DIVERGED = "Lower recipe.optimizer.lr, or set recipe.gradient_clip_norm"
 """What may help a training that diverges."""
 
@@ -80,7 +93,7 @@ class Task(pl.LightningModule, ABC):
         self.seed = seed
         loss = {key: value for key, value in config.recipe.loss.items() if key != "auxiliary"}
         self.loss_function = build(loss, "recipe.loss")
-        self.term_weights: dict[str, float] = dict(config.recipe.loss.get("auxiliary") or {})
+        self.term_weights = weights_of_terms(config.recipe.loss.get("auxiliary"))
         for name, metric in config.metrics.items():
             if not isinstance(metrics[name], Metric):
                 raise UserError(f"metrics.{name}: {metric['_target_']} is no metric of torchmetrics.")

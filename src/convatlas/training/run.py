@@ -16,7 +16,6 @@ import torch
 from convatlas.core.config import RunConfig
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
-from convatlas.core.files import read_json
 from convatlas.core.folders import check_replaceable, tidy_up
 from convatlas.core.processes import rank, rank_zero_first, stop
 from convatlas.core.record import RunRecord
@@ -151,8 +150,7 @@ def check_apart(work: Path, folder: Path) -> None:
 def _complete(folder: Path, work: WorkFolder, tracker: VariantTracker) -> None:
     """Do what a kill after the results were written left undone: the end of the log, the removal of what is left."""
     tidy_up(folder, "train")
-    recorded = work.path / "identity.json"
-    is_left = recorded.exists() and read_json(recorded, "delete the folder.") == work.identity
+    is_left = work.is_left()
     if is_left:
         try:
             work.open(overwrite=False)
@@ -161,6 +159,8 @@ def _complete(folder: Path, work: WorkFolder, tracker: VariantTracker) -> None:
     tracker.complete(folder)
     if is_left:
         work.remove()
+    else:
+        work.tidy_up()
 
 
 def _fit_and_test(

@@ -60,15 +60,27 @@ class WorkFolder:
         """What will become the run's folder."""
         return self.path / "results"
 
+    @property
+    def _lock_file(self) -> Path:
+        folder = self.path.resolve()
+        return folder.with_name(f".{folder.name}.lock")
+
+    def is_left(self) -> bool:
+        """Say whether this very training left something here, be it what a kill in the middle of `remove` left."""
+        recorded = self.path / LAST
+        if recorded.exists():
+            return bool(read_json(recorded, f"delete {self.path}.") == self.identity)
+        return (self.path.is_dir() or self._lock_file.exists()) and self._foreign() is None
+
     def open(self, *, overwrite: bool) -> None:
         """Lock the folder, and keep what it holds if it belongs to this very training.
 
         Raises:
             UserError: another process works in it, or it belongs to other settings.
         """
-        folder = self.path.resolve()
-        lock = folder.with_name(f".{folder.name}.lock")
-        self._lock = acquire_lock(lock, f"Another process is training in {self.path}. Wait for it, or stop it.")
+        self._lock = acquire_lock(
+            self._lock_file, f"Another process is training in {self.path}. Wait for it, or stop it."
+        )
         try:
             self._take_over(overwrite)
         except BaseException:
@@ -134,6 +146,10 @@ class WorkFolder:
             return
         release_lock(self._lock)
         self._lock = None
+        self.tidy_up()
+
+    def tidy_up(self) -> None:
+        """Remove empty folders around it inside `.work`."""
         for parent in self.path.parents[:2]:
             if ".work" in parent.parts[-3:]:
                 with suppress(OSError):  # it is in use, or another process has just removed it

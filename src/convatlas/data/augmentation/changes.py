@@ -103,6 +103,12 @@ class Augmenter:
                     f"recipe.augmentation.{key}={getattr(config, key)} is for images of 3 channels, and these have "
                     f"{channels}; set it to 0."
                 )
+        least = min((image_size, *config.image_sizes))
+        if config.crop_padding_mode == "reflect" and config.crop_padding >= least:
+            raise UserError(
+                f"recipe.augmentation.crop_padding={config.crop_padding} is more than can be mirrored of images of "
+                f"{least} pixels; set it below {least}, or crop_padding_mode=black."
+            )
         if config.rand_augment and channels not in {1, 3}:
             raise UserError(
                 f"recipe.augmentation.rand_augment={config.rand_augment} is for images of 1 or 3 channels, and these "
