@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from convatlas.data.card import Card
-    from convatlas.data.decoding import Geometry
+    from convatlas.data.squares import Geometry
     from convatlas.tasks.base import Task
 
 

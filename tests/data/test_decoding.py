@@ -9,16 +9,8 @@ import pytest
 from picture_files import encoded, photograph
 from PIL import Image
 
-from convatlas.data.decoding import (
-    BadImageError,
-    centre_square,
-    decode,
-    encode,
-    fit,
-    read_crop,
-    size_in_shards,
-    window_in,
-)
+from convatlas.data.decoding import BadImageError, decode, encode
+from convatlas.data.squares import centre_square, fit, read_crop, size_in_shards, window_in
 
 PIXELS = photograph(0)
 PLANES = PIXELS.transpose(2, 0, 1)

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from convatlas.core.config import SplitConfig
 from convatlas.core.errors import UserError
 from convatlas.data.card import Card
-from convatlas.data.decoding import BadImageError, fit_image
+from convatlas.data.decoding import BadImageError
 from convatlas.data.medical import decode_images
 from convatlas.data.sources.nifti import load_acdc, load_decathlon
 from convatlas.data.splits import split_items
+from convatlas.data.squares import fit_image
 
 SIZE = (24, 30, 3)  # along a row, down a column, slices
 

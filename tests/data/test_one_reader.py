@@ -18,10 +18,11 @@ from small_sets import data_config, raw_classification
 from convatlas.core.config import DataConfig
 from convatlas.data.batches import EvaluationBatches
 from convatlas.data.card import Card, normalisation
-from convatlas.data.decoding import BadImageError, Geometry, decode_image, fit_image
+from convatlas.data.decoding import BadImageError, decode_image
 from convatlas.data.prepare_dataset import prepare, prepare_raw
 from convatlas.data.prepared import PreparedData
 from convatlas.data.sources import image_mask_folder, pascal_voc
+from convatlas.data.squares import Geometry, fit_image
 
 SIDE = 24
 COLOURS = photograph(1, SIDE, SIDE)

@@ -14,11 +14,12 @@ from small_sets import augmentation, raw_classification
 from convatlas.data import shards
 from convatlas.data.augmentation import Augmenter
 from convatlas.data.batches import EvaluationBatches, TrainingBatches
-from convatlas.data.decoding import decode, fit
+from convatlas.data.decoding import decode
 from convatlas.data.prepare_dataset import prepare_raw
 from convatlas.data.prepared import PreparedData
 from convatlas.data.reader import Reader
 from convatlas.data.shards import ShardedImages, write_shards
+from convatlas.data.squares import fit
 
 
 def test_any_image_is_found_in_any_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
-from convatlas.data.decoding import sampled, stretched
+from convatlas.data.decoding import stretched
 from convatlas.data.raw import RawDataset
 from convatlas.data.sources.slices import SliceCollector
+from convatlas.data.squares import sampled
 
 CLASSES = ["background", "cavity"]
 TEXTS = {"title": "made", "origin": "a test", "licence": "none", "notes": []}

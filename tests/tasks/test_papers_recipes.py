@@ -20,7 +20,8 @@ from convatlas.core.errors import UserError
 from convatlas.core.files import read_yaml
 from convatlas.core.record import RunRecord
 from convatlas.data.card import Card
-from convatlas.data.decoding import centre_square, encode, fit_image, read_crop, resize_centre
+from convatlas.data.decoding import encode
+from convatlas.data.squares import centre_square, fit_image, read_crop, resize_centre
 from convatlas.models.build import build_model
 from convatlas.reporting.recipe_page import NOT_STATED, page, paper_runs, steps_per_epoch
 from convatlas.tasks.optimisation import build_schedule, multi_step, parameter_groups

@@ -24,7 +24,8 @@ import pytest
 import torch
 from PIL import Image
 
-from convatlas.data.decoding import Geometry, decode
+from convatlas.data.decoding import decode
+from convatlas.data.squares import Geometry
 from convatlas.exporting.nets import served_net
 from convatlas.tasks.base import Task
 from convatlas.tasks.predicting import fitted_image

@@ -18,7 +18,7 @@ from convatlas.core.composing import conf_dir
 from convatlas.core.config import DataConfig, SplitConfig
 from convatlas.core.errors import UserError
 from convatlas.core.files import check_regular
-from convatlas.data.decoding import Fit
+from convatlas.data.squares import Fit
 
 __all__ = [
     "CARD_FILE",
@@ -110,7 +110,7 @@ class Card(Entry):
         image_shape: `(C, H, W)` of the stored images; in shards H and W differ and are None.
         storage: "arrays" or "shards", see `convatlas.data.prepared`.
         stored_side: see `convatlas.core.config.DataConfig`.
-        fitted: how images of many sizes became squares, see `convatlas.data.decoding.Fit`; shards are fitted when they
+        fitted: how images of many sizes became squares, see `convatlas.data.squares.Fit`; shards are fitted when they
             are read. None where the images came in one size.
         percentiles: whether images of 16 bits were stretched between percentiles; see `convatlas.data.decoding.decode`.
         original_sizes: of images that came in files.
@@ -244,7 +244,7 @@ class Card(Entry):
             `task`, `classes`; `input_size` (channels, height, width) and `channels`, what they are; `range` of the
             pixels; `mean` and `std`, which a served or exported net itself subtracts and divides by (detectors have
             their own); `fitted` and `test_crop`, how images of other sizes were brought to that size, see
-            `convatlas.data.decoding.Fit`.
+            `convatlas.data.squares.Fit`.
         """
         mean, std = self.normalisation(config) if config.task != "detection" else ((), ())
         colours = ["grey"] if self.image_shape[0] == 1 else ["red", "green", "blue"]
@@ -261,7 +261,7 @@ class Card(Entry):
         }
 
     def for_fitting(self) -> dict[str, Any]:
-        """Return what `convatlas.data.decoding.fit_image` needs of a card, as plain values."""
+        """Return what `convatlas.data.squares.fit_image` needs of a card, as plain values."""
         names = ("name", "image_shape", "storage", "stored_side", "fitted", "percentiles")
         found = {name: getattr(self, name) for name in names}
         return found | {"source": {"pixel_mm": self.source.get("pixel_mm")}}

@@ -21,13 +21,14 @@ from convatlas.core.config import DataConfig
 from convatlas.core.errors import UserError
 from convatlas.core.targets import checked_arguments, locate
 from convatlas.data.card import CARD_FILE, Card, ImageSizes, NearPair, Rejected, SplitCounts, plain_source
-from convatlas.data.decoding import MODES, Fit, fit, size_in_shards
+from convatlas.data.decoding import MODES
 from convatlas.data.duplicates import near_copies
 from convatlas.data.examination import forget, in_parallel
 from convatlas.data.image_files import ImageFiles
 from convatlas.data.raw import RawDataset
 from convatlas.data.splits import SPLITS, split_items
 from convatlas.data.spool import Items, Rows, Spool, chunks, spooled_beside
+from convatlas.data.squares import Fit, fit, size_in_shards
 from convatlas.data.verification import Findings, alike_names, count_classes, empty_classes, verify
 from convatlas.data.writing import Encoder, beside, decode_again, write
 

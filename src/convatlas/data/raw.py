@@ -9,9 +9,9 @@ from typing import Literal, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from convatlas.data.decoding import Fit
 from convatlas.data.image_files import ImageFiles
 from convatlas.data.spool import Rows
+from convatlas.data.squares import Fit
 
 __all__ = ["IGNORED", "RawDataset"]
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from convatlas.core.errors import UserError
 from convatlas.data.augmentation import Changes
 from convatlas.data.card import normalisation, remedy
-from convatlas.data.decoding import centre_square, read_crop, resize, resize_centre, window_in
 from convatlas.data.prepared import Split
 from convatlas.data.raw import IGNORED
 from convatlas.data.resident import MappedArrays, PixelArrays
 from convatlas.data.shards import ShardedImages
+from convatlas.data.squares import centre_square, read_crop, resize, resize_centre, window_in
 
 __all__ = ["Batch", "Indices", "Reader", "resize_masks"]
 

@@ -21,14 +21,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .decoding import BadImageError, Geometry, decode, fit_image
+from .decoding import BadImageError, decode
+from .squares import Geometry, fit_image
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["COLUMN", "DESCRIPTION", "FILES", "PROGRAM", "PictureModel"]
 
-FILES = ("served.py", "decoding.py", "edges.py")
+FILES = ("served.py", "decoding.py", "squares.py", "edges.py")
 PROGRAM, DESCRIPTION = "model.pt2", "description.json"
 COLUMN = "image"
 """Of the pictures, in what the model is asked with."""

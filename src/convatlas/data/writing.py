@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from convatlas.core.errors import UserError
 from convatlas.core.files import write_json
 from convatlas.data.card import CARD_FILE, Card, fingerprint
-from convatlas.data.decoding import BadImageError, Decoded, decode, encode, shrink, size_in_shards
+from convatlas.data.decoding import BadImageError, Decoded, decode, encode
 from convatlas.data.edges import canny_edges, edge_targets
 from convatlas.data.examination import in_parallel
 from convatlas.data.image_files import ImageFiles
@@ -27,6 +27,7 @@ from convatlas.data.prepared import NAMES_FILE, array_file, hash_file
 from convatlas.data.raw import RawDataset
 from convatlas.data.shards import write_shards
 from convatlas.data.spool import Items, chunks
+from convatlas.data.squares import shrink, size_in_shards
 
 __all__ = ["Encoder", "beside", "decode_again", "write"]
 

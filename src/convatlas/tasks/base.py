@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from convatlas.data.card import Card
-    from convatlas.data.decoding import Geometry, Spacing
+    from convatlas.data.decoding import Spacing
+    from convatlas.data.squares import Geometry
 
 Batch = dict[str, Any]
 Columns = dict[str, Any]

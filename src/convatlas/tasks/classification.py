@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from convatlas.data.card import Card
-    from convatlas.data.decoding import Geometry
+    from convatlas.data.squares import Geometry
 
 LISTED_CLASSES = 5
 """Classes that a prediction lists with their probabilities."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from convatlas.data.card import Card
-    from convatlas.data.decoding import Geometry
+    from convatlas.data.squares import Geometry
     from convatlas.tasks.figures import Judged
 
 Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]

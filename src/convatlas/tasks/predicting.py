@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convatlas.core.config import DataConfig, RunConfig
-from convatlas.data.decoding import Geometry, Spacing, fit_image
+from convatlas.data.decoding import Spacing
+from convatlas.data.squares import Geometry, fit_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image

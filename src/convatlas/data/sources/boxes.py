@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
 from convatlas.data.archives import file_bytes
-from convatlas.data.decoding import BadImageError, Fit, Geometry, decode, fit, fit_geometry, one_colour
+from convatlas.data.decoding import BadImageError, decode, one_colour
 from convatlas.data.raw import RawDataset
 from convatlas.data.spool import Spool
+from convatlas.data.squares import Fit, Geometry, fit, fit_geometry
 
 __all__ = ["NO_AREA", "BoxCollector", "Flaw", "MarkedObject", "leaves_folder", "named"]
 

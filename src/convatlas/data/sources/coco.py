@@ -20,11 +20,11 @@ from typing import Any, TypeAlias, TypeGuard
 
 from convatlas.core.errors import UserError
 from convatlas.data.archives import printable, read_text
-from convatlas.data.decoding import Fit
 from convatlas.data.image_files import pictures_below
 from convatlas.data.raw import RawDataset
 from convatlas.data.sources.boxes import BoxCollector, Flaw, MarkedObject, leaves_folder, named
 from convatlas.data.sources.slices import SliceCollector, require_folder
+from convatlas.data.squares import Fit
 
 __all__ = ["SplitFile", "leave_out_unlisted", "load", "read_splits", "said_of", "usable_images"]
 

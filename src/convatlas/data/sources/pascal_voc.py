@@ -22,11 +22,12 @@ from xml.parsers import expat
 
 from convatlas.core.errors import UserError
 from convatlas.data.archives import printable, read_text
-from convatlas.data.decoding import BadImageError, Fit
+from convatlas.data.decoding import BadImageError
 from convatlas.data.image_files import pictures_below
 from convatlas.data.raw import RawDataset
 from convatlas.data.sources.boxes import NO_AREA, BoxCollector, Flaw, MarkedObject, leaves_folder, named
 from convatlas.data.sources.slices import require_folder
+from convatlas.data.squares import Fit
 
 __all__ = ["load"]
 

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
-from convatlas.data.decoding import fit, positions, resampled, sampled, steps, stretched, vanishes
+from convatlas.data.decoding import stretched
 from convatlas.data.raw import IGNORED, RawDataset
 from convatlas.data.spool import Spool
+from convatlas.data.squares import fit, positions, resampled, sampled, steps, vanishes
 
 __all__ = ["STRETCHED", "SliceCollector", "require_folder"]
 

@@ -18,11 +18,12 @@ from typing import Any
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_yaml
 from convatlas.data.archives import printable, read_text
-from convatlas.data.decoding import BadImageError, Fit, upright_size
+from convatlas.data.decoding import BadImageError, upright_size
 from convatlas.data.image_files import SUFFIXES, pictures_below
 from convatlas.data.raw import RawDataset
 from convatlas.data.sources.boxes import BoxCollector, Flaw, MarkedObject, read_image
 from convatlas.data.sources.slices import require_folder
+from convatlas.data.squares import Fit
 
 __all__ = ["load"]
 
