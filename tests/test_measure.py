@@ -73,15 +73,16 @@ def test_every_runtime_measures_the_same_run(enter, compose, tmp_path):
 @pytest.mark.slow
 def test_the_nets_of_a_study_take_turns_and_its_folder_keeps_their_latencies(enter, compose, tmp_path):
     study = tmp_path / "study"
-    for net in ("lenet5", "resnet18_small"):
+    nets = ("googlenet_small", "lenet5_modern")
+    for net in nets:
         config = compose("recipe.epochs=1", f"model={net}", seeds=(0, 1))
         train(config.model_copy(update={"output_dir": study / net}), strict=True)
     entered = enter("measure", f"run={study}", "record=true", "seconds=0.2")
     assert entered.status == 0, entered.err
     found = Latencies.of_study(study)
-    assert list(found.nets) == ["lenet5/seed=0", "lenet5/seed=1", "resnet18_small/seed=0", "resnet18_small/seed=1"]
+    assert sorted(found.nets) == [f"{net}/seed={seed}" for net in nets for seed in (0, 1)]
     for seed in (0, 1):
-        records = {net: RunRecord.read(study / net / f"seed={seed}") for net in ("lenet5", "resnet18_small")}
+        records = {net: RunRecord.read(study / net / f"seed={seed}") for net in nets}
         taken = {net: found.seconds_of(f"{net}/seed={seed}", record) for net, record in records.items()}
-        assert 0 < taken["lenet5"] < taken["resnet18_small"]
-        assert found.seconds_of(f"resnet18_small/seed={seed}", records["lenet5"]) is None  # another identity
+        assert 0 < taken["lenet5_modern"] < taken["googlenet_small"]
+        assert found.seconds_of(f"googlenet_small/seed={seed}", records["lenet5_modern"]) is None  # another identity

@@ -135,12 +135,12 @@ def export(trained: TrainedRun, format_name: Format, folder: Path, options: Opti
             if format_name == "torch_export":
                 file = partial / "model.pt2"
                 formats.write_program(program, file, description)
-                description |= compared(trained, served, formats.program_answers(file), options)
+                description |= compared(trained, served, formats.program_answers(file), options, "torch.export")
                 formats.write_program(program, file, description)
             else:
                 file = partial / "model.onnx"
                 formats.write_onnx(program, file, trained, options.opset)
-                description |= compared(trained, served, formats.onnx_answers(file), options)
+                description |= compared(trained, served, formats.onnx_answers(file), options, "ONNX")
                 if options.quantise == "int8":
                     description |= quantised(trained, file, options)
                 formats.describe_onnx(file, description)
@@ -149,20 +149,24 @@ def export(trained: TrainedRun, format_name: Format, folder: Path, options: Opti
     return description
 
 
-def compared(trained: TrainedRun, served: nn.Module, answers: Answers, options: Options) -> dict[str, Any]:
+def compared(
+    trained: TrainedRun, served: nn.Module, answers: Answers, options: Options, format_name: str
+) -> dict[str, Any]:
     """Compare an exported net with the net, in float32, on test images.
 
     Returns:
         `checked_images` and `largest_difference`, for the description.
 
     Raises:
-        UserError: they differ by more than rounding.
+        UserError: they differ by more than rounding, or the exported net fails.
     """
     from convatlas.exporting.checking import compare, images_of
+    from convatlas.exporting.formats import explained
 
     detects = trained.config.data.task == "detection"
     images = images_of(trained, "test", options.test_images, 1 if detects else 8)
-    count, largest = compare(served, answers, images)
+    with explained(trained, format_name):
+        count, largest = compare(served, answers, images)
     tolerance = PIXELS if detects else TOLERANCE[options.dtype]
     if not largest <= tolerance:
         raise UserError(

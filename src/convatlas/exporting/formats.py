@@ -28,6 +28,7 @@ __all__ = [
     "LEAST_OPSET",
     "METADATA",
     "describe_onnx",
+    "explained",
     "onnx_answers",
     "program_answers",
     "program_of",
@@ -55,7 +56,7 @@ def program_of(served: ServedNet | ServedDetector, trained: TrainedRun) -> torch
         UserError: it cannot be traced; the message has torch's reason.
     """
     data = trained.config.data
-    with _explained(trained, "torch.export"):
+    with explained(trained, "torch.export"):
         return traced(served, (data.in_channels, data.image_size, data.image_size))
 
 
@@ -94,7 +95,7 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, trained: Train
             f"opset={opset} is too {'old' if opset < LEAST_OPSET else 'new'}: torch's exporter and this onnx write "
             f"{LEAST_OPSET} to {newest}; choose one of them, or leave it out."
         )
-    with _explained(trained, "ONNX"), torch.no_grad():
+    with explained(trained, "ONNX"), torch.no_grad():
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -184,7 +185,7 @@ def _write_weights(state: Mapping[str, torch.Tensor], path: Path, title: str) ->
 
 
 @contextmanager
-def _explained(trained: TrainedRun, format_name: str) -> Iterator[None]:
+def explained(trained: TrainedRun, format_name: str) -> Iterator[None]:
     """Turn whatever an exporter raises into a sentence with its reason, and keep its remarks from the user."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:

@@ -64,7 +64,23 @@ def traced(served: ServedNet | ServedDetector, shape: Sequence[int]) -> torch.ex
     images = torch.rand(1 if detects else 2, *shape, generator=torch.Generator().manual_seed(0))
     shapes = None if detects else ({0: torch.export.Dim.DYNAMIC},)
     with torch.no_grad(), _without_branches():
-        return torch.export.export(served, (images,), dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(served, (images,), dynamic_shapes=shapes, strict=False)
+    _forget_assertions(program)
+    return program
+
+
+def _forget_assertions(program: torch.export.ExportedProgram) -> None:
+    """Let a detector's program find nothing, or one object.
+
+    torch takes a number that it does not know, such as that of the boxes above a score, to be 2 or more, and puts an
+    assertion of it into the program, which then fails for other images although its operators would not.
+    """
+    graph = program.graph_module.graph
+    for node in [*graph.nodes]:
+        if node.target is torch.ops.aten._assert_scalar.default:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
 
 
 def _batched_nms(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
