@@ -264,7 +264,7 @@ def test_a_detector_answers_for_images_in_which_it_finds_nothing_or_one_object(n
     (border,) = [each for each in ("score_thresh", "score_threshold") if hasattr(owner, each)]
     served = served_net(trained)
     with torch.inference_mode():
-        scores = torch.cat([served(torch.from_numpy(image))[1] for image in images]).sort(descending=True).values
+        scores = torch.cat([served(torch.from_numpy(image))[1] for image in images]).sort(descending=True)[0]
     widest = int((scores[:6] - scores[1:7]).argmax())  # of the gaps: rounding must not cross the border
     setattr(owner, border, float(scores[widest : widest + 2].mean()))
     assert min(len(served(torch.from_numpy(image))[1]) for image in images) < 2
