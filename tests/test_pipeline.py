@@ -291,6 +291,9 @@ class Project:
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
         for name in ("dvc.yaml", "requirements.lock", ".gitignore", ".dvcignore"):
             shutil.copy(ROOT / name, folder / name)
+        verdicts = folder / "docs" / "studies" / "verdicts.json"
+        verdicts.parent.mkdir(parents=True)
+        verdicts.write_text("[]\n")
         for net in (folder / "conf" / "model").glob("*.yaml"):
             if net.stem not in {"fbnet_small", "lenet5_modern", "mobilenet_v2_small", "resnet_cifar", "searched"}:
                 net.unlink()  # the atlas draws every net that there is
