@@ -441,6 +441,34 @@ def test_a_file_from_elsewhere_names_only_known_libraries(compose, enter, tmp_pa
     assert enter("evaluate", f"run={folder}").status == 0
 
 
+OUTSIDE = {
+    "adhoc/mine": ("train", lambda values: {"config": values | {"output_dir": "../elsewhere"}}, "output_dir"),
+    "adhoc/yours": ("train", lambda values: {"config": values | {"work_dir": "/tmp/elsewhere"}}, "work_dir"),
+    "data/digits": ("prepare", lambda values: {"config": values["data"], "page": {"file": "../page.html"}}, "page"),
+    "data/more": (
+        "prepare",
+        lambda values: {"config": values["data"] | {"prepared": "runs/../../x"}, "page": {"file": "page.html"}},
+        "prepared",
+    ),
+}
+
+
+@pytest.mark.parametrize("key", OUTSIDE)
+def test_a_plan_from_elsewhere_writes_into_its_project_alone(compose, enter, tmp_path, monkeypatch, key):
+    monkeypatch.setattr("convatlas.core.processes.die_with_parent", lambda *_: None)
+    project = tmp_path / "project"
+    plan = project / "plan" / f"{key}.yaml"
+    plan.parent.mkdir(parents=True)
+    (project / "conf").symlink_to(ROOT / "conf")
+    monkeypatch.chdir(project)
+    command, changed, option = OUTSIDE[key]
+    values = json.loads(compose("recipe.epochs=1").model_dump_json()) | {"output_dir": "runs/mine", "work_dir": None}
+    plan.write_text(yaml.safe_dump(changed(values)))
+    entered = enter(command, "--from-plan", key.removeprefix("data/"))
+    assert_one_sentence(entered, plan.name, f"{option}=", "outside of this project")
+    assert [path.name for path in tmp_path.iterdir()] == ["project"]
+
+
 @pytest.mark.parametrize(
     "values",
     [

@@ -21,7 +21,7 @@ from convatlas.core.errors import UserError
 from convatlas.core.files import read_yaml, write_json
 from convatlas.core.imports import quick_imports
 from convatlas.core.targets import check_trusted
-from convatlas.studies.planning import data_plan, manifest_file, reads_raw_files
+from convatlas.studies.planning import check_places, data_plan, manifest_file, reads_raw_files
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -140,7 +140,9 @@ def from_plan(name: str) -> None:
     """Prepare a data set of the plan, unless it is prepared just so."""
     planned = _planned(name)
     check_trusted(planned["config"], str(data_plan(name)))
-    prepare_as_planned(_checked(planned["config"], str(data_plan(name))), Path(planned["page"]["file"]))
+    config = _checked(planned["config"], str(data_plan(name)))
+    check_places(data_plan(name), prepared=config.prepared)
+    prepare_as_planned(config, Path(planned["page"]["file"]))
 
 
 def prepare_as_planned(config: DataConfig, page: Path) -> None:
@@ -167,6 +169,7 @@ def _planned(name: str) -> dict[str, Any]:
     sections = [planned.get(key) for key in ("config", "page")] if isinstance(planned, dict) else [None]
     if not all(isinstance(section, dict) for section in sections) or "file" not in planned["page"]:
         raise UserError(f"{file} plans no preparation; run `dvc repro -f resolve`.")
+    check_places(file, page=Path(str(planned["page"]["file"])))
     return planned
 
 

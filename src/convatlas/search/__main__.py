@@ -36,13 +36,16 @@ def from_plan(name: str) -> None:
     from convatlas.core.files import read_yaml
     from convatlas.core.targets import check_trusted
     from convatlas.search.config import read_search
+    from convatlas.studies.planning import check_places
 
     file = Path("plan") / "searches" / f"{name}.yaml"
     planned = read_yaml(file, "run `dvc repro resolve`.")
     if not isinstance(planned, dict) or not isinstance(planned.get("config"), dict):
         raise UserError(f"{file} plans no search; run `dvc repro -f resolve`.")
     check_trusted(planned, str(file))
-    _search(read_search(planned["config"]), strict=False)
+    run = read_search(planned["config"])
+    check_places(file, output_dir=run.output_dir, work_dir=run.work_dir)
+    _search(run, strict=False)
 
 
 def _search(checked: SearchRun, *, strict: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -404,7 +405,21 @@ def read_planned(key: str) -> RunConfig:
         raise UserError(f"{file} plans no run; run `dvc repro -f resolve`.")
     values = planned["config"] if "tracking" in planned["config"] else planned["config"] | read_tracking(key)
     check_trusted(values, str(file))
-    return read_run(values, str(file))
+    config = read_run(values, str(file))
+    check_places(file, output_dir=config.output_dir, work_dir=config.work_dir)
+    return config
+
+
+def check_places(file: Path, **places: Path | None) -> None:
+    """Check that what a plan says is written into its project; a plan may come from elsewhere.
+
+    Raises:
+        UserError: something is not.
+    """
+    here = Path.cwd()
+    for option, place in places.items():
+        if place is not None and not Path(os.path.normpath(here / place)).is_relative_to(here):
+            raise UserError(f"{file}: {option}={place} lies outside of this project; run `dvc repro -f resolve`.")
 
 
 def read_tracking(key: str) -> dict[str, Any]:
