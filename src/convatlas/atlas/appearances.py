@@ -27,7 +27,7 @@ class Appearance:
         title: its title.
         variants: the titles of the variants that train the net.
         rows: the comparisons that speak of these variants, with what was found on each kind of images.
-        images: the kinds of images that the study can be on with their titles, its own first.
+        images: the kinds of images that these variants can be on with their titles, the study's own first.
     """
 
     study: str
@@ -54,17 +54,18 @@ def read_appearances(found: Sequence[Finding]) -> dict[str, list[Appearance]]:
         if shared is None:
             continue
         of_net: dict[str, list[str]] = {}
-        data: set[str] = set()
+        data: dict[str, set[str]] = {}
         for key, variant in study.variants.items():
             overrides = [*shared, *variant.overrides, *variant.laptop]
-            data |= {each.partition("=")[2] for each in overrides if each.startswith("data=")}
             if (net := net_among(overrides)) is not None:
                 of_net.setdefault(net, []).append(key)
-        images = OWN | {each: others[each].title for each in others if data & set(others[each].instead_of)}
+                named = [each.partition("=")[2] for each in overrides if each.startswith("data=")]
+                data.setdefault(net, set()).update(named[-1:])
         own = rows(each for each in found if each.study == name and each.comparison)
         for net, keys in of_net.items():
             speaking = tuple(row for row in own if _variants(row) & set(keys))
             titles = tuple(study.variants[key].title for key in keys)
+            images = OWN | {each: others[each].title for each in others if data[net] & set(others[each].instead_of)}
             appearances.setdefault(net, []).append(Appearance(name, study.title, titles, speaking, images))
     return appearances
 
