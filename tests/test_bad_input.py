@@ -396,5 +396,5 @@ def test_a_broken_image_stops_a_prediction_before_anything_is_written(compose, e
     assert_one_sentence(enter("predict", *arguments), "broken.png", "skip_broken=true")
     assert not output.exists()
     assert enter("predict", *arguments, "skip_broken=true").status == 0
-    written = {"predictions.csv", "predictions.json", "00000_good.png", ".convatlas.json"}
+    written = {"predictions.csv", "predictions.json", "00000_good.png", "contact_sheet.png", ".convatlas.json"}
     assert {p.name for p in Path(output).iterdir()} == written
