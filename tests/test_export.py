@@ -203,6 +203,13 @@ def test_detections_are_compared_with_those_most_like_them(order, moved, largest
     assert found == (1, pytest.approx(largest, abs=1e-6))
 
 
+def test_an_answer_that_is_no_number_is_no_small_difference():
+    answers = [torch.zeros(1, 3), torch.tensor([[0.0, math.nan, 0.0]])]
+    images = np.zeros((1, 1, 8, 8), dtype=np.float32)
+    _, largest = compare(lambda _: answers[0], lambda _: [answers[1].numpy()], iter([images]))
+    assert math.isnan(largest)
+
+
 EXPORTS = runpy.run_path(str(ROOT / "benchmarks" / "exports.py"))
 FAMILIES, FORMATS, RECORD = EXPORTS["FAMILIES"], EXPORTS["FORMATS"], EXPORTS["read_record"]()
 REFUSED = {

@@ -82,7 +82,8 @@ def compare(served: nn.Module, answers: Answers, images: Iterator[NDArray[np.flo
                 differences += np.where(has_none, one[1], likeness).tolist()
         else:
             differences += [float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True)]
-    return count, np.inf if alone > found / 100 else max(differences)
+    largest = float(np.max(differences))  # NaN if one is, which Python's `max` passes over
+    return count, np.inf if alone > found / 100 else largest
 
 
 def _differences(ones: Sequence[NDArray[Any]], others: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
