@@ -358,6 +358,30 @@ def test_a_second_repro_does_nothing(project):
 
 
 @pytest.mark.slow
+def test_the_summary_is_one_readable_file(project):
+    shown = project.run("dvc", "metrics", "show", "--json")
+    assert "metrics/summary.json" in shown
+    assert "runs/" not in shown
+    assert {"overview.lenet5", "overview.resnet"} <= set(
+        re.findall(r"overview\.\w+", project.run("dvc", "metrics", "diff", "--targets", "metrics/scores.json"))
+    )
+
+
+@pytest.mark.slow
+def test_experiments_have_a_dozen_columns_and_plots_need_no_network(project):
+    table = project.run(sys.executable, "-m", "convatlas", "experiments", "--csv").splitlines()[0].split(",")
+    shown = [name for name in table if name not in ("rev", "typ", "parent", "State", "Executor")]
+    assert len(shown) <= 12, shown
+    assert {"accuracy", "finished", "train_minutes", "seeds", "overrides"} <= set(shown)
+    project.run("dvc", "plots", "show")
+    page = (project.folder / "dvc_plots" / "index.html").read_text()
+    assert "Validation score by epoch" in page
+    assert "overview/lenet5" in page
+    assert not re.search(r'src="https?://', page)
+    assert (project.folder / "reports" / "vega.js").stat().st_size > 500_000
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "before", "after"),
     [
@@ -418,30 +442,6 @@ def test_a_training_beside_the_plan_changes_nothing_for_dvc(project):
 def test_a_comment_in_the_configuration_trains_nothing(project):
     project.edit("conf/recipe/base.yaml", "# What", "# Edited. What")
     assert project.repro() == {"resolve"}
-
-
-@pytest.mark.slow
-def test_the_summary_is_one_readable_file(project):
-    shown = project.run("dvc", "metrics", "show", "--json")
-    assert "metrics/summary.json" in shown
-    assert "runs/" not in shown
-    assert {"overview.lenet5", "overview.resnet"} <= set(
-        re.findall(r"overview\.\w+", project.run("dvc", "metrics", "diff", "--targets", "metrics/scores.json"))
-    )
-
-
-@pytest.mark.slow
-def test_experiments_have_a_dozen_columns_and_plots_need_no_network(project):
-    table = project.run(sys.executable, "-m", "convatlas", "experiments", "--csv").splitlines()[0].split(",")
-    shown = [name for name in table if name not in ("rev", "typ", "parent", "State", "Executor")]
-    assert len(shown) <= 12, shown
-    assert {"accuracy", "finished", "train_minutes", "seeds", "overrides"} <= set(shown)
-    project.run("dvc", "plots", "show")
-    page = (project.folder / "dvc_plots" / "index.html").read_text()
-    assert "Validation score by epoch" in page
-    assert "overview/lenet5" in page
-    assert not re.search(r'src="https?://', page)
-    assert (project.folder / "reports" / "vega.js").stat().st_size > 500_000
 
 
 @pytest.mark.slow

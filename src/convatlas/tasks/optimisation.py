@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase as fnmatch
 from typing import Any, TypedDict, Unpack
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from convatlas.core.config import Recipe
@@ -31,17 +31,18 @@ __all__ = [
 def build_optimizer(net: nn.Module, recipe: Recipe, *, mixed_precision: bool = False) -> Optimizer:
     """Build the optimiser of `recipe.optimizer` over the trainable parameters of a net.
 
-    On the CPU torch's own take one kernel for all parameters where they have it, unless the section says otherwise: of
-    a step of a small net with many layers the optimiser else takes a tenth. In mixed precision Lightning clips no
-    gradients for such an optimiser, which could unscale them itself.
+    On the CPU torch's Adam and AdamW take one kernel for all parameters, unless the section says otherwise: of a step
+    of a small net with many layers the optimiser else takes a tenth. In mixed precision Lightning clips no gradients
+    for such an optimiser, which could unscale them itself. SGD's kernel cannot have parameters whose first gradient
+    comes later than that of others, as those of blocks that were left out.
 
     Raises:
         UserError: its class does not exist or refuses its arguments.
     """
     section = dict(recipe.optimizer)
     on_cpu = all(parameter.device.type == "cpu" for parameter in net.parameters())
-    taken = inspect.signature(locate(section["_target_"], "recipe.optimizer._target_")).parameters
-    if on_cpu and not mixed_precision and "fused" in taken and not {"foreach", "differentiable"} & set(section):
+    has_kernel = locate(section["_target_"], "recipe.optimizer._target_") in (Adam, AdamW)
+    if on_cpu and not mixed_precision and has_kernel and not {"foreach", "differentiable"} & set(section):
         section = {"fused": True, **section}
     optimizer: Optimizer = factory(section, "recipe.optimizer")(parameter_groups(net, recipe))
     return optimizer
