@@ -278,7 +278,7 @@ def check(name: str, row: dict[str, Any]) -> None:
         elif (each, name) in REFUSED:
             assert REFUSED[each, name] in row[each]
         elif each == "onnx":
-            assert 0 <= row[each] < (1e-2 if row["task"] == "detection" else 1e-3)
+            assert 0 < row[each] < (1e-2 if row["task"] == "detection" else 1e-3)
         else:
             assert row[each] == 0
     if row["task"] == "detection":
