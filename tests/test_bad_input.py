@@ -69,10 +69,6 @@ from helpers import assert_one_sentence
         (["tracking=mlflow", "tracking.register_as=m", "tracking.alias=v1"], ["tracking.alias='v1'"]),
         (["tracking=mlflow", "tracking.alias=champion"], ["tracking.alias=champion", "tracking.register_as"]),
         (
-            ["tracking=mlflow", "data=digit_scenes", "model=retinanet_small", "tracking.register_as=m"],
-            ["lists of boxes"],
-        ),
-        (
             ["tracking.log_model=each_seed", "+task._target_=a.B"],
             ["tracking.log_model=each_seed", "a.B", "set tracking"],
         ),

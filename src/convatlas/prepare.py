@@ -66,7 +66,7 @@ class Prepared(NamedTuple):
     Attributes:
         card: of the data.
         config: by which they were prepared.
-        page: where a person can look at them.
+        page: where a user can look at them.
         written: the file of `conf/data` that was written for them.
         command: that trains on them; None where `data=<name>` does not mean them.
     """

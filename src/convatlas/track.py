@@ -41,8 +41,8 @@ def main() -> None:
     if not options.run:
         raise UserError("Name the folder of a run, for example `python -m convatlas.track runs/overview/lenet5`.")
     with quick_imports():
+        from convatlas.tracking.records import settings_of
         from convatlas.tracking.store import ANOTHER_STORE
-        from convatlas.tracking.tracker import settings_of
 
     variants: dict[tuple[Path, str], dict[Path, RunRecord]] = {}
     for folder in finished_seeds(options.run):

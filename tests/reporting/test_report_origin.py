@@ -46,8 +46,8 @@ def test_kinds_of_processor_are_cautioned_against(tmp_path):
     }
     found = cautions(read_study(*make_study(tmp_path, made)))
     assert (
-        "The runs come from 2 kinds of processor (Xeon, AVX512 and EPYC, AVX2): one seed has other bits on each, and "
-        "small differences of scores may be the processor's."
+        "The runs come from 2 kinds of hardware (Xeon, AVX512 and EPYC, AVX2): one seed has other bits on each, and "
+        "small differences of scores may come from that."
     ) in found
     one = {"a": MadeVariant(test=accuracies(0.9, 0.9, 0.9), environment=kinds[0])}
     assert cautions(read_study(*make_study(tmp_path / "one", one))) == []

@@ -22,9 +22,10 @@ from convatlas.core.files import write_yaml
 from convatlas.core.metrics import direction
 from convatlas.core.record import RunRecord
 from convatlas.data.card import Card
+from convatlas.tracking.records import best_seed, mean_and_std
 from convatlas.tracking.runs import Experiment, Run, clean_names, metrics_of
 from convatlas.tracking.store import connect
-from convatlas.tracking.tracker import MlflowSeedTracker, MlflowVariantTracker, best_seed, mean_and_std, open_tracker
+from convatlas.tracking.tracker import MlflowSeedTracker, MlflowVariantTracker, open_tracker
 from convatlas.training.run import train
 from helpers import assert_one_sentence
 

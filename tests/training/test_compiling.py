@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from convatlas.core.errors import UserError
 from convatlas.models.build import build_model
 from convatlas.models.interfaces import FollowsTraining, is_reversible
 from convatlas.training.machine import check_supported
+from convatlas.training.strategies import start_autograd
 
 QUICK = ["resnet_cifar", "csp_resnet50_small", "unet_small"]
 BREAKS = {
@@ -25,6 +28,12 @@ BREAKS = {
     "thundernet_small": 19,
 }
 """Graph breaks of a training step's forward pass, in detectors; every net that is not listed has none."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _process_that_can_fork() -> None:
+    """Leave the process as other tests need it, which train seeds side by side."""
+    start_autograd()
 
 
 def arguments_of(name: str) -> tuple[torch.nn.Module, tuple[Any, ...]]:
@@ -63,3 +72,27 @@ def test_graph_breaks_are_those_of_the_list(name: str) -> None:
             check_supported(config, build_model(config.model))
         return
     assert breaks_of(name) == BREAKS.get(name, 0)
+
+
+COMPILES_AND_FORKS = """
+import os, sys, torch
+from convatlas.core.composing import compose_run, hydra_ready
+from convatlas.training.strategies import prepare_net
+
+with hydra_ready():
+    options = ["trainer=cpu", "trainer.compile=default", "model=lenet5_modern"]
+    machine = compose_run(options, {"variant": "one", "output_dir": "runs/one"}).trainer
+net = prepare_net(torch.nn.Linear(2, 2), machine)
+torch._dynamo.optimize("eager")(net)(torch.ones(1, 2)).sum().backward()
+child = os.fork()
+if child == 0:
+    torch.ones((), requires_grad=True).backward()
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_process_that_compiled_can_fork_seeds() -> None:
+    """As a `--multirun` does; in a process of its own, whose first net is the compiled one."""
+    done = subprocess.run([sys.executable, "-c", COMPILES_AND_FORKS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

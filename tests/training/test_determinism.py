@@ -48,18 +48,14 @@ def test_two_runs_of_one_configuration_are_equal_to_the_bit(compose, options):
     assert_same_bits(*folders)
 
 
-IN_TURN = "trainer.seeds_at_once=1"
-"""This process may have threads of other tests and must not fork."""
-
-
 def test_a_seed_trained_among_others_equals_the_seed_alone(compose):
     alone = train(compose(folder="alone", seeds=[1]), strict=True)[0]
-    among = train(compose(IN_TURN, folder="among", seeds=[0, 1]), strict=True)[1]
+    among = train(compose(folder="among", seeds=[0, 1]), strict=True)[1]
     assert_same_bits(alone, among)
 
 
 def test_another_seed_gives_other_weights(compose):
-    first, second = train(compose(IN_TURN, seeds=[0, 1]), strict=True)
+    first, second = train(compose(seeds=[0, 1]), strict=True)
     one, other = weights(first), weights(second)
     assert any(not torch.equal(one[key], other[key]) for key in one)
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError, first_mistake
 from convatlas.core.files import check_regular, write_json, write_text
-from convatlas.core.metrics import Direction
+from convatlas.core.metrics import SCORES, Direction
 
 __all__ = [
     "PARTS",
@@ -71,6 +71,12 @@ class Metrics(_File):
     variant: str = ""
     model: str = ""
     data_fingerprint: str | None = None
+
+    @property
+    def score(self) -> str:
+        """The test metric that ranks the run, by its task; another task is ranked by what it monitors."""
+        choices = SCORES.get(self.task, ())
+        return next((name for name in choices if name in self.test), self.monitor.removeprefix("val/"))
 
     @property
     def best_score(self) -> float:

@@ -56,8 +56,6 @@ def _of_the_model(config: RunConfig) -> Iterator[str]:
         why = "what data.module does to images is not known"
     elif not config.task["_target_"].startswith("convatlas."):
         why = f"what {config.task['_target_']} does with a net's answer is not known"
-    elif config.data.task == "detection":
-        why = "a detector answers with lists of boxes, which MLflow's models cannot hold"
     else:
         return
     for key, is_asked in asked.items():

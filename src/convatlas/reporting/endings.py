@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convatlas.core.answers import as_table
-from convatlas.core.metrics import SCORES, metric
+from convatlas.core.metrics import metric
 from convatlas.core.record import RunRecord
 from convatlas.core.statistics import spread
 from convatlas.reporting.wording import DASH, PLUS_MINUS, count, duration, listed, spread_text, with_prefix
@@ -32,8 +32,7 @@ def run_answers(folders: Iterable[Path]) -> list[RunAnswer]:
 
 def _answer(folder: Path, record: RunRecord) -> RunAnswer:
     metrics = record.metrics
-    choices = [*SCORES.get(metrics.task, ()), metrics.monitor.removeprefix("val/")]
-    score = next((name for name in choices if name in metrics.test), choices[-1])
+    score = metrics.score
     macs = metrics.costs.get("macs_inference") or metrics.costs.get("macs")
     return {
         "folder": folder.as_posix(),

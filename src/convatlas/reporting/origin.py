@@ -76,8 +76,8 @@ def cautions(study: Study) -> list[str]:
     kinds = _distinct(_kind(run) for run in runs)
     if len(kinds) > 1:
         found.append(
-            f"The runs come from {len(kinds)} kinds of processor ({listed(list(kinds))}): one seed has other bits on "
-            "each, and small differences of scores may be the processor's."
+            f"The runs come from {len(kinds)} kinds of hardware ({listed(list(kinds))}): one seed has other bits on "
+            "each, and small differences of scores may come from that."
         )
     if runs and all(len(variant.seeds) == 1 for variant in study.variants):
         found.append("Every variant was trained once: its spread is not known, and small differences mean nothing.")

@@ -15,6 +15,9 @@ from convatlas.reporting.study import Study, Variant
 from convatlas.reporting.wording import DASH, PLUS_MINUS, listed, megabytes
 
 Numbers = Mapping[str, Any]
+Cell = tuple[str, float | None]
+"""A number as it is written, and itself."""
+NOTHING: Cell = (DASH, None)
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,13 @@ class PrintedTable:
 
     Attributes:
         columns: title, and whether the numbers are ours.
-        rows: the net's name, and a number for each column.
+        rows: the net's name, and a number for each column, as it is written.
+        numbers: the same as numbers, a row each; None where there is none. Empty where none of them is ours.
     """
 
     columns: tuple[tuple[str, bool], ...]
     rows: tuple[tuple[str, tuple[str, ...]], ...]
+    numbers: tuple[tuple[float | None, ...], ...] = ()
 
     @property
     def has_ours(self) -> bool:
@@ -40,12 +45,11 @@ class PrintedTable:
 
         None where there is no number, or nothing of ours beside it.
         """
-        numbers = [[_number(text) for text in figures] for _, figures in self.rows]
         lengths: list[list[float | None]] = [[None] * len(self.columns) for _ in self.rows]
         for column, (_, ours) in enumerate(self.columns):
             pair = (column - 1, column) if ours else ()
-            longest = max((row[place] or 0 for row in numbers for place in pair), default=0)
-            for values, bars in zip(numbers, lengths, strict=True):
+            longest = max((row[place] or 0 for row in self.numbers for place in pair), default=0)
+            for values, bars in zip(self.numbers, lengths, strict=True) if ours else ():
                 for place in pair if longest > 0 else ():
                     value = values[place]
                     bars[place] = None if value is None or value < 0 else 100 * value / longest
@@ -99,21 +103,23 @@ def _beside_ours(study: Study, printed: Mapping[str, Numbers]) -> PrintedTable:
     nets = list(dict.fromkeys(net for column in printed.values() for net in column))
     variants = {variant.key: variant for variant in study.variants if variant.key in nets}
     columns: list[tuple[str, bool]] = []
-    cells: list[list[str]] = []
+    cells: list[list[Cell]] = []
     for name, column in printed.items():
         columns.append((as_words(name), False))
-        cells.append([_written(column.get(net)) for net in nets])
+        cells.append([_printed(column.get(net)) for net in nets])
         measure = ours_beside(name)
-        own = [measure(variants[net]) if measure and net in variants else DASH for net in nets]
-        if any(cell != DASH for cell in own):
+        own = [measure(variants[net]) if measure and net in variants else NOTHING for net in nets]
+        if any(cell != NOTHING for cell in own):
             data = dict.fromkeys(variants[net].data for net in nets if net in variants)
             columns.append((f"ours on {listed(list(data))}", True))
             cells.append(own)
     names = [variants[net].title if net in variants else as_words(net) for net in nets]
-    return PrintedTable(tuple(columns), tuple(zip(names, zip(*cells, strict=True), strict=True)))
+    rows = list(zip(*cells, strict=True))
+    texts = tuple((name, tuple(text for text, _ in row)) for name, row in zip(names, rows, strict=True))
+    return PrintedTable(tuple(columns), texts, tuple(tuple(number for _, number in row) for row in rows))
 
 
-def ours_beside(name: str) -> Callable[[Variant], str] | None:
+def ours_beside(name: str) -> Callable[[Variant], Cell] | None:
     """Return what of ours has the meaning of a printed number, by the words in its name; None where nothing has.
 
     Errors and accuracies are in percent, parameters and multiply-adds in millions (or what the name says), as the
@@ -131,26 +137,28 @@ def ours_beside(name: str) -> Callable[[Variant], str] | None:
     if words & {"macs", "madds", "flops"}:
         return lambda variant: _scaled(variant.macs, scale)
     if "megabytes" in words:
-        return lambda variant: megabytes(variant.cost("weight_megabytes"))
+        return lambda variant: _megabytes(variant.cost("weight_megabytes"))
     return None
 
 
-def _percent(variant: Variant, metric: str, *, is_error: bool = False) -> str:
+def _percent(variant: Variant, metric: str, *, is_error: bool = False) -> Cell:
     found = variant.test(metric)
     if found is None or not found.is_finite:
-        return DASH
+        return NOTHING
     mean = 100 * (1 - found.mean if is_error else found.mean)
-    return f"{mean:.2f}" if found.std is None else f"{mean:.2f} {PLUS_MINUS} {100 * found.std:.2f}"
+    return (f"{mean:.2f}" if found.std is None else f"{mean:.2f} {PLUS_MINUS} {100 * found.std:.2f}"), mean
 
 
-def _scaled(value: float | None, scale: float) -> str:
-    return DASH if value is None else f"{value / scale:.3g}"
+def _scaled(value: float | None, scale: float) -> Cell:
+    return NOTHING if value is None else (f"{value / scale:.3g}", value / scale)
 
 
-def _number(text: str) -> float | None:
-    """Return the number that a cell begins with."""
-    found = re.match(r"-?[\d,]*\.?\d+(?:e[+-]?\d+)?", text)
-    return float(found[0].replace(",", "")) if found else None
+def _megabytes(value: float | None) -> Cell:
+    return megabytes(value), value
+
+
+def _printed(value: Any) -> Cell:
+    return _written(value), float(value) if isinstance(value, int | float) else None
 
 
 def _written(value: Any) -> str:

@@ -17,7 +17,15 @@ from convatlas.models.interfaces import leaves_gradients_out
 from convatlas.training.checkpoints import WholeCheckpointIO
 from convatlas.training.sync_batch_norm import SyncBatchNormAnywhere
 
-__all__ = ["ChannelsLast", "build_plugins", "build_strategy", "device_of", "precision_of", "prepare_net"]
+__all__ = [
+    "ChannelsLast",
+    "build_plugins",
+    "build_strategy",
+    "device_of",
+    "precision_of",
+    "prepare_net",
+    "start_autograd",
+]
 
 
 def build_strategy(config: RunConfig, net: nn.Module) -> str | Strategy:
@@ -47,7 +55,7 @@ def device_of(machine: TrainerConfig) -> str:
 def precision_of(machine: TrainerConfig) -> Any:
     """Return Lightning's precision, and say whether this process's float32 products may be rounded to TF32.
 
-    torch lets convolutions do so unless it is told otherwise, and matrix products not: here both do or neither.
+    By default PyTorch allows it in convolutions and not in matrix multiplications: here both do or neither.
     """
     rounded = machine.precision == "tf32-true"
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = rounded
@@ -67,6 +75,15 @@ def build_plugins(machine: TrainerConfig) -> list[Any]:
     return plugins
 
 
+def start_autograd() -> None:
+    """Start autograd's engine before torch.compile brings in devices that the engine would start threads for.
+
+    On the CPU it needs none, and a process with such threads cannot fork seeds that train, as a later job of a
+    `--multirun` does.
+    """
+    torch.ones((), requires_grad=True).backward()
+
+
 def prepare_net(net: nn.Module, machine: TrainerConfig) -> nn.Module:
     """Return the net for this machine; names and values of its weights stay."""
     if machine.channels_last and machine.strategy != "fsdp":  # FSDP divides contiguous kernels alone
@@ -74,6 +91,8 @@ def prepare_net(net: nn.Module, machine: TrainerConfig) -> nn.Module:
     if machine.strategy == "fsdp" and machine.sync_batchnorm:  # Lightning does it in its other strategies
         net = SyncBatchNormAnywhere(on_gpu=uses_gpu(machine.accelerator)).apply(net)
     if machine.compile is not None:
+        if not uses_gpu(machine.accelerator):
+            start_autograd()
         net.compile(mode=machine.compile)
     return net
 

@@ -15,6 +15,7 @@ from typing import Any, TypedDict, Unpack
 import torch
 from timm.models import create_feature_extractor
 from torch import Tensor, nn
+from torch.nn.functional import smooth_l1_loss
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead, ssdlite320_mobilenet_v3_large
@@ -97,14 +98,16 @@ class FocalSSD(SSD):
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
         """Return both losses, divided by the number of default boxes that have an object."""
-        boxes = super().compute_loss(targets, head_outputs, anchors, matched_idxs)["bbox_regression"] / 4
-        logits, matched = head_outputs["cls_logits"], torch.stack(matched_idxs)
-        wanted = torch.zeros_like(logits)
-        for each, target, match in zip(wanted, targets, matched, strict=True):
+        logits, regression = head_outputs["cls_logits"], head_outputs["bbox_regression"]
+        wanted, distance, objects = torch.zeros_like(logits), regression.new_zeros(()), 0
+        for number, (target, match) in enumerate(zip(targets, matched_idxs, strict=True)):
             (found,) = torch.where(match >= 0)
-            each[found, target["labels"][match[found]]] = 1
+            wanted[number, found, target["labels"][match[found]]] = 1
+            offsets = self.box_coder.encode_single(target["boxes"][match[found]], anchors[number][found])
+            distance = distance + smooth_l1_loss(regression[number, found], offsets, reduction="sum") / 4
+            objects += len(found)
         loss = sigmoid_focal_loss(logits, wanted, alpha=self.ALPHA, gamma=self.GAMMA, reduction="sum")
-        return {"bbox_regression": boxes, "classification": loss / (matched >= 0).sum().clamp_min(1)}
+        return {"bbox_regression": distance / max(1, objects), "classification": loss / max(1, objects)}
 
     def postprocess_detections(
         self, head_outputs: dict[str, Tensor], image_anchors: list[Tensor], image_shapes: list[tuple[int, int]]
