@@ -71,11 +71,11 @@ def test_as_many_seeds_as_there_are_cores_for_their_threads(compose, monkeypatch
     config = compose(seeds=range(3))
     identities = set()
     for cores, options, expected in [
-        (2, {}, 2),
+        (2, {}, 3),  # two, and then one beside an idle core, would take longer
         (16, {}, 3),
         (1, {}, 1),
         (2, {"threads": 2}, 1),
-        (8, {"threads": 2, "workers": 1}, 2),
+        (8, {"threads": 2, "workers": 1}, 3),
         (2, {"seeds_at_once": 1}, 1),
         (2, {"seeds_at_once": 3}, 3),
         (16, {"devices": 2}, 1),
@@ -87,6 +87,16 @@ def test_as_many_seeds_as_there_are_cores_for_their_threads(compose, monkeypatch
         if options.keys() <= {"seeds_at_once"}:
             identities.add(str(run_identity(changed, 0, "data")))
     assert len(identities) == 1
+
+
+@pytest.mark.parametrize(("seeds", "finished", "expected"), [(4, 0, 2), (5, 0, 2), (6, 3, 3), (3, 3, 2), (3, 2, 2)])
+def test_seeds_that_are_left_do_not_leave_a_core_idle(seeds, finished, expected, compose, tmp_path, monkeypatch):
+    monkeypatch.setattr(side_by_side, "_started", set())
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    for seed in range(finished):
+        (tmp_path / "run" / f"seed={seed}").mkdir(parents=True)
+    config = compose(seeds=range(seeds)).model_copy(update={"output_dir": tmp_path / "run"})
+    assert seeds_at_once(config) == expected
 
 
 def test_on_a_gpu_as_many_seeds_as_fit_into_its_memory(compose, monkeypatch):

@@ -275,7 +275,8 @@ class TrainerConfig(Section):
     (Goyal et al. 2017, section 2.1). null takes the rate as it is."""
     seeds_at_once: Literal["auto"] | Positive = "auto"
     """Seeds of a run that train at the same time, each in a process of its own. `auto`: as many as there are cores for
-    their threads and workers and, on a GPU, as fit into its memory. It decides no bits."""
+    their threads and workers (on the CPU up to twice as many, if none would be left for a second round) and, on a GPU,
+    as fit into its memory. It decides no bits."""
     threads: Annotated[int, Field(ge=1, le=1024)]
     workers: Annotated[int, Field(ge=0, le=1024)]
     resident: Literal["auto", True, False] = "auto"

@@ -52,8 +52,12 @@ def _most_at_once(config: RunConfig) -> int:
     machine = config.trainer
     if machine.seeds_at_once != "auto":
         return machine.seeds_at_once
-    by_cores = len(os.sched_getaffinity(0)) // (machine.threads + machine.workers)
-    return max(1, min(by_cores, _fit_on_gpu(config)) if uses_gpu(machine.accelerator) else by_cores)
+    by_cores = max(1, len(os.sched_getaffinity(0)) // (machine.threads + machine.workers))
+    if uses_gpu(machine.accelerator):
+        return max(1, min(by_cores, _fit_on_gpu(config)))
+    left = sum(not (config.output_dir / f"seed={seed}").exists() for seed in config.seeds)
+    # a last round that would leave cores idle: better all at once, which share the cores, if they are not many
+    return left if by_cores < left < 2 * by_cores else by_cores
 
 
 def _fit_on_gpu(config: RunConfig) -> int:
