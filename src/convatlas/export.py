@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from convatlas.core.answers import Quiet, answering
 from convatlas.core.cli import read_options, run
-from convatlas.core.config import Positive, Section
+from convatlas.core.config import Positive
 from convatlas.core.errors import UserError
 from convatlas.core.folders import check_replaceable, written_folder
 from convatlas.core.imports import quick_imports
@@ -39,7 +40,7 @@ PIXELS = 0.1
 CALIBRATION_BATCH = 16
 
 
-class Options(Section):
+class Options(Quiet):
     """What the command line may say."""
 
     run: Path
@@ -80,8 +81,9 @@ def main() -> None:
     folder = options.output_dir or default_folder(trained.folder)
     for each in options.format:
         check_replaceable(folder / each, "export", "output_dir")
-    for each in options.format:
-        export(trained, each, folder / each, options)
+    with answering(options) as answer:
+        found = [export(trained, each, folder / each, options) for each in options.format]
+        answer("\n".join(map(said, found)), found)
 
 
 def _check(options: Options) -> None:
@@ -108,7 +110,7 @@ def default_folder(run: Path) -> Path:
 
 
 def export(trained: TrainedRun, format_name: Format, folder: Path, options: Options) -> dict[str, Any]:
-    """Write one format, check it, and print what came out; returns the description that it carries.
+    """Write one format and check it; returns the description that it carries, with `folder` and `megabytes`.
 
     Raises:
         UserError: the net cannot be written so, or what was written answers differently.
@@ -145,8 +147,7 @@ def export(trained: TrainedRun, format_name: Format, folder: Path, options: Opti
                     description |= quantised(trained, file, options)
                 formats.describe_onnx(file, description)
         megabytes = sum(path.stat().st_size for path in partial.iterdir()) / 1e6
-    print(f"{folder}: {megabytes:.2f} MB{said(description)}")
-    return description
+    return description | {"folder": folder.as_posix(), "megabytes": megabytes}
 
 
 def compared(
@@ -218,10 +219,10 @@ def timms_name(trained: TrainedRun) -> str:
 
 def said(description: dict[str, Any]) -> str:
     """Put what was found out about an exported net into words."""
-    words = ""
+    words = f"{description['folder']}: {description['megabytes']:.2f} MB"
     if "largest_difference" in description:
         count, largest = description["checked_images"], description["largest_difference"]
-        words = f"; largest difference {largest:.2g} on {count} test images"
+        words += f"; largest difference {largest:.2g} on {count} test images"
     if "quantised" in description:
         before, after = description["score_float32"], description["score_int8"]
         words += f" before quantising; {description['metric']} {before:.4f} in float32, {after:.4f} in int8"

@@ -9,14 +9,15 @@ Seeds and scale in it may be edited by hand, and `overrides` apply to every run.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
+from convatlas.core.answers import Answering, answering
 from convatlas.core.cli import read_options, run
 from convatlas.core.composing import hydra_ready
-from convatlas.core.config import DataConfig, Section, describe
+from convatlas.core.config import DataConfig, describe
 from convatlas.core.errors import UserError, near_matches
 from convatlas.search.composing import searches_for
 from convatlas.studies.calibration import CALIBRATED, choices
@@ -35,7 +36,7 @@ from convatlas.studies.planning import (
 AsList = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
 
 
-class Options(Section):
+class Options(Answering):
     """What the command line may say."""
 
     study: Annotated[list[str], AsList] = Field(default=["overview"])
@@ -154,13 +155,23 @@ def main() -> None:
     except ValidationError as error:
         raise UserError(describe(error, "the command line")) from error
     write_plan(plan)
-    searched = f", searches: {', '.join(plan['searches'])}" if plan["searches"] else ""
-    print(f"{FILE}, {STAGES}: {len(plan['runs'])} runs of {', '.join(studies)} at scale {options.scale}{searched}")
-    if options.scale == CALIBRATED and (open_ones := [name for name in studies if not choices(name)]):
-        print(
-            f"Optimiser and rate are the recipes' for {', '.join(open_ones)}: none were chosen on validation yet. "
+    with answering(options) as answer:
+        answer(*said(plan))
+
+
+def said(plan: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return what a plan holds, in words and for programs."""
+    studies, searches = plan["studies"], list(plan["searches"])
+    open_ones = [name for name in studies if not choices(name)] if plan["scale"] == CALIBRATED else []
+    searched = f", searches: {', '.join(searches)}" if searches else ""
+    words = f"{FILE}, {STAGES}: {len(plan['runs'])} runs of {', '.join(studies)} at scale {plan['scale']}{searched}"
+    if open_ones:
+        words += (
+            f"\nOptimiser and rate are the recipes' for {', '.join(open_ones)}: none were chosen on validation yet. "
             f"`python -m convatlas.calibrate study={','.join(open_ones)}` does it."
         )
+    record = {"files": [str(FILE), str(STAGES)], "scale": plan["scale"], "studies": studies, "searches": searches}
+    return words, {**record, "runs": list(plan["runs"]), "not_calibrated": open_ones}
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sys
 
+from convatlas.core.answers import answering, take_answering
 from convatlas.core.cli import GOES_ON, run
 from convatlas.core.composing import current_overrides, without_flags
 from convatlas.core.imports import quick_imports
@@ -29,8 +30,11 @@ def main() -> None:
     with quick_imports():
         from convatlas.training.tuning import read_search, search
 
-    best = search(read_search(current_overrides(without_flags(sys.argv[1:]))))
-    print(f"python -m convatlas.train {best}")
+    options, words = take_answering(sys.argv[1:])
+    with answering(options) as answer:
+        best = search(read_search(current_overrides(without_flags(words))))
+        command = f"python -m convatlas.train {best}"
+        answer(command, {"overrides": best, "train": command})
 
 
 if __name__ == "__main__":

@@ -75,3 +75,49 @@ def test_a_file_that_is_not_ours_is_not_replaced(project, enter):
     assert not (project / "data").exists()
     file.write_text(f"{HEAD}`\nname: my_pictures\n")
     assert enter("prepare", "data=image_folder", "data.root='My Pictures'").status == 0
+
+
+def write_boxes(root):
+    """Write a set in the layout of YOLO: bright squares of two classes."""
+    rng = np.random.default_rng(1)
+    for split, count in (("train", 16), ("val", 6)):
+        for number in range(count):
+            pixels, label = rng.integers(0, 90, (48, 64, 3), dtype=np.uint8), number % 2
+            pixels[8:40, 16:48] = (250, 40, 40) if label else (40, 250, 40)
+            for kind in ("images", "labels"):
+                (root / kind / split).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / "images" / split / f"{number}.png")
+            (root / "labels" / split / f"{number}.txt").write_text(f"{label} 0.5 0.5 0.5 0.6667\n")
+    described = {"train": "images/train", "val": "images/val", "names": ["green", "red"]}
+    (root / "data.yaml").write_text(yaml.safe_dump(described))
+
+
+def write_masks(root):
+    """Write grey pictures with the mask of a bright square."""
+    rng = np.random.default_rng(2)
+    for number in range(20):
+        pixels, mask = rng.integers(0, 90, (64, 64), dtype=np.uint8), np.zeros((64, 64), dtype=np.uint8)
+        pixels[20:50, 10:40], mask[20:50, 10:40] = 240, 1
+        for kind, array in (("images", pixels), ("masks", mask)):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(root / kind / f"{number}.png")
+
+
+@pytest.mark.parametrize(
+    ("data", "write", "classes"),
+    [("yolo", write_boxes, ["green", "red"]), ("image_mask_folder", write_masks, ["background", "foreground"])],
+)
+def test_boxes_and_masks_of_ones_own_take_one_command_too(data, write, classes, project, enter):
+    write(project / "mine")
+    entered = enter("prepare", f"data={data}", "data.root=mine", "data.image_size=64", "format=json")
+    assert entered.status == 0, entered.err
+    found = json.loads(entered.out)
+    assert [*found["classes"]["train"]] == classes
+    settings = yaml.safe_load((project / "conf" / "data" / "mine.yaml").read_text())
+    assert settings["num_classes"] == (3 if data == "yolo" else 2)
+    *_, module, named, net, recipe = shlex.split(found["train"])
+    small = ("recipe.epochs=1", "recipe.batch_size=2", "trainer.limit_batches=1", "tracking=none", "format=json")
+    trained = enter(module.removeprefix("convatlas."), named, net, recipe, *small)
+    assert trained.status == 0, trained.err
+    (run,) = json.loads(trained.out)
+    assert run["data"] == "mine"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from typing import Any
@@ -15,6 +16,7 @@ from convatlas.models.build import build_model
 from convatlas.models.interfaces import FollowsTraining, is_reversible
 from convatlas.training.machine import check_supported
 from convatlas.training.strategies import start_autograd
+from helpers import ROOT
 
 QUICK = ["resnet_cifar", "csp_resnet50_small", "unet_small"]
 BREAKS = {
@@ -72,6 +74,16 @@ def test_graph_breaks_are_those_of_the_list(name: str) -> None:
             check_supported(config, build_model(config.model))
         return
     assert breaks_of(name) == BREAKS.get(name, 0)
+
+
+def test_the_page_has_the_list() -> None:
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    assert dict(re.findall(r"^\| (\w+_small) \| (\d+) \|$", page, re.MULTILINE)) == {
+        k: str(v) for k, v in BREAKS.items()
+    }
+    taken = sum(is_compiled(name) for name in SMALL)
+    assert f"Of the {len(SMALL)} small nets" in page
+    assert f"refuses {len(SMALL) - taken} for these reasons and makes one graph of {taken - len(BREAKS)}." in page
 
 
 COMPILES_AND_FORKS = """

@@ -89,8 +89,9 @@ def test_as_many_seeds_as_there_are_cores_for_their_threads(compose, monkeypatch
     assert len(identities) == 1
 
 
-@pytest.mark.parametrize(("seeds", "finished", "expected"), [(4, 0, 2), (5, 0, 2), (6, 3, 3), (3, 3, 2), (3, 2, 2)])
-def test_seeds_that_are_left_do_not_leave_a_core_idle(seeds, finished, expected, compose, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("left", "expected"), [((4, 0), 2), ((5, 0), 2), ((6, 3), 3), ((3, 3), 2), ((3, 2), 2)])
+def test_seeds_that_are_left_do_not_leave_a_core_idle(left, expected, compose, tmp_path, monkeypatch):
+    seeds, finished = left
     monkeypatch.setattr(side_by_side, "_started", set())
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     for seed in range(finished):

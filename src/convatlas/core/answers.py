@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from convatlas.core.config import Section
 
-__all__ = ["Answer", "Answering", "answering", "as_table", "take_answering"]
+__all__ = ["Answer", "Answering", "Quiet", "answering", "as_table", "take_answering"]
 
 QUIET_FLAGS = frozenset({"-q", "--quiet"})
 NO_TERMINAL = 10_000
@@ -24,13 +24,18 @@ Answer = Callable[[str, Any], None]
 """Takes the answer as text, and as what JSON holds."""
 
 
-class Answering(Section):
+class Quiet(Section):
+    """The option of a command that prints something."""
+
+    quiet: bool = False
+    """Also -q: print nothing but errors."""
+
+
+class Answering(Quiet):
     """The options of a command whose answer is printed."""
 
     format: Literal["text", "json"] = "text"
     """json prints the answer alone, as JSON; what else there is to say goes to standard error."""
-    quiet: bool = False
-    """Also -q: print nothing but errors."""
 
 
 def take_answering(arguments: Sequence[str]) -> tuple[Answering, list[str]]:
@@ -44,19 +49,20 @@ def take_answering(arguments: Sequence[str]) -> tuple[Answering, list[str]]:
 
 
 @contextmanager
-def answering(options: Answering) -> Iterator[Answer]:
+def answering(options: Quiet) -> Iterator[Answer]:
     """Give what prints the answer of the block; what the block prints by itself does not come between."""
     out = sys.stdout
+    as_json = isinstance(options, Answering) and options.format == "json"
 
     def answer(text: str, record: Any) -> None:
         if not options.quiet:
-            print(json.dumps(record, ensure_ascii=False) if options.format == "json" else text, file=out, flush=True)
+            print(json.dumps(record, ensure_ascii=False) if as_json else text, file=out, flush=True)
 
     if options.quiet:
         os.environ["TQDM_DISABLE"] = "1"
         with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
             yield answer
-    elif options.format == "json":
+    elif as_json:
         with redirect_stdout(sys.stderr):
             yield answer
     else:

@@ -23,8 +23,8 @@ from convatlas.data.prepare_dataset import read_source
 
 __all__ = ["FORMATS", "adapted", "settings_of", "write_settings"]
 
-FORMATS = frozenset({"image_folder", "image_csv"})
-"""The files of `conf/data` for pictures of one's own, which their sources list without opening them."""
+FORMATS = frozenset({"image_folder", "image_csv", "image_mask_folder", "yolo"})
+"""The files of `conf/data` for pictures of one's own in one folder, `data.root`, which says all that there is to know."""
 SIDES = (32, 64, 96, 128, 160, 224)
 """The sides of images that are chosen from: the largest that the pictures fill."""
 LOOKED_AT = 200

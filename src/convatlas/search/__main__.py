@@ -6,11 +6,14 @@ what a stage of the pipeline runs.
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from convatlas.core.answers import Answer, answering, take_answering
 from convatlas.core.cli import GOES_ON, run, run_hydra
 from convatlas.core.errors import UserError
 from convatlas.core.imports import quick_imports
@@ -22,12 +25,24 @@ if TYPE_CHECKING:
     from convatlas.search.config import SearchRun
 
 
-def main(config: DictConfig) -> None:
-    """Search as the command line says, and print where the report lies."""
+def main(config: DictConfig) -> Path:
+    """Search as the command line says, and return where the results lie."""
     with quick_imports():
         from convatlas.search.composing import search_run
 
-    _search(search_run(config), strict=True)
+    return _search(search_run(config), strict=True)
+
+
+def answer_of(answer: Answer) -> Callable[[list[tuple[str, Path]]], None]:
+    """Return what says at the end where the reports lie, and for programs what was found."""
+
+    def finish(jobs: list[tuple[str, Path]]) -> None:
+        found = [json.loads((folder / "result.json").read_text(encoding="utf-8")) for _, folder in jobs]
+        reports = [folder / "report.html" for _, folder in jobs]
+        records = [{"report": str(report), **result} for report, result in zip(reports, found, strict=True)]
+        answer("\n".join(map(str, reports)), records)
+
+    return finish
 
 
 def from_plan(name: str) -> None:
@@ -45,14 +60,14 @@ def from_plan(name: str) -> None:
     check_trusted(planned, str(file))
     run = read_search(planned["config"])
     check_places(file, output_dir=run.output_dir, work_dir=run.work_dir)
-    _search(run, strict=False)
+    print(_search(run, strict=False) / "report.html")
 
 
-def _search(checked: SearchRun, *, strict: bool) -> None:
+def _search(checked: SearchRun, *, strict: bool) -> Path:
     signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))  # an orderly end: KILLED in MLflow
     from convatlas.search.driver import run_search
 
-    print(run_search(checked, strict=strict) / "report.html")
+    return run_search(checked, strict=strict)
 
 
 def command() -> None:
@@ -61,7 +76,9 @@ def command() -> None:
         if len(sys.argv) != 3:
             run(lambda: (_ for _ in ()).throw(UserError("--from-plan takes one search, for example fbnet_dnas.")))
         run(lambda: from_plan(sys.argv[2]), interrupted=GOES_ON)
-    run_hydra(main, "search", interrupted=GOES_ON)
+    options, sys.argv[1:] = take_answering(sys.argv[1:])
+    with answering(options) as answer:
+        run_hydra(main, "search", interrupted=GOES_ON, finish=answer_of(answer))
 
 
 if __name__ == "__main__":
