@@ -24,7 +24,7 @@ from convatlas.data.prepare_dataset import read_source
 __all__ = ["FORMATS", "adapted", "settings_of", "write_settings"]
 
 FORMATS = frozenset({"image_folder", "image_csv", "image_mask_folder", "yolo"})
-"""The files of `conf/data` for pictures of one's own in one folder, `data.root`, which says all that there is to know."""
+"""The files of `conf/data` for pictures of one's own in one folder, `data.root`, in which all else is found."""
 SIDES = (32, 64, 96, 128, 160, 224)
 """The sides of images that are chosen from: the largest that the pictures fill."""
 LOOKED_AT = 200
