@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ from convatlas.core import files
 from convatlas.core.cli import explain_os_error
 from convatlas.core.errors import UserError
 from convatlas.core.files import atomic_write, read_json, read_yaml, write_json
+from convatlas.core.folders import tidy_up
+from convatlas.core.processes import is_alive
 
 
 @pytest.fixture
@@ -95,3 +100,19 @@ def test_values_that_stand_for_others_are_read_unless_they_are_too_many(tmp_path
     (tmp_path / "a").write_text("\n".join(["0: &a0 [1, 2]", *lines]))
     with pytest.raises(UserError, match="a is not readable as YAML; do this"):
         read_yaml(tmp_path / "a", "do this.")
+
+
+@pytest.mark.parametrize("process", ["not waited for", "never was", "beyond all numbers", "alive"])
+def test_what_a_dead_process_left_of_a_finished_folder_is_removed(process, tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) as ended:
+        assert ended.stdout is not None
+        ended.stdout.read()  # it has ended, but is not waited for
+        known = {"not waited for": ended.pid, "never was": 2**22 + 1, "beyond all numbers": 2**70, "alive": os.getpid()}
+        folder, left = tmp_path / "seed=0", tmp_path / f".seed=0.{known[process]}.partial"
+        for each in (folder, left):
+            each.mkdir()
+        for _ in range(200 * (process == "not waited for")):
+            time.sleep(0.01 * is_alive(ended.pid))
+        tidy_up(folder, "train")
+        assert left.exists() == (process == "alive")
+        assert folder.exists()

@@ -27,9 +27,8 @@ from convatlas.core.folders import check_replaceable, written_folder
 from convatlas.core.imports import quick_imports
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from convatlas.exporting.checking import Answers
+    from convatlas.models.served import Served
     from convatlas.training.trained import TrainedRun
 
 Format = Literal["onnx", "torch_export", "safetensors", "timm"]
@@ -122,8 +121,8 @@ def export(trained: TrainedRun, format_name: Format, folder: Path, options: Opti
     if options.dtype == "float16":
         trained = replace(trained, net=deepcopy(trained.net).half())
     description = describe(trained) | {"dtype": options.dtype}
-    detects = trained.config.data.task == "detection"
-    if options.dtype == "float16" and detects and format_name in ("onnx", "torch_export"):
+    single = served.one_at_a_time
+    if options.dtype == "float16" and single and format_name in ("onnx", "torch_export"):
         raise UserError(
             f"dtype=float16: a detector chooses its boxes in float32; leave it out for format={format_name}."
         )
@@ -151,7 +150,7 @@ def export(trained: TrainedRun, format_name: Format, folder: Path, options: Opti
 
 
 def compared(
-    trained: TrainedRun, served: nn.Module, answers: Answers, options: Options, format_name: str
+    trained: TrainedRun, served: Served, answers: Answers, options: Options, format_name: str
 ) -> dict[str, Any]:
     """Compare an exported net with the net, in float32, on test images.
 
@@ -164,11 +163,11 @@ def compared(
     from convatlas.exporting.checking import compare, images_of
     from convatlas.exporting.formats import explained
 
-    detects = trained.config.data.task == "detection"
-    images = images_of(trained, "test", options.test_images, 1 if detects else 8)
+    single = served.one_at_a_time
+    images = images_of(trained, "test", options.test_images, 1 if single else 8)
     with explained(trained, format_name):
         count, largest = compare(served, answers, images)
-    tolerance = PIXELS if detects else TOLERANCE[options.dtype]
+    tolerance = PIXELS if single else TOLERANCE[options.dtype]
     if not largest <= tolerance:
         raise UserError(
             f"The exported net answers otherwise than the net on {count} test images: the largest difference is "
@@ -182,12 +181,13 @@ def quantised(trained: TrainedRun, file: Path, options: Options) -> dict[str, An
     from convatlas.exporting.checking import ForeignNet, images_of
     from convatlas.exporting.formats import onnx_answers
     from convatlas.exporting.quantising import quantise
+    from convatlas.models.served import SERVED
     from convatlas.tasks import task_class
     from convatlas.training.testing import tested
 
     score = task_class(trained.config).score
-    detects = trained.config.data.task == "detection"
-    images = images_of(trained, "train", options.calibration_images, 1 if detects else CALIBRATION_BATCH)
+    single = SERVED[trained.config.data.task].one_at_a_time
+    images = images_of(trained, "train", options.calibration_images, 1 if single else CALIBRATION_BATCH)
     small = file.with_name("int8.onnx")
     quantise(file, small, images)
     before, after = (tested(trained, ForeignNet(onnx_answers(each), trained), "test")[0] for each in (file, small))

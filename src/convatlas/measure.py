@@ -133,6 +133,7 @@ def measured(folder: Path, options: Options) -> list[Row]:
     """Return a row for each setting of a run; a runtime that its net cannot take is said and left out."""
     with quick_imports():
         from convatlas.exporting.measuring import measure
+        from convatlas.models.served import SERVED
         from convatlas.tasks import task_class
         from convatlas.training.run import quieten_libraries
         from convatlas.training.trained import load_run
@@ -143,7 +144,7 @@ def measured(folder: Path, options: Options) -> list[Row]:
     metrics = read_json(folder / "metrics.json", "name the folder of a finished run.")["test"]
     score = metrics.get(task_class(config).score)
     batches = options.batch
-    if config.data.task == "detection" and batches != [1]:
+    if SERVED[config.data.task].one_at_a_time and batches != [1]:
         print_message(f"{config.variant} is measured with batch=1 alone: it detects, one image at a time.")
         batches = [1]
     known = {"run": str(folder), "net": config.variant, "task": config.data.task, "score": score}

@@ -173,7 +173,7 @@ def test_the_logged_model_answers_as_the_net_does_and_has_its_alias(compose, uri
     assert model.metadata.signature.inputs.to_dict() == [{"type": "any", "name": "image", "required": True}]
     import torch
 
-    from convatlas.tracking.serving import ServedNet
+    from convatlas.models.served import ServedNet
     from convatlas.training.trained import load_run
 
     card = PreparedData.open(prepared_digits).card

@@ -64,7 +64,8 @@ def check_writable(path: Path, option: str) -> None:
 
 
 def tidy_up(folder: Path, command: str) -> None:
-    """Remove what killed processes left of the files that `command` wrote into a folder."""
+    """Remove what killed processes left of a folder that `command` wrote, and of its files."""
+    _clear_leftovers(folder)
     for name in (MARK, *_written_by(folder, command)):
         clear_leftovers(folder / name)
 

@@ -133,14 +133,15 @@ def of_all_processes(value: ValueT) -> list[ValueT]:
 
 
 def is_alive(process: int) -> bool:
-    """Say whether a process of this machine runs."""
+    """Say whether a process of this machine runs; one that has ended but was not waited for does not."""
+    import psutil
+
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        return psutil.Process(process).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
         return False
-    except (PermissionError, OverflowError):
-        pass
-    return True
+    except psutil.AccessDenied:
+        return True
 
 
 # ---- the end that a signal asks for ---------------------------------------------------------------------------------

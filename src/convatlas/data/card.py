@@ -229,7 +229,12 @@ class Card(Entry):
         return "train_canny.npy" in self.files and config.in_channels == self.image_shape[0] + 1
 
     def normalisation(self, config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return mean and standard deviation of each channel that nets get; Canny's edges stay 0 and 1."""
+        """Return what is subtracted from each channel of a net's images in [0, 1], and what it is then divided by.
+
+        Canny's edges stay 0 and 1, as does everything of detectors, which normalise images themselves.
+        """
+        if config.task == "detection":
+            return (0.0,) * config.in_channels, (1.0,) * config.in_channels
         mean, std = normalisation(self.mean, self.std)
         return (*mean, 0.0)[: config.in_channels], (*std, 1.0)[: config.in_channels]
 
@@ -242,11 +247,11 @@ class Card(Entry):
 
         Returns:
             `task`, `classes`; `input_size` (channels, height, width) and `channels`, what they are; `range` of the
-            pixels; `mean` and `std`, which a served or exported net itself subtracts and divides by (detectors have
-            their own); `fitted` and `test_crop`, how images of other sizes were brought to that size, see
-            `convatlas.data.squares.Fit`.
+            pixels; `mean` and `std`, which a served or exported net itself subtracts and divides by (0 and 1 of
+            detectors, see `normalisation`); `fitted` and `test_crop`, how images of other sizes were brought to that
+            size, see `convatlas.data.squares.Fit`.
         """
-        mean, std = self.normalisation(config) if config.task != "detection" else ((), ())
+        mean, std = self.normalisation(config)
         colours = ["grey"] if self.image_shape[0] == 1 else ["red", "green", "blue"]
         return {
             "task": config.task,

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convatlas.data.batches import EvaluationBatches
+from convatlas.models.served import SERVED
 from convatlas.training.trained import TrainedRun
 
 __all__ = ["Answers", "ForeignNet", "compare", "images_of"]
 
 Answers: TypeAlias = Callable[[NDArray[np.float32]], Sequence[NDArray[Any]]]
-"""An exported net: images `(B, C, S, S)` in [0, 1] to its outputs, in the order of `convatlas.exporting.nets.OUTPUTS`;
+"""An exported net: images `(B, C, S, S)` in [0, 1] to its outputs, in the order of `Served.outputs`;
 detectors take one image."""
 LIKE = 0.5
 """Pixels, and units of a score, within which two detections of a class are taken for the same one."""
@@ -50,8 +51,6 @@ def images_of(trained: TrainedRun, split: str, count: int, batch_size: int = 1) 
 
 def raw(images: Tensor, trained: TrainedRun) -> Tensor:
     """Undo the normalisation of a batch `(B, C, S, S)`: what exported nets take is in [0, 1]."""
-    if trained.config.data.task == "detection":
-        return images
     mean, std = (
         images.new_tensor(values).view(1, -1, 1, 1) for values in trained.card.normalisation(trained.config.data)
     )
@@ -110,15 +109,15 @@ class ForeignNet(nn.Module):
 
     def forward(self, images: Any) -> Any:
         """Take normalised images and return logits; of detectors, a list of images and their detections."""
-        if self.trained.config.data.task != "detection":
+        outputs = SERVED[self.trained.config.data.task].outputs
+        if len(outputs) == 1:
             answer = self.answers(raw(images, self.trained).cpu().float().numpy())[0]
             return torch.from_numpy(np.array(answer)).clamp_min(1e-30).log().to(images.device)
         found = [self.answers(image[None].cpu().numpy()) for image in images]
-        names = ("boxes", "scores", "labels")
         return [
             {
                 name: torch.from_numpy(np.array(value)).to(images[0].device)
-                for name, value in zip(names, each, strict=True)
+                for name, value in zip(outputs, each, strict=True)
             }
             for each in found
         ]

@@ -20,8 +20,7 @@ from convatlas.core.errors import UserError
 from convatlas.core.extras import load_extra
 from convatlas.core.files import atomic_write, write_json
 from convatlas.exporting.checking import Answers
-from convatlas.exporting.nets import OUTPUTS
-from convatlas.models.served import ServedDetector, ServedNet, traced
+from convatlas.models.served import SERVED, Served, traced
 from convatlas.training.trained import TrainedRun
 
 __all__ = [
@@ -49,7 +48,7 @@ LEAST_OPSET = 18
 # ---- torch.export ---------------------------------------------------------------------------------------------------
 
 
-def program_of(served: ServedNet | ServedDetector, trained: TrainedRun) -> torch.export.ExportedProgram:
+def program_of(served: Served, trained: TrainedRun) -> torch.export.ExportedProgram:
     """Trace a net for batches of any size, a detector for one image.
 
     Raises:
@@ -100,7 +99,7 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, trained: Train
             program,
             dynamo=True,
             input_names=["images"],
-            output_names=OUTPUTS[trained.config.data.task],
+            output_names=list(SERVED[trained.config.data.task].outputs),
             opset_version=opset,
             verbose=False,
         )

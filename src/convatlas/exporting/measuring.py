@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from convatlas.core.errors import UserError
 from convatlas.exporting.formats import onnx_answers, program_of, write_onnx
 from convatlas.exporting.nets import served_net
+from convatlas.models.served import SERVED
 from convatlas.training.trained import TrainedRun, load_run
 
 __all__ = ["Runtime", "Setting", "Speed", "in_turns", "measure", "medians"]
@@ -183,7 +184,7 @@ def _turn(run: Path, model: Path, setting: Setting) -> Callable[[], Any]:
     data = trained.config.data
     if setting.runtime == "onnxruntime":
         write_onnx(program_of(served_net(trained), trained), model, trained, None)
-    batch = 1 if data.task == "detection" else setting.batch
+    batch = 1 if SERVED[data.task].one_at_a_time else setting.batch
     shape = (batch, data.in_channels, data.image_size, data.image_size)
     images = np.random.default_rng(0).random(shape, dtype=np.float32)
     return partial(_runner(trained, model, setting), images)

@@ -5,22 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import convatlas
-from convatlas.models.served import ServedDetector, ServedNet
+from convatlas.models.served import SERVED, Served
 from convatlas.models.weights import digest
 from convatlas.training.trained import TrainedRun
 
-__all__ = ["OUTPUTS", "describe", "served_net"]
-
-OUTPUTS = {"classification": ["probabilities"], "segmentation": ["probabilities"]}
-OUTPUTS["detection"] = ["boxes", "scores", "labels"]
-"""Names of what an exported net answers with, by task."""
+__all__ = ["describe", "served_net"]
 
 
-def served_net(trained: TrainedRun) -> ServedNet | ServedDetector:
+def served_net(trained: TrainedRun) -> Served:
     """Return a run's net as it is exported; see `convatlas.models.served`."""
-    if trained.config.data.task == "detection":
-        return ServedDetector(trained.net).eval()
-    return ServedNet(trained.net, *trained.card.normalisation(trained.config.data)).eval()
+    data = trained.config.data
+    return SERVED[data.task](trained.net, *trained.card.normalisation(data)).eval()
 
 
 def describe(trained: TrainedRun) -> dict[str, Any]:
@@ -29,7 +24,7 @@ def describe(trained: TrainedRun) -> dict[str, Any]:
     return {
         "title": config.about.title,
         **trained.card.for_programs(config.data, config.recipe.test_crop),
-        "outputs": OUTPUTS[config.data.task],
+        "outputs": list(SERVED[config.data.task].outputs),
         "convatlas": convatlas.__version__,
         "weights_sha256": digest(trained.net.state_dict()),
     }

@@ -1,15 +1,28 @@
 """A net as other programs need it: raw images in, plain tensors out; and as a `torch.export` program."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import ClassVar
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 
-class ServedNet(nn.Module):
+class Served(nn.Module):
+    """A net of a task as other programs get it.
+
+    Attributes:
+        outputs: names of what it answers with.
+        one_at_a_time: whether it takes one image, not a batch.
+    """
+
+    outputs: ClassVar[tuple[str, ...]]
+    one_at_a_time: ClassVar[bool]
+
+
+class ServedNet(Served):
     """A classification or segmentation net behind its normalisation.
 
     `(B, C, H, W)` images in [0, 1] give `(B, classes)` or `(B, classes, H, W)` probabilities, float32 both.
@@ -19,6 +32,9 @@ class ServedNet(nn.Module):
         mean: subtracted from each channel.
         std: what each channel is then divided by; nowhere 0.
     """
+
+    outputs = ("probabilities",)
+    one_at_a_time = False
 
     def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -34,18 +50,25 @@ class ServedNet(nn.Module):
         return logits.float().softmax(dim=1)
 
 
-class ServedDetector(nn.Module):
+class ServedDetector(Served):
     """A detector with its choice of boxes, for one image at a time.
 
     `(1, C, S, S)` in [0, 1] gives `boxes (n, 4)` in pixels of S, `scores (n,)` and `labels (n,)` from 1, the
     top-scoring first.
 
     Args:
-        net: in evaluation mode.
+        net: in evaluation mode; it normalises images itself.
+        mean: 0 of each channel.
+        std: 1 of each channel.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    outputs = ("boxes", "scores", "labels")
+    one_at_a_time = True
+
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
+        assert not any(mean), "a detector's images are not normalised"
+        assert {*std} == {1.0}, "a detector's images are not normalised"
         self.net = net
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,16 +76,24 @@ class ServedDetector(nn.Module):
         return found["boxes"], found["scores"], found["labels"]
 
 
-def traced(served: ServedNet | ServedDetector, shape: Sequence[int]) -> torch.export.ExportedProgram:
+SERVED: Mapping[str, type[ServedNet] | type[ServedDetector]] = {
+    "classification": ServedNet,
+    "segmentation": ServedNet,
+    "detection": ServedDetector,
+}
+"""How the nets of a task are served."""
+
+
+def traced(served: Served, shape: Sequence[int]) -> torch.export.ExportedProgram:
     """Trace a net for batches of any size, a detector for one image; whatever torch raises is not caught.
 
     Args:
         served: in evaluation mode.
         shape: `(C, S, S)` of the images.
     """
-    detects = isinstance(served, ServedDetector)
-    images = torch.rand(1 if detects else 2, *shape, generator=torch.Generator().manual_seed(0))
-    shapes = None if detects else ({0: torch.export.Dim.DYNAMIC},)
+    single = served.one_at_a_time
+    images = torch.rand(1 if single else 2, *shape, generator=torch.Generator().manual_seed(0))
+    shapes = None if single else ({0: torch.export.Dim.DYNAMIC},)
     with torch.no_grad(), _without_branches():
         program = torch.export.export(served, (images,), dynamic_shapes=shapes, strict=False)
     _forget_assertions(program)

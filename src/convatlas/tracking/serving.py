@@ -15,7 +15,7 @@ import torch
 from convatlas.core.config import RunConfig
 from convatlas.data import served
 from convatlas.models.build import build_model
-from convatlas.models.served import ServedDetector, ServedNet, traced
+from convatlas.models.served import SERVED, traced
 from convatlas.models.weights import load_net
 
 if TYPE_CHECKING:
@@ -45,10 +45,9 @@ def log_served_model(run_id: str, config: RunConfig, card: Card, folder: Path, p
     net = build_model(config.model)
     load_net(net, folder / "best.ckpt")
     net.eval()
-    detects = config.data.task == "detection"
-    wrapped = ServedDetector(net) if detects else ServedNet(net, *card.normalisation(config.data))
+    wrapped = SERVED[config.data.task](net, *card.normalisation(config.data))
     about = card.for_programs(config.data, config.recipe.test_crop)
-    needed = ["torch", "numpy", "pillow", *(["torchvision"] if detects else [])]
+    needed = ["torch", "numpy", "pillow", *(["torchvision"] if wrapped.one_at_a_time else [])]
     needed += ["scikit-image"] if card.has_canny(config.data) else []
     with TemporaryDirectory() as temporary, warnings.catch_warnings(), mlflow.start_run(run_id=run_id):
         model, package = Path(temporary, "model"), Path(temporary, PACKAGE)

@@ -262,11 +262,9 @@ def write_results(results: Results, config: RunConfig, card: Card, work: WorkFol
 def about_net(config: RunConfig, card: Card) -> dict[str, Any]:
     """Return what a program needs to use a run's weights: classes, input size, mean, deviation, and what they take.
 
-    Detectors normalise images themselves; all other nets of checkpoints take normalised ones. Exported and served nets
-    take pixels from 0 to 1, whatever the task.
+    Exported and served nets take pixels from 0 to 1, and subtract and divide themselves.
     """
-    takes = "pixels / 255" if config.data.task == "detection" else "(pixels / 255 - mean) / std"
-    return {**card.for_programs(config.data, config.recipe.test_crop), "weights_take": takes}
+    return {**card.for_programs(config.data, config.recipe.test_crop), "weights_take": "(pixels / 255 - mean) / std"}
 
 
 def add_tracking_seconds(folder: Path, seconds: float) -> None:

@@ -67,7 +67,7 @@ class TrainedRun:
             (pillow.fromarray(image) if isinstance(image, np.ndarray) else image).save(file, "PNG", compress_level=1)
             found = decode(file.getvalue(), card.image_shape[0], percentiles=card.percentiles)
         fitted, _ = fitted_image(found.pixels, config, card, found.spacing)
-        return fitted[0] if config.data.task == "detection" else normalised(fitted, config.data, card)[0]
+        return normalised(fitted, config.data, card)[0]
 
     @cached_property
     def card(self) -> Card:
