@@ -11,6 +11,7 @@ take about five minutes, most of them for the export. `--quick` shows that it wo
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -27,9 +28,9 @@ from convatlas.core.environment import processor
 from convatlas.core.errors import UserError
 from convatlas.core.files import write_text
 from convatlas.exporting.formats import onnx_answers, program_of, write_onnx
-from convatlas.exporting.measuring import medians
+from convatlas.exporting.measuring import taken_in_turns
 from convatlas.models.build import build_model
-from convatlas.models.served import ServedDetector, ServedNet
+from convatlas.models.served import SERVED
 from convatlas.studies.counting import counts
 from convatlas.studies.planning import load_study, planned_runs
 from convatlas.training.run import quieten_libraries
@@ -58,7 +59,8 @@ def main() -> None:
             except UserError as error:
                 refused[name] = str(error)
             print(name, flush=True)
-        seconds = dict(zip(turns, medians([*turns.values()], 0.01 if quick else 0.5), strict=True))
+        taken = taken_in_turns([*turns.values()], 0.01 if quick else 0.5)
+        seconds = dict(zip(turns, map(statistics.median, taken), strict=True))
     where = f"{processor()}, torch {torch.__version__}, {datetime.now(UTC):%Y-%m-%d}"
     lines = [
         f"Median milliseconds of one image, on one thread of {where}:",
@@ -86,9 +88,7 @@ def answering(config: RunConfig, file: Path) -> dict[str, Callable[[], Any]]:
     """Return what answers for one image, by runtime; raises UserError where the net cannot leave as ONNX."""
     data = config.data
     net = build_model(config.model).eval()
-    detects = data.task == "detection"
-    middle = [0.5] * data.in_channels
-    served = ServedDetector(net).eval() if detects else ServedNet(net, middle, middle).eval()
+    served = SERVED[data.task](net, [0.0] * data.in_channels, [1.0] * data.in_channels).eval()
     run = TrainedRun(file, config, net)
     write_onnx(program_of(served, run), file, run, None)
     images = np.random.default_rng(0).random((1, data.in_channels, *[data.image_size] * 2), dtype=np.float32)

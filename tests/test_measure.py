@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from convatlas.core.record import Latencies, RunRecord
+from convatlas.core.record import RunRecord, Speeds
 from convatlas.measure import cells, seeds_of
 from convatlas.reporting.latency import latency_chart
 from convatlas.training.run import train
@@ -71,7 +71,7 @@ def test_every_runtime_measures_the_same_run(enter, compose, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_nets_of_a_study_take_turns_and_its_folder_keeps_their_latencies(enter, compose, tmp_path):
+def test_the_nets_of_a_study_take_turns_and_its_folder_keeps_their_seconds(enter, compose, tmp_path):
     study = tmp_path / "study"
     nets = ("googlenet_small", "lenet5_modern")
     for net in nets:
@@ -79,10 +79,11 @@ def test_the_nets_of_a_study_take_turns_and_its_folder_keeps_their_latencies(ent
         train(config.model_copy(update={"output_dir": study / net}), strict=True)
     entered = enter("measure", f"run={study}", "record=true", "seconds=0.2")
     assert entered.status == 0, entered.err
-    found = Latencies.of_study(study)
+    found = Speeds.of_study(study)
     assert sorted(found.nets) == [f"{net}/seed={seed}" for net in nets for seed in (0, 1)]
     for seed in (0, 1):
         records = {net: RunRecord.read(study / net / f"seed={seed}") for net in nets}
-        taken = {net: found.seconds_of(f"{net}/seed={seed}", record) for net, record in records.items()}
-        assert 0 < taken["lenet5_modern"] < taken["googlenet_small"]
-        assert found.seconds_of(f"googlenet_small/seed={seed}", records["lenet5_modern"]) is None  # another identity
+        taken = {net: found.of(f"{net}/seed={seed}", record) for net, record in records.items()}
+        assert 0 < taken["lenet5_modern"].latency < taken["googlenet_small"].latency
+        assert 0 < 2 * taken["lenet5_modern"].training_step < taken["googlenet_small"].training_step
+        assert found.of(f"googlenet_small/seed={seed}", records["lenet5_modern"]) is None  # another identity

@@ -22,6 +22,7 @@ from convatlas.core.cli import read_options, run
 from convatlas.core.config import Section
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_yaml, write_yaml
+from convatlas.core.record import Speeds
 from convatlas.reporting.reading import read_studies
 from convatlas.reporting.statistics import LOOKS
 from convatlas.reporting.study import Study, Variant
@@ -95,7 +96,7 @@ def _next_look(judged: Judged, variants: Mapping[str, Variant], most: int) -> It
     for part in judged.checked:
         look = next((look for look in LOOKS if part.seeds < look <= most), None)
         quantities = read_claim(part.text, "the plan").quantities()
-        if part.verdict != "undecided" or look is None or any(q.figure == "latency" for q in quantities):
+        if part.verdict != "undecided" or look is None or any(q.figure in Speeds.Net.FIGURES for q in quantities):
             continue  # what `convatlas measure` takes, no training adds to
         for key in dict.fromkeys(quantity.variant for quantity in quantities):
             seeds = variants[key].seeds

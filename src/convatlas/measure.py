@@ -7,8 +7,9 @@ Other programs on the machine slow it: measure when it has nothing else to do.
 
     convatlas measure run=runs/mobilenet record=true && convatlas report mobilenet
 
-lets the nets of a study take turns, those of one seed after those of another, and leaves the medians in its folder: the
-`latency` that claims compare, and a column and a chart of the report.
+lets the nets of a study take turns, those of one seed after those of another, first in answering and then in training
+steps, and leaves the seconds in its folder: the `latency` and the `training_step` that claims compare, and columns and
+charts of the report.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def main() -> None:
 
 
 def record(options: Options) -> None:
-    """Measure the nets of a study in turns, seed by seed, and leave `latency.json` in its folder.
+    """Measure the nets of a study in turns, seed by seed, and leave `speed.json` in its folder.
 
     Raises:
         UserError: more than one study or setting is named, there is no finished run, or a net cannot be measured.
@@ -98,19 +99,20 @@ def record(options: Options) -> None:
     with quick_imports():
         from convatlas.core.digests import digest
         from convatlas.core.environment import processor
-        from convatlas.core.record import Latencies, RunRecord
+        from convatlas.core.record import RunRecord, Speeds
         from convatlas.exporting.measuring import Setting, in_turns
 
     setting = Setting(options.runtime[0], options.threads[0], options.batch[0])
-    nets: dict[str, Latencies.Net] = {}
+    nets: dict[str, Speeds.Net] = {}
+    print(f"{'net':<28}{'seed':<10}{'latency':>12}{'training step':>16}", flush=True)
     for seed, folders in sorted(seeds.items()):
-        for folder, seconds in zip(folders, in_turns(folders, setting, options.seconds), strict=True):
+        for folder, (latency, step) in zip(folders, in_turns(folders, setting, options.seconds), strict=True):
             identity = digest(RunRecord.read(folder).identity)
-            nets[f"{folder.parent.name}/{seed}"] = Latencies.Net(identity=identity, seconds=seconds)
-            print(f"{folder.parent.name:<28}{seed:<10}{1e3 * seconds:>9.3g} ms", flush=True)
-    found = Latencies(**asdict(setting), machine=processor(), nets=nets)
-    write_json(study / Latencies.NAME, found.model_dump())
-    print(f"{study / Latencies.NAME}; `python -m convatlas.report {study.name}` puts it into the report.")
+            nets[f"{folder.parent.name}/{seed}"] = Speeds.Net(identity=identity, latency=latency, training_step=step)
+            print(f"{folder.parent.name:<28}{seed:<10}{1e3 * latency:>9.3g} ms{1e3 * step:>13.4g} ms", flush=True)
+    found = Speeds(**asdict(setting), machine=processor(), nets=nets)
+    write_json(study / Speeds.NAME, found.model_dump())
+    print(f"{study / Speeds.NAME}; `python -m convatlas.report {study.name}` puts it into the report.")
 
 
 def seeds_of(path: Path) -> list[Path]:

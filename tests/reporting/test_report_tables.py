@@ -67,9 +67,11 @@ def test_latencies_measured_alone_have_a_column_and_a_chart_where_there_are_any(
     write_latencies(runs / "overview", {"a/seed=0": 0.001, "b/seed=0": 0.003})
     study = read_study(study_file, runs)
     assert [cell.text for cell in cells(study, "latency alone")] == [duration(0.001), duration(0.003), "–"]
+    assert [cell.text for cell in cells(study, "training step alone")] == [duration(0.01), duration(0.03), "–"]
     assert [row["latency_alone_mean"] for row in records(study)] == [0.001, 0.003, None]
-    assert [chart.title for chart in trade_offs(study.groups[0])][-1] == "Accuracy against latency measured alone"
-    assert len(trade_offs(before)) == len(trade_offs(study.groups[0])) - 1
+    titles = [chart.title for chart in trade_offs(study.groups[0])]
+    assert titles[-2:] == [f"Accuracy against {what} measured alone" for what in ("latency", "training step")]
+    assert len(trade_offs(before)) == len(titles) - 2
 
 
 def test_different_batches_get_a_column(tmp_path):

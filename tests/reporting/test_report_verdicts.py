@@ -208,9 +208,11 @@ def test_the_page_shows_verdict_figures_and_plain_claims(tmp_path):
 LATENCY = [{"says": "it answers in less than half of the time", "holds": ["latency[good] / latency[poor] < 0.5"]}]
 
 
-def test_latencies_of_the_nets_in_turns_decide_a_claim(tmp_path):
-    """Seconds differ from seed to seed by more than their ratio does."""
-    study_file, runs = make_study(tmp_path, {"good": GOOD, "poor": POOR}, claims=LATENCY)
+@pytest.mark.parametrize(("figure", "times"), [("latency", 1), ("training_step", 10)])
+def test_seconds_of_the_nets_in_turns_decide_a_claim(figure, times, tmp_path):
+    """They differ from seed to seed by more than their ratio does."""
+    claims = [{"says": "it takes less than half of the time", "holds": [f"{figure}[good] / {figure}[poor] < 0.5"]}]
+    study_file, runs = make_study(tmp_path, {"good": GOOD, "poor": POOR}, claims=claims)
     seconds = {"good/seed=0": 0.001, "good/seed=1": 0.002, "good/seed=2": 0.0015}
     seconds |= {
         key.replace("good", "poor"): 2.5 * value * (1 + 0.01 * n) for n, (key, value) in enumerate(seconds.items())
@@ -218,7 +220,7 @@ def test_latencies_of_the_nets_in_turns_decide_a_claim(tmp_path):
     write_latencies(runs / "overview", seconds)
     (entry,) = judge(read_study(study_file, runs))
     assert (entry.verdict, entry.kind) == ("confirmed", "measured")
-    assert f"latency of good {duration(0.0015)}" in entry.checked[0].figures
+    assert f"{figure.replace('_', ' ')} of good {duration(0.0015 * times)}" in entry.checked[0].figures
 
 
 def test_latencies_that_were_not_taken_are_told_with_the_command(tmp_path):
@@ -232,11 +234,11 @@ def test_latencies_that_were_not_taken_are_told_with_the_command(tmp_path):
 def test_latencies_of_nets_that_were_trained_anew_since_do_not_count(tmp_path):
     study_file, runs = make_study(tmp_path, {"good": GOOD, "poor": POOR}, claims=LATENCY)
     write_latencies(runs / "overview", {"good/seed=0": 0.001}, identity={"seed": 0})
-    assert [run.latency for variant in read_study(study_file, runs).variants for run in variant.runs] == [None] * 6
+    assert [run.speed for variant in read_study(study_file, runs).variants for run in variant.runs] == [None] * 6
 
 
 def test_a_broken_file_of_latencies_is_one_sentence(tmp_path):
     study_file, runs = make_study(tmp_path, {"good": GOOD})
-    (runs / "overview" / "latency.json").write_text("{}")
-    with pytest.raises(UserError, match=r"latency\.json: .*; measure again .* or delete it"):
+    (runs / "overview" / "speed.json").write_text("{}")
+    with pytest.raises(UserError, match=r"speed\.json: .*; measure again .* or delete it"):
         read_study(study_file, runs)

@@ -22,9 +22,9 @@ __all__ = [
     "PARTS",
     "REMEDY",
     "Environment",
-    "Latencies",
     "Metrics",
     "RunRecord",
+    "Speeds",
     "Timing",
     "read_failure",
     "write_failure",
@@ -129,20 +129,29 @@ class Environment(_File):
         return dict(self.model_extra or {})
 
 
-class Latencies(_File):
-    """`latency.json` in a study's folder: how fast its nets answer, as `convatlas measure record=true` measured them.
+class Speeds(_File):
+    """`speed.json` in a study's folder: how fast its nets answer and train, from `convatlas measure record=true`.
 
     Attributes:
-        runtime, threads, batch: what ran the nets, see `convatlas.exporting.measuring`.
+        runtime, threads, batch: what answered, see `convatlas.exporting.measuring`.
         machine: its processor.
         nets: by variant and seed, `resnet/seed=0`.
     """
 
     class Net(_File):
-        """A seed's net: the digest of what its run's result was decided by, and the median seconds of a batch."""
+        """A seed's net.
+
+        Attributes:
+            identity: digest of what its run's result was decided by.
+            latency: median seconds of a batch.
+            training_step: mean seconds of a training step, with the run's recipe.
+        """
 
         identity: str
-        seconds: float
+        latency: float
+        training_step: float
+
+        FIGURES: ClassVar[tuple[str, ...]] = ("latency", "training_step")
 
     runtime: str
     threads: int
@@ -150,10 +159,10 @@ class Latencies(_File):
     machine: str
     nets: dict[str, Net]
 
-    NAME: ClassVar[str] = "latency.json"
+    NAME: ClassVar[str] = "speed.json"
 
     @classmethod
-    def of_study(cls, folder: Path) -> Latencies | None:
+    def of_study(cls, folder: Path) -> Speeds | None:
         """Read the file in a study's folder; None where there is none.
 
         Raises:
@@ -166,10 +175,10 @@ class Latencies(_File):
             again = f"measure again (`convatlas measure run={folder} record=true`), or delete it."
             raise UserError(f"{path}: {first_mistake(error)}; {again}") from error
 
-    def seconds_of(self, key: str, record: RunRecord) -> float | None:
-        """Return the seconds of a seed's net; None where it was not measured, or was trained anew since."""
+    def of(self, key: str, record: RunRecord) -> Net | None:
+        """Return those of a seed's net; None where it was not measured, or was trained anew since."""
         net = self.nets.get(key)
-        return net.seconds if net is not None and net.identity == digest(record.identity) else None
+        return net if net is not None and net.identity == digest(record.identity) else None
 
 
 FileT = TypeVar("FileT", bound=_File)

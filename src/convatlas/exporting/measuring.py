@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import resource
 import tempfile
@@ -20,12 +21,17 @@ import torch
 from numpy.typing import NDArray
 
 from convatlas.core.errors import UserError
+from convatlas.core.seeds import mixed_seed
+from convatlas.data.module import DataModule
 from convatlas.exporting.formats import onnx_answers, program_of, write_onnx
 from convatlas.exporting.nets import served_net
+from convatlas.models.interfaces import FollowsTraining
 from convatlas.models.served import SERVED
+from convatlas.tasks.optimisation import build_optimizer
+from convatlas.training.run import build_task
 from convatlas.training.trained import TrainedRun, load_run
 
-__all__ = ["Runtime", "Setting", "Speed", "in_turns", "measure", "medians"]
+__all__ = ["Runtime", "Setting", "Speed", "in_turns", "measure", "taken_in_turns"]
 
 Answer: TypeAlias = Callable[[NDArray[np.float32]], Any]
 Runtime: TypeAlias = Literal["torch", "compile", "onnxruntime"]
@@ -132,8 +138,8 @@ def _timed(answer: Answer, setting: Setting, shape: tuple[int, ...], seconds: fl
     )
 
 
-def in_turns(runs: Sequence[Path], setting: Setting, seconds: float) -> list[float]:
-    """Measure the nets of several runs against each other: in each round every net answers once.
+def in_turns(runs: Sequence[Path], setting: Setting, seconds: float) -> list[tuple[float, float]]:
+    """Measure the nets of several runs against each other: in each round every net answers once, or trains a step.
 
     So whatever else slows the machine slows all of them, and the ratio of two is worth more than either.
 
@@ -143,24 +149,28 @@ def in_turns(runs: Sequence[Path], setting: Setting, seconds: float) -> list[flo
         seconds: that the rounds take for each net, at least.
 
     Returns:
-        The median seconds of a batch, in the order of the runs.
+        The median seconds of a batch and the mean seconds of a training step, in the order of the runs. A step is that
+        of the run's recipe, on a batch of its training images; the steps are spread over the whole training, as nets
+        that drop blocks or freeze columns do other things at its beginning than at its end.
 
     Raises:
-        UserError: a net cannot be exported.
+        UserError: a net cannot be exported, or its data are not there.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(_in_turns, runs, setting, seconds).result()
 
 
-def _in_turns(runs: Sequence[Path], setting: Setting, seconds: float) -> list[float]:
+def _in_turns(runs: Sequence[Path], setting: Setting, seconds: float) -> list[tuple[float, float]]:
     torch.set_num_threads(setting.threads)
     with tempfile.TemporaryDirectory() as folder:
         turns = [_turn(run, Path(folder, f"{number}.onnx"), setting) for number, run in enumerate(runs)]
-    return medians(turns, seconds)
+    latencies = [float(np.median(each)) for each in taken_in_turns(turns, seconds)]
+    steps = [float(np.mean(each)) for each in taken_in_turns([*map(_training_step, runs)], seconds)]
+    return [*zip(latencies, steps, strict=True)]
 
 
-def medians(turns: Sequence[Callable[[], Any]], seconds: float) -> list[float]:
-    """Return the median seconds of each of several calls that take turns, forth and back.
+def taken_in_turns(turns: Sequence[Callable[[], Any]], seconds: float) -> list[list[float]]:
+    """Return the seconds of each call of several that take turns, forth and back.
 
     Args:
         turns: what is called.
@@ -176,7 +186,33 @@ def medians(turns: Sequence[Callable[[], Any]], seconds: float) -> list[float]:
             start = time.perf_counter()
             turns[number]()
             taken[number].append(time.perf_counter() - start)
-    return [float(np.median(each)) for each in taken]
+    return taken
+
+
+def _training_step(run: Path) -> Callable[[], None]:
+    """Return what trains the net of a run one step further each time, on the same batch."""
+    trained = load_run(run)
+    config, prepared = trained.config, trained.prepared()
+    task = build_task(config, list(prepared.card.classes), config.seeds[0])
+    data = DataModule(prepared, config.data, config.recipe, workers=0, limit_batches=None, seed=config.seeds[0])
+    batch = next(iter(data.train_dataloader()))
+    if config.trainer.channels_last:
+        batch["images"] = batch["images"].contiguous(memory_format=torch.channels_last)
+    optimizer = build_optimizer(task.net, config.recipe)
+    steps = config.recipe.epochs * data.batches_per_epoch
+    spread = itertools.cycle(range(0, steps, max(1, steps // LEAST)))
+
+    def step() -> None:
+        if isinstance(task.net, FollowsTraining):
+            number = next(spread)
+            task.net.begin_step(number, steps, mixed_seed(config.seeds[0], number))
+        loss = task.losses(batch)["loss"]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    task.net.train()
+    return step
 
 
 def _turn(run: Path, model: Path, setting: Setting) -> Callable[[], Any]:

@@ -33,6 +33,7 @@ AXES = {
     "test_seconds": ("testing, s", 1.0),
     "latency_seconds": ("latency, ms", 1e3),
     "latency": ("latency measured alone, ms", 1e3),
+    "training_step": ("training step measured alone, ms", 1e3),
 }
 FEW_TICKS = 8
 """So many values that a study gives are all marked on their axis."""

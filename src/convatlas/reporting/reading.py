@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 
 from convatlas.core.errors import UserError, first_mistake
 from convatlas.core.files import read_yaml
-from convatlas.core.record import Latencies, RunRecord, read_failure
+from convatlas.core.record import RunRecord, Speeds, read_failure
 from convatlas.reporting.study import Plan, PlanPart, SeedRun, Study, Variant
 
 PLAN_AGAIN = "run `dvc repro resolve`, which writes it."
@@ -67,14 +67,12 @@ def read_study(study_file: Path, runs: Path) -> Study:
     unique = {key: title if count[title] == 1 else f"{title} ({key})" for key, title in titles.items()}
     resolved = study_file.with_suffix("")
     folder = runs / (plan.runs or plan.name)
-    latencies = Latencies.of_study(folder)
-    variants = (_read_variant(key, title, plan, resolved, folder, latencies=latencies) for key, title in unique.items())
+    speeds = Speeds.of_study(folder)
+    variants = (_read_variant(key, title, plan, resolved, folder, speeds=speeds) for key, title in unique.items())
     return Study(plan, tuple(variants))
 
 
-def _read_variant(
-    key: str, title: str, plan: Plan, resolved: Path, runs: Path, *, latencies: Latencies | None
-) -> Variant:
+def _read_variant(key: str, title: str, plan: Plan, resolved: Path, runs: Path, *, speeds: Speeds | None) -> Variant:
     config = _checked(_Resolved, resolved / f"{key}.yaml").config
     seeds = config.seeds or plan.seeds
     folders = {seed: runs / key / f"seed={seed}" for seed in seeds}
@@ -82,8 +80,7 @@ def _read_variant(
 
     def read(seed: int, folder: Path) -> SeedRun:
         record = RunRecord.read(folder)
-        latency = latencies.seconds_of(f"{key}/seed={seed}", record) if latencies else None
-        return SeedRun(seed, folder, record, latency)
+        return SeedRun(seed, folder, record, speeds.of(f"{key}/seed={seed}", record) if speeds else None)
 
     failures = {seed: read_failure(folder) for seed, folder in folders.items() if seed not in finished}
     return Variant(

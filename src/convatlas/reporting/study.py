@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from convatlas.core.metrics import SCORES, Metric, measured, metric
-from convatlas.core.record import RunRecord
+from convatlas.core.record import RunRecord, Speeds
 from convatlas.core.statistics import Spread, spread
 from convatlas.reporting.predictions import Predictions, read_answers, together
 from convatlas.reporting.statistics import Prior, fit_prior
@@ -190,12 +190,12 @@ class Parts:
 
 @dataclass(frozen=True)
 class SeedRun:
-    """One finished training; `latency` are the seconds of `convatlas.core.record.Latencies`, None without them."""
+    """One finished training; `speed` was measured beside the other nets of its study, or is None."""
 
     seed: int
     folder: Path
     record: RunRecord
-    latency: float | None = None
+    speed: Speeds.Net | None = None
 
     def test(self, name: str) -> float | None:
         """Return a test metric; None where the run has none."""
@@ -214,6 +214,10 @@ class SeedRun:
         timing = self.record.timing
         return getattr(timing, name) if name in TIMES else timing.parts.get(name)
 
+    def alone(self, name: str) -> float | None:
+        """Return the `latency` or the `training_step` of `Speeds.Net`; None where it was not measured."""
+        return getattr(self.speed, name) if self.speed else None
+
     @property
     def all_seconds(self) -> float | None:
         """All parts of the run's seconds together; None where they were not taken."""
@@ -222,8 +226,8 @@ class SeedRun:
     def value(self, quantity: Quantity) -> float | None:
         """Return what a claim speaks of, by the names of `convatlas.studies.claims`; None where the run has it not."""
         name, metrics = quantity.figure, self.record.metrics
-        if name == "latency":
-            return self.latency
+        if name in Speeds.Net.FIGURES:
+            return self.alone(name)
         if name == "history":
             assert quantity.column is not None
             assert quantity.epoch is not None

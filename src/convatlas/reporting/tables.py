@@ -198,19 +198,19 @@ def _time_columns(group: Group) -> list[Column]:
         text = ", ".join(f"{name} {duration(taken.mean)}" for name, taken in parts if taken)
         return Cell(duration(whole.mean), order=whole.mean, exact=text) if whole else Cell(DASH)
 
-    measured = [variant.over_seeds(lambda run: run.latency) for variant in group.variants]
-    alone = Column(
-        "Time",
-        "latency alone",
-        "the same as `convatlas measure` took it, the nets of the study in turns; mean over the seeds",
-        tuple(Cell(duration(each.mean), order=each.mean) if each else Cell(DASH) for each in measured),
-    )
+    def alone(title: str, meaning: str, name: str) -> list[Column]:
+        found = [variant.over_seeds(lambda run: run.alone(name)) for variant in group.variants]
+        cells = tuple(Cell(duration(each.mean), order=each.mean) if each else Cell(DASH) for each in found)
+        how = f"{meaning}, as `convatlas measure` took it, the nets of the study in turns; mean over the seeds"
+        return [Column("Time", title, how, cells)] if any(found) else []
+
     meaning = f"one run, mean over the seeds; shown with it: {', '.join(PARTS)}"
     whole = [Column("Time", "all", meaning, tuple(map(divided, group.variants)))]
     return [
         column("training", "the training steps of one run, mean over the seeds", "train_seconds"),
         column("latency", "one inference of one image, mean over the seeds", "latency_seconds"),
-        *([alone] if any(measured) else []),
+        *alone("latency alone", "the same", "latency"),
+        *alone("training step alone", "one training step", "training_step"),
         *(whole if any(run.all_seconds for variant in group.variants for run in variant.runs) else []),
     ]
 
@@ -251,7 +251,8 @@ def _record(study: Study, group: Group, variant: Variant) -> dict[str, Any]:
     record |= {name: variant.cost(name) for name in CSV_COSTS}
     for name in TIMES:
         record |= _mean_and_std(name, variant.seconds(name))
-    record |= _mean_and_std("latency_alone", variant.over_seeds(lambda run: run.latency))
+    record |= _mean_and_std("latency_alone", variant.over_seeds(lambda run: run.alone("latency")))
+    record |= _mean_and_std("training_step_alone", variant.over_seeds(lambda run: run.alone("training_step")))
     for name in PARTS:
         record[f"seconds_{name}_mean"] = taken.mean if (taken := variant.seconds(name)) else None
     return record

@@ -47,9 +47,8 @@ class Price:
     text: Callable[[float], str]
 
 
-def _latency_alone(variant: Variant) -> float | None:
-    found = variant.over_seeds(lambda run: run.latency)
-    return found.mean if found else None
+def _alone(name: str) -> Callable[[Variant], float | None]:
+    return lambda variant: found.mean if (found := variant.over_seeds(lambda run: run.alone(name))) else None
 
 
 def _training_seconds(variant: Variant) -> float | None:
@@ -67,7 +66,8 @@ PRICES = (
         lambda variant: variant.cost("activation_bytes"),
         lambda value: f"{with_prefix(value)}B",
     ),
-    Price("latency measured alone", "seconds of one image, the nets in turns", _latency_alone, duration),
+    Price("latency measured alone", "seconds of one image, the nets in turns", _alone("latency"), duration),
+    Price("training step measured alone", "seconds of one step, the nets in turns", _alone("training_step"), duration),
 )
 
 

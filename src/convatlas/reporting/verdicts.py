@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convatlas.core.metrics import as_words, metric
+from convatlas.core.record import Speeds
 from convatlas.core.statistics import spread
 from convatlas.reporting.statistics import LOOKS, Estimate, Interval, Prior, error_rate, estimate, has_width
 from convatlas.reporting.study import COSTS, Claim, CountedNet, SeedRun, Study, Variant
@@ -118,7 +119,7 @@ def _check(comparison: Comparison, study: Study, margin: float | None) -> Checke
 
     if missing := [q for q in quantities if not values[q]]:
         command = f"; `convatlas measure run=runs/{study.name} record=true` measures it"
-        hint = command if missing[0].figure == "latency" else ""
+        hint = command if missing[0].figure in Speeds.Net.FIGURES else ""
         return not_tested(f"no run has {_name(missing[0], variants)}{hint}")
     if len(common) < (1 if kind == "counted" else 2):
         verb = "is" if len(common) == 1 else "are"
@@ -293,7 +294,7 @@ def _written(quantity: Quantity, values: Mapping[int, float]) -> str:
         return DASH
     if quantity.figure == "error":
         return spread_text(metric("accuracy"), found)
-    if quantity.figure == "latency" or quantity.figure.endswith("_seconds"):
+    if quantity.figure in Speeds.Net.FIGURES or quantity.figure.endswith("_seconds"):
         return duration(found.mean) + (f" {PLUS_MINUS} {duration(found.std)}" if found.std else "")
     if is_counted(quantity):
         return with_prefix(found.mean)

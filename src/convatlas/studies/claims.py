@@ -7,10 +7,10 @@
 
 A quantity is `figure[variant]`, or `figure[variant.part]` for a part of a net that is tested on its own. Figures are a
 test metric, `error` (1 - accuracy), a cost (`parameters`, `macs`, `weight_megabytes`, `activation_bytes`), a time
-(`train_seconds`, `test_seconds`, `latency_seconds`), `latency`, which `convatlas measure record=true` takes with the
-study's nets in turns, or `history(column, epoch)` with epochs from 1, or from -1 at the end. Quantities and numbers
-are joined by + - * / and parentheses; `log10(...)` is for what differs by orders of magnitude. One comparison makes a
-claim.
+(`train_seconds`, `test_seconds`, `latency_seconds`), `latency` and `training_step`, which `convatlas measure
+record=true` takes with the study's nets in turns, or `history(column, epoch)` with epochs from 1, or from -1 at the
+end. Quantities and numbers are joined by + - * / and parentheses; `log10(...)` is for what differs by orders of
+magnitude. One comparison makes a claim.
 """
 
 from __future__ import annotations
