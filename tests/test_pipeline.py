@@ -472,7 +472,7 @@ deviations: []
 def test_finished_seeds_are_never_trained_again(tmp_path):
     project = Project(tmp_path / "seeds", ONE)
     project.edit("params.yaml", "seeds:\n- 0\n", "seeds:\n- 0\n- 1\n- 2\n")
-    project.edit("params.yaml", "recipe.epochs=2", "recipe.epochs=4")
+    project.edit("params.yaml", "- recipe.epochs=2", "- recipe.epochs=4\n- trainer.seeds_at_once=2")
     run = project.folder / "runs" / "overview" / "lenet5"
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # as it is in a terminal
     process = subprocess.Popen(
