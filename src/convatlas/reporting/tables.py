@@ -207,7 +207,7 @@ def _time_columns(group: Group) -> list[Column]:
     meaning = f"one run, mean over the seeds; shown with it: {', '.join(PARTS)}"
     whole = [Column("Time", "all", meaning, tuple(map(divided, group.variants)))]
     return [
-        column("training", "the training steps of one run, mean over the seeds", "train_seconds"),
+        column("training", "the steps of one run beside its other seeds, mean over them", "train_seconds"),
         column("latency", "one inference of one image, mean over the seeds", "latency_seconds"),
         *alone("latency alone", "the same", "latency"),
         *alone("training step alone", "one training step", "training_step"),
