@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -139,6 +142,17 @@ def test_trainings_give_their_best_validation_score(project) -> None:
     }
     assert not list((project / ".work").rglob("*.ckpt"))
     assert not (project / "runs").exists()
+
+
+def killed(_numbered: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_training_that_is_killed_ends_the_choice_in_a_sentence(project, monkeypatch) -> None:
+    monkeypatch.setattr(calibration, "_score", killed)
+    with pytest.raises(UserError, match=r"ended from outside\. The same command goes on .* memory ran out"):
+        calibrate.main()
+    assert not multiprocessing.active_children()
 
 
 def test_a_record_that_is_none_is_named(project) -> None:
