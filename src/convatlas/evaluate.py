@@ -139,10 +139,12 @@ def as_text(found: Mapping[str, Any], options: Options) -> list[str]:
 
 
 def _recorded(options: Options) -> Mapping[str, float | None]:
-    """Return the test metrics that the run's record has of the whole net; none of the validation."""
+    """Return the test metrics that the run's record has of the net, or of the part; none of the validation."""
     seeds = [options.run, *sorted(options.run.glob("seed=*"))]
     folder = next(seed for seed in seeds if RunRecord.is_in(seed))
-    return RunRecord.read(folder).metrics.test if options.split == "test" else {}
+    metrics = RunRecord.read(folder).metrics
+    tested = metrics.test if options.part is None else metrics.parts.get(options.part, {})
+    return tested if options.split == "test" else {}
 
 
 def _rows(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> list[list[str]]:
