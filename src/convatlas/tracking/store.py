@@ -57,7 +57,13 @@ def tracking_uri(configured: str | None) -> str:
         named = re.fullmatch(r"sqlite(?:\+pysqlite)?:///(?!:memory:)([^?]+)(\?.*)?", address)
         if named is None:
             raise UserError(f"The tracking store {address} names no file; write it as sqlite:///mlflow.db.")
-        return f"sqlite:///{(_project_folder() / named[1]).resolve()}{named[2] or ''}"
+        file = (_project_folder() / named[1]).resolve()
+        if re.search(r"""[?%]|'.*"|".*'""", str(file), re.DOTALL):
+            raise UserError(
+                f"The path {file} has a sign that MLflow cannot have in the address of a database (?, % or both kinds "
+                f"of quotes); rename the folder, {ANOTHER_STORE}."
+            )
+        return f"sqlite:///{file}{named[2] or ''}"
     is_folder = address.startswith("file:") or ("://" not in address and not address.startswith("databricks"))
     if is_folder and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("1", "true"):
         raise UserError(
