@@ -46,6 +46,11 @@ class WorkFolder:
         return self.path / "last.ckpt"
 
     @property
+    def begin_anew(self) -> str:
+        """What helps where a checkpoint of the unfinished training is damaged."""
+        return f"delete {self.path} and start again"
+
+    @property
     def best(self) -> Path:
         """The checkpoint of the best epoch so far."""
         return self.path / "best.ckpt"
