@@ -136,7 +136,7 @@ def test_a_kill_while_the_store_is_made_leaves_nothing_in_its_place(monkeypatch,
     monkeypatch.setattr(MlflowClient, "search_experiments", killed)
     with pytest.raises(KeyboardInterrupt):
         connect(f"sqlite:///{database}")
-    assert not database.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
     monkeypatch.setattr(MlflowClient, "search_experiments", search)
     before = os.umask(0o022)
     try:

@@ -274,8 +274,11 @@ def _make(database: Path) -> None:
     # A name of its own: MLflow keeps what it knows of an address as long as the process lives.
     partial = database.with_name(f".{database.name}.{os.getpid()}-{time.monotonic_ns()}.partial")
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL, 0o660))  # no other users, whatever the umask lets them
-    MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments(max_results=1)
-    partial.replace(database)
+    try:
+        MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments(max_results=1)
+        partial.replace(database)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _follow_move(connection: sqlite3.Connection, database: Path) -> None:
