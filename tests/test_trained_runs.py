@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -250,11 +251,12 @@ class MeanNet(nn.Module):
         return torch.stack([images[..., :half].mean((1, 2, 3)), images[..., half:].mean((1, 2, 3))], dim=1)
 
 
-def test_views_are_averaged_as_probabilities():
-    images = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 8
+@pytest.mark.parametrize("brightness", [8, 8000], ids=["", "probabilities below the smallest number"])
+def test_views_are_averaged_as_probabilities(brightness):
+    images = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * brightness
     net = MeanNet()
-    expected = (net(images).softmax(1) + net(images.flip(3)).softmax(1)) / 2
-    assert torch.allclose(Flip(net)(images).softmax(1), expected)
+    expected = (net(images.double()).softmax(1) + net(images.double().flip(3)).softmax(1)).log() - math.log(2)
+    assert torch.allclose(Flip(net)(images).log_softmax(1).double(), expected, rtol=1e-4)
 
 
 def test_ten_equal_views_change_nothing():
