@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,23 @@ def test_a_training_that_is_killed_ends_the_choice_in_a_sentence(project, monkey
     monkeypatch.setattr(calibration, "_score", killed)
     with pytest.raises(UserError, match=r"ended from outside\. The same command goes on .* memory ran out"):
         calibrate.main()
+    assert not multiprocessing.active_children()
+
+
+def deaf(_numbered: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
+
+
+def test_ctrl_c_ends_the_trainings(project, monkeypatch) -> None:
+    monkeypatch.setattr(calibration, "_score", deaf)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Timer(2, os.kill, [os.getpid(), signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            calibrate.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not multiprocessing.active_children()
 
 

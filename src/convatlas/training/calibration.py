@@ -55,12 +55,11 @@ def validation_scores(configs: Sequence[RunConfig]) -> Generator[tuple[int, Scor
             ) from error
         finally:
             for process in multiprocessing.active_children():
-                process.terminate()
+                process.kill()  # Lightning would make an exception of SIGTERM, and the pool begin the next training
 
 
 def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C, and ends this process at once
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C, and ends this process
     die_with_parent(signal.SIGKILL)
     quieten_libraries()
 
