@@ -145,6 +145,12 @@ class WorkFolder:
         self._clear()
         self.close()
 
+    def discard(self) -> None:
+        """Delete what a kill in the middle of `remove` left of a training whose result is kept elsewhere."""
+        if self.path.is_dir() or self._lock_file.exists():
+            self.open(overwrite=True)
+            self.remove()
+
     def close(self) -> None:
         """Unlock the folder, and remove empty folders around it inside `.work`."""
         if self._lock is None:
