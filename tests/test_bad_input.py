@@ -100,6 +100,10 @@ PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
             ["~recipe.schedule", f"+recipe.schedule={{_target_: {PLATEAU}, mode: min}}"],
             ["recipe.schedule.mode=min: a higher val/accuracy is better; leave mode out."],
         ),
+        (
+            ["~recipe.schedule", "+recipe.schedule={_target_: timm.scheduler.PlateauLRScheduler}"],
+            ["timm's PlateauLRScheduler gets no metric here", "ReduceLROnPlateau"],
+        ),
         (["trainer.seeds_at_once=0"], ["should be 'auto' or", "greater than or equal to 1"]),
         (["++recipe={ }"], ["++recipe={ } changes nothing"]),
         (["data.split.train_per_class=5"], ["+data.split.train_per_class=... gives it one"]),

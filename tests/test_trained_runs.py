@@ -114,6 +114,11 @@ def test_a_part_stands_beside_its_own_record(compose, enter):
     assert whole != columns_of(enter("evaluate", f"run={folder}", "part=column_1").out)
 
 
+def test_that_a_record_is_of_fewer_images_is_told(compose, enter):
+    (folder,) = train(compose("recipe.epochs=1", "trainer.limit_batches=1"), strict=True)
+    assert "the record is of trainer.limit_batches=1 batches" in enter("evaluate", f"run={folder}").err
+
+
 def columns_of(text: str) -> list[list[str]]:
     """Return what `evaluate` prints of each metric: in the record, and now."""
     return [re.split(r" {2,}", line.strip())[1:] for line in text.splitlines()[3:] if line]

@@ -77,6 +77,8 @@ def evaluate(options: Options) -> dict[str, Any]:
     torch.set_num_threads(trained.config.trainer.threads)
     net = part_of(trained.net, options.part)
     augmented = None if options.tta == "none" else with_views(net, options.tta, trained.config, f"tta={options.tta}")
+    if (batches := trained.config.trainer.limit_batches) is not None:
+        print(f"All images are tested; the record is of trainer.limit_batches={batches} batches.", file=sys.stderr)
     single_view, rows = tested(trained, net, options.split)
     found: dict[str, Any] = single_view
     if augmented is not None:

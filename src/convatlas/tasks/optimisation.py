@@ -117,6 +117,11 @@ def build_schedule(
     }
     kind = locate(given["_target_"], "recipe.schedule._target_")
     plateau = isinstance(kind, type) and issubclass(kind, ReduceLROnPlateau)
+    if getattr(kind, "__name__", "") == "PlateauLRScheduler":
+        raise UserError(
+            "recipe.schedule: timm's PlateauLRScheduler gets no metric here, and would change nothing; take "
+            "torch.optim.lr_scheduler.ReduceLROnPlateau."
+        )
     if plateau and monitor == "step":
         raise UserError(
             "recipe.schedule: ReduceLROnPlateau follows the validation, which recipe.protocol=last_epoch has not; "
