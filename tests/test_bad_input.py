@@ -16,6 +16,8 @@ from convatlas.core.errors import UserError
 from convatlas.training.run import train
 from helpers import assert_one_sentence
 
+PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
+
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
@@ -89,6 +91,18 @@ from helpers import assert_one_sentence
                 "the configuration: recipe.protocol=last_epoch has no validation",
                 "set recipe.early_stopping_patience=null.",
             ],
+        ),
+        (
+            ["~recipe.schedule", f"+recipe.schedule={{_target_: {PLATEAU}}}", "recipe.protocol=last_epoch"],
+            ["ReduceLROnPlateau follows the validation, which recipe.protocol=last_epoch has not"],
+        ),
+        (
+            ["~recipe.schedule", f"+recipe.schedule={{_target_: {PLATEAU}, mode: min}}"],
+            ["recipe.schedule.mode=min: a higher val/accuracy is better; leave mode out."],
+        ),
+        (
+            ["~recipe.schedule", "+recipe.schedule={_target_: timm.scheduler.PlateauLRScheduler}"],
+            ["timm's PlateauLRScheduler gets no metric here", "ReduceLROnPlateau"],
         ),
         (["trainer.seeds_at_once=0"], ["should be 'auto' or", "greater than or equal to 1"]),
         (["++recipe={ }"], ["++recipe={ } changes nothing"]),

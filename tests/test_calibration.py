@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +144,34 @@ def test_trainings_give_their_best_validation_score(project) -> None:
     }
     assert not list((project / ".work").rglob("*.ckpt"))
     assert not (project / "runs").exists()
+
+
+def killed(_numbered: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_training_that_is_killed_ends_the_choice_in_a_sentence(project, monkeypatch) -> None:
+    monkeypatch.setattr(calibration, "_score", killed)
+    with pytest.raises(UserError, match=r"ended from outside\. The same command goes on .* memory ran out"):
+        calibrate.main()
+    assert not multiprocessing.active_children()
+
+
+def deaf(_numbered: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
+
+
+def test_ctrl_c_ends_the_trainings(project, monkeypatch) -> None:
+    monkeypatch.setattr(calibration, "_score", deaf)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Timer(2, os.kill, [os.getpid(), signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            calibrate.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not multiprocessing.active_children()
 
 
 def test_a_record_that_is_none_is_named(project) -> None:

@@ -6,11 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import nullcontext
 
 import pytest
 
 from convatlas.core.cli import run, run_hydra
 from convatlas.core.errors import UserError
+from convatlas.core.processes import run_program
 from convatlas.tasks.classification import ClassificationTask
 from helpers import ROOT
 
@@ -135,6 +138,20 @@ def test_a_signal_that_a_library_makes_an_error_of_ends_the_command(capsys, numb
             signal.signal(each, handler)
     assert ended.value.code == status
     assert "bug" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("presses", "orderly"), [(0, True), (1, True), (2, False)])
+def test_a_program_that_a_command_runs_ends_in_its_own_way_at_the_first_ctrl_c(tmp_path, presses, orderly):
+    program = f"import pathlib, time; time.sleep(1.5); pathlib.Path({str(tmp_path / 'ended')!r}).touch()"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for press in range(presses):
+            threading.Timer(0.5 + 0.4 * press, os.kill, [os.getpid(), signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt) if presses else nullcontext():
+            assert run_program([sys.executable, "-c", program]) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "ended").exists() == orderly
 
 
 COMMANDS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
 import subprocess
@@ -18,6 +19,7 @@ from convatlas.core.errors import UserError
 from convatlas.core.files import atomic_write, read_json, read_yaml, write_json
 from convatlas.core.folders import tidy_up
 from convatlas.core.processes import is_alive
+from helpers import ROOT
 
 
 @pytest.fixture
@@ -53,6 +55,24 @@ def test_a_full_disk_is_told_with_the_files_name_and_the_file_before_stays(full_
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(file))
     assert str(file) in (explain_os_error(caught.value) or "")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"last.ckpt": "before"}
+
+
+def test_every_text_is_read_and_written_in_utf_8():
+    """Whatever the locale is, also that of a container without one."""
+    calls = [
+        (file.name, call)
+        for file in (ROOT / "src").rglob("*.py")
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
+    ]
+    texts = [
+        (file, call.lineno)
+        for file, call in calls
+        if call.func.attr in ("read_text", "write_text")
+        or (call.func.attr == "open" and {"'r'", "'w'", "'a'"} & {ast.unparse(word) for word in call.args})
+        if "encoding" not in {word.arg for word in call.keywords}
+    ]
+    assert texts == []
 
 
 def test_an_error_of_the_block_itself_stays_what_it_is(tmp_path):

@@ -124,6 +124,14 @@ def test_every_stage_has_its_file_in_the_plan(resolved):
     assert not [dep for dep in named if dep.startswith("src/convatlas/")]
 
 
+@pytest.mark.parametrize("stage", ["prepare", "train"])
+def test_what_dvc_may_not_delete_persists(stage):
+    """A preparation by hand, and finished seeds."""
+    first, *_ = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["do"]["outs"]
+    (options,) = first.values()
+    assert options["persist"] is True
+
+
 def test_options_of_tracking_change_no_file_that_a_training_depends_on(resolved):
     before = files_below(resolved())
     after = files_below(resolved("overrides=[tracking.log_model=false]"))
@@ -164,7 +172,7 @@ def test_planned_runs_that_differ_from_the_list_are_told_with_the_users_own_plan
     words = ["does not list the runs", "study=spatial_pyramid_pooling", "seeds=7", "overrides=[recipe.epochs=1]"]
     assert_one_sentence(enter("resolve"), *words)
     assert files_below(Path("plan")) == before
-    assert not Path(".plan.partial").exists()
+    assert not list(Path().glob(".plan*"))
 
 
 EMPTY = ["seeds", "overrides", "studies", "data", "manifests", "searches", "runs", "scale"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -14,7 +16,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from convatlas.data.card import fingerprint
 from convatlas.data.decoding import decode_labels, stretched
+from convatlas.data.prepared import hash_file
 from convatlas.tasks.views import VIEWS, Flip, MultiScale, Shifted, TenCrop
 from convatlas.training.run import train
 from helpers import ROOT, TASKS_DATA, assert_one_sentence, source_options
@@ -84,6 +88,40 @@ def test_data_that_were_prepared_anew_are_not_tested_on(trained, enter, tmp_path
     entered = enter("evaluate", f"run={trained('classification')}", f"data={other}")
     assert entered.status != 0
     assert "data.split.seed=0, but the data prepared in" in entered.err
+
+
+def test_other_images_under_the_same_options_are_not_tested_on(trained, prepared, enter, tmp_path):
+    """The card agrees with the configuration, and other pictures lie behind it."""
+    other = tmp_path / "anew"
+    shutil.copytree(prepared["digits"], other)
+    file = other / "test_images.npy"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    card = json.loads((other / "dataset.json").read_text())
+    card["files"]["test_images.npy"] = hash_file(file)
+    card["fingerprint"] = fingerprint(card["files"])
+    (other / "dataset.json").write_text(json.dumps(card))
+    entered = enter("evaluate", f"run={trained('classification')}", f"data={other}")
+    assert_one_sentence(entered, "was trained on other data", card["fingerprint"][:12], "data=FOLDER")
+
+
+def test_a_part_stands_beside_its_own_record(compose, enter):
+    options = ("model=fractalnet_small", "model.columns=2", "model.widths=[4,4,8]", "recipe.epochs=1")
+    (folder,) = train(compose(*options), strict=True)
+    assert {len(set(row)) for row in columns_of(enter("evaluate", f"run={folder}", "part=column_1").out)} == {1}
+    whole = columns_of(enter("evaluate", f"run={folder}").out)
+    assert whole != columns_of(enter("evaluate", f"run={folder}", "part=column_1").out)
+
+
+def test_that_a_record_is_of_fewer_images_is_told(compose, enter):
+    (folder,) = train(compose("recipe.epochs=1", "trainer.limit_batches=1"), strict=True)
+    assert "the record is of trainer.limit_batches=1 batches" in enter("evaluate", f"run={folder}").err
+
+
+def columns_of(text: str) -> list[list[str]]:
+    """Return what `evaluate` prints of each metric: in the record, and now."""
+    return [re.split(r" {2,}", line.strip())[1:] for line in text.splitlines()[3:] if line]
 
 
 def test_an_augmentation_that_would_harm_boxes_is_refused_before_anything_is_written(compose, prepared):
@@ -218,11 +256,12 @@ class MeanNet(nn.Module):
         return torch.stack([images[..., :half].mean((1, 2, 3)), images[..., half:].mean((1, 2, 3))], dim=1)
 
 
-def test_views_are_averaged_as_probabilities():
-    images = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 8
+@pytest.mark.parametrize("brightness", [8, 8000], ids=["", "probabilities below the smallest number"])
+def test_views_are_averaged_as_probabilities(brightness):
+    images = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * brightness
     net = MeanNet()
-    expected = (net(images).softmax(1) + net(images.flip(3)).softmax(1)) / 2
-    assert torch.allclose(Flip(net)(images).softmax(1), expected)
+    expected = (net(images.double()).softmax(1) + net(images.double().flip(3)).softmax(1)).log() - math.log(2)
+    assert torch.allclose(Flip(net)(images).log_softmax(1).double(), expected, rtol=1e-4)
 
 
 def test_ten_equal_views_change_nothing():

@@ -23,6 +23,7 @@ from click.shell_completion import BashComplete, add_completion_class, get_compl
 from convatlas import __version__
 from convatlas.core.cli import run
 from convatlas.core.errors import UserError, near_matches
+from convatlas.core.processes import run_program
 
 GROUPS: dict[str, dict[str, str]] = {
     "One net": {
@@ -135,7 +136,7 @@ def _dvc(*words: str) -> NoReturn:
     """Run DVC with this environment's programs first on the path, and end as it does."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     command = [sys.executable, "-m", "dvc", *words]
-    sys.exit(subprocess.run(command, env=os.environ | {"PATH": programs}, check=False).returncode)
+    sys.exit(run_program(command, env=os.environ | {"PATH": programs}))
 
 
 # ---- completion -----------------------------------------------------------------------------------------------------

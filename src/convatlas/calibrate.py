@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -74,14 +75,15 @@ def calibrate(name: str, *, anew: bool) -> None:
     with quick_imports():
         from convatlas.training.calibration import validation_scores
 
-    for number, score in validation_scores([config for _, _, config in trials]):
-        key, choice, _ = trials[number]
-        scores = {**tried.variants[key].scores, choice: score.value}
-        in_order = {choice: scores[choice] for choice in choices if choice in scores}
-        chosen = best(scores, higher_is_better=score.higher_is_better) if len(scores) == len(choices) else None
-        tried.variants[key] = Tried(config=tried.variants[key].config, scores=in_order, chosen=chosen)
-        write_yaml(calibration_file(name), tried.plain(), HEADER)
-        print(f"{name}/{key}  {choice}  {'diverged' if score.value is None else f'{score.value:.4f}'}", flush=True)
+    with closing(validation_scores([config for _, _, config in trials])) as found:
+        for number, score in found:
+            key, choice, _ = trials[number]
+            scores = {**tried.variants[key].scores, choice: score.value}
+            in_order = {choice: scores[choice] for choice in choices if choice in scores}
+            chosen = best(scores, higher_is_better=score.higher_is_better) if len(scores) == len(choices) else None
+            tried.variants[key] = Tried(config=tried.variants[key].config, scores=in_order, chosen=chosen)
+            write_yaml(calibration_file(name), tried.plain(), HEADER)
+            print(f"{name}/{key}  {choice}  {'diverged' if score.value is None else f'{score.value:.4f}'}", flush=True)
     if lost := [key for key, each in tried.variants.items() if each.chosen is None]:
         raise UserError(
             f"{name}/{lost[0]} diverged with every choice of conf/scale/{CALIBRATED}.yaml; add a lower rate."

@@ -8,7 +8,6 @@ are allowed, or before a training that would not fit into the minutes. Finished 
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from convatlas.core.cli import read_options, run
 from convatlas.core.config import Section
 from convatlas.core.errors import UserError
 from convatlas.core.files import read_yaml, write_yaml
+from convatlas.core.processes import run_program
 from convatlas.core.record import Speeds
 from convatlas.reporting.reading import read_studies
 from convatlas.reporting.statistics import LOOKS
@@ -135,8 +135,7 @@ def repro(targets: Sequence[str]) -> None:
     Raises:
         UserError: a stage failed.
     """
-    done = subprocess.run([sys.executable, "-m", "dvc", "repro", *targets], check=False)
-    if done.returncode:
+    if run_program([sys.executable, "-m", "dvc", "repro", *targets]):
         raise UserError("`dvc repro` ended with an error, see above; what is decided stays, and this command goes on.")
 
 

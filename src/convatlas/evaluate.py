@@ -77,6 +77,8 @@ def evaluate(options: Options) -> dict[str, Any]:
     torch.set_num_threads(trained.config.trainer.threads)
     net = part_of(trained.net, options.part)
     augmented = None if options.tta == "none" else with_views(net, options.tta, trained.config, f"tta={options.tta}")
+    if (batches := trained.config.trainer.limit_batches) is not None:
+        print(f"All images are tested; the record is of trainer.limit_batches={batches} batches.", file=sys.stderr)
     single_view, rows = tested(trained, net, options.split)
     found: dict[str, Any] = single_view
     if augmented is not None:
@@ -139,10 +141,12 @@ def as_text(found: Mapping[str, Any], options: Options) -> list[str]:
 
 
 def _recorded(options: Options) -> Mapping[str, float | None]:
-    """Return the test metrics that the run's record has of the whole net; none of the validation."""
+    """Return the test metrics that the run's record has of the net, or of the part; none of the validation."""
     seeds = [options.run, *sorted(options.run.glob("seed=*"))]
     folder = next(seed for seed in seeds if RunRecord.is_in(seed))
-    return RunRecord.read(folder).metrics.test if options.split == "test" else {}
+    metrics = RunRecord.read(folder).metrics
+    tested = metrics.test if options.part is None else metrics.parts.get(options.part, {})
+    return tested if options.split == "test" else {}
 
 
 def _rows(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> list[list[str]]:

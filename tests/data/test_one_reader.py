@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,12 @@ def pages(form: str) -> bytes:
     )
 
 
+def declared(png: bytes, side: int) -> bytes:
+    """Let the head of a PNG say that it is as large as this."""
+    head = png[12:16] + struct.pack(">II", side, side) + png[24:29]
+    return png[:12] + head + struct.pack(">I", zlib.crc32(head)) + png[33:]
+
+
 def colours(grey: np.ndarray) -> np.ndarray:
     return grey[..., None].repeat(3, axis=2)
 
@@ -61,6 +69,7 @@ FILES: dict[str, tuple[bytes, np.ndarray | str]] = {
     "animation": (pages("GIF"), "it is a sequence of 3 images, not one"),
     "pages": (pages("TIFF"), "it is a sequence of 3 images, not one"),
     "empty": (b"", "the file is empty"),
+    "a bomb": (declared(encoded(COLOURS), 60_000), "it has more than 100,000,000 pixels"),
     "cut short": (encoded(COLOURS)[:-200], "it cannot be decoded"),
     "text": (b"no pixels", "it is not an image of a known format"),
 }

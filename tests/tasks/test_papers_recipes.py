@@ -81,7 +81,7 @@ def test_the_rate_at_each_step_is_the_source_s(run: str) -> None:
     recipe = config.recipe
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     steps = steps_per_epoch(config, SOURCES["images"][config.data.name])
-    schedule = build_schedule(recipe.schedule, optimizer, recipe.epochs, steps, "step")
+    schedule = build_schedule(recipe.schedule, optimizer, recipe.epochs, steps, monitor="step", mode="max")
     assert schedule["interval"] == "step"
     factor = schedule["scheduler"].lr_lambdas[0]
     lr = recipe.optimizer["lr"]

@@ -315,6 +315,14 @@ def set_best(config, monitor: str, values: list[float]) -> None:
         (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
+def test_a_run_does_not_end_before_it_began(uri, monkeypatch):
+    """The clock was set back between a kill and the next start."""
+    run = Experiment(uri, "adhoc").start("clock", {})
+    monkeypatch.setattr("convatlas.tracking.runs.time.time", lambda: 1000.0)
+    run.end("FINISHED")
+    assert run.found.info.end_time == run.found.info.start_time > 1_000_000
+
+
 @pytest.mark.parametrize(
     ("monitor", "scores", "best"),
     [

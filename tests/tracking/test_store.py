@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sqlite3
 import stat
@@ -58,6 +59,17 @@ def test_the_address_of_a_store(monkeypatch, tmp_path, address, expected, variab
     if variable and address is not None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     assert tracking_uri(None if variable else address) == expected.format(here=tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["a?b", "100% mine", "a'b\"c"])
+def test_a_folder_that_mlflow_cannot_have_in_an_address_is_told(monkeypatch, tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / folder)
+    with pytest.raises(
+        UserError, match=rf"{re.escape(folder)}/mlflow\.db has a sign .*; rename the folder, .*tracking=none"
+    ):
+        tracking_uri(None)
+    assert list(tmp_path.rglob("*")) == [tmp_path / folder]
 
 
 @pytest.mark.parametrize("address", ["mlruns", "./mlruns", "file:mlruns", "file:///tmp/mlruns", "/tmp/mlruns"])
@@ -124,7 +136,7 @@ def test_a_kill_while_the_store_is_made_leaves_nothing_in_its_place(monkeypatch,
     monkeypatch.setattr(MlflowClient, "search_experiments", killed)
     with pytest.raises(KeyboardInterrupt):
         connect(f"sqlite:///{database}")
-    assert not database.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
     monkeypatch.setattr(MlflowClient, "search_experiments", search)
     before = os.umask(0o022)
     try:

@@ -25,6 +25,25 @@ class KillAfterBatch(pl.Callback):
             raise Killed
 
 
+class KillInValidation(pl.Callback):
+    """Ends the training after the first batch of an epoch's validation, from 0."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_validation_batch_end(  # noqa: PLR0917 - Lightning's signature
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.current_epoch == self.epoch:
+            raise Killed
+
+
 class KillAfterStop(Checkpoint):
     """Ends the training when early stopping has stopped it, after the last checkpoint is written."""
 

@@ -79,17 +79,23 @@ def test_latency_is_taken_where_the_net_was_trained(monkeypatch: pytest.MonkeyPa
             return self
 
     def measured(net: nn.Module, shape: Any) -> float:
-        places.append((net._compiled_call_impl, torch.is_autocast_enabled("cpu")))
+        places.append((net._compiled_call_impl, torch.is_autocast_enabled("cpu"), next(net.parameters()).dtype))
         return 0.5
 
     monkeypatch.setattr(results, "measure_latency", measured)
     net = Net(2, 2)
     net._compiled_call_impl = compiled = lambda: None
     assert results.latency_on(net, (1, 2, 2), torch.device("cuda", 0), "32-true") == 0.5
-    assert places == ["cuda", (None, False), "cpu"]
+    assert places == ["cuda", (None, False, torch.float32), "cpu"]
     assert net._compiled_call_impl is compiled
-    results.latency_on(net, (1, 2, 2), torch.device("cpu"), "bf16-mixed")
-    assert places[4] == (None, True)
+    for precision, expected in (
+        ("bf16-mixed", (None, True, torch.float32)),
+        ("64-true", (None, False, torch.float64)),
+    ):
+        places.clear()
+        results.latency_on(net, (1, 2, 2), torch.device("cpu"), precision)
+        assert places == ["cpu", expected, "cpu"]
+        assert next(net.parameters()).dtype == torch.float32
 
 
 def test_sums_of_losses_are_copies(compose: Any) -> None:

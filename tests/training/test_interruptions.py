@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from interrupting import Killed
 
 from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
+from convatlas.tasks.classification import ClassificationTask
 from convatlas.training import run
 from convatlas.training.run import train
 from convatlas.training.work_folder import WorkFolder
@@ -112,8 +114,18 @@ def test_weights_of_another_epoch_are_not_tested(compose, tmp_path):
         train(compose(*BEST_FIRST), strict=True)
 
 
-def test_a_run_killed_after_early_stopping_does_not_train_on(compose):
-    stopping = (BEST_FIRST[0], "recipe.epochs=9", "recipe.early_stopping_patience=1")
+@pytest.mark.parametrize("patience", [1, 8], ids=["patience", "a score that is no number"])
+def test_a_run_killed_after_early_stopping_does_not_train_on(compose, monkeypatch, patience):
+    stopping = (BEST_FIRST[0], "recipe.epochs=9", f"recipe.early_stopping_patience={patience}")
+    if patience > 1:
+        summarise = ClassificationTask.summarise
+
+        def no_number_in_the_second(self, metrics):
+            found = summarise(self, metrics)
+            is_second = self.current_epoch == 1 and self.trainer.validating
+            return found | {"calibration_error": math.nan} if is_second else found
+
+        monkeypatch.setattr(ClassificationTask, "summarise", no_number_in_the_second)
     undisturbed = train(compose(*stopping, folder="undisturbed"), strict=True)[0]
     epochs = json.loads((undisturbed / "metrics.json").read_text())["epochs"]
     assert epochs < 9, "the case needs an early stop"
@@ -122,13 +134,64 @@ def test_a_run_killed_after_early_stopping_does_not_train_on(compose):
     assert_equal_runs(undisturbed, train(compose(*stopping), strict=True)[0])
 
 
-def test_seconds_of_a_run_resumed_within_an_epoch_are_those_it_trained(compose, monkeypatch):
+def test_seconds_of_a_run_resumed_within_an_epoch_are_those_it_trained(compose, tmp_path):
     options = ("trainer.checkpoint_every_n_steps=2",)
     killed(compose(*options), "KillAfterBatch", epoch=1, batch=4)
+    last = tmp_path / "run" / ".work" / "seed=0" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    checkpoint["callbacks"]["Recorder"]["seconds"] += 1000  # as if the epoch's first steps had taken as long
+    torch.save(checkpoint, last)
     folder = train(compose(*options), strict=True)[0]
     seconds = json.loads((folder / "timing.json").read_text())["epoch_seconds"]
     assert len(seconds) == 2
-    assert 0 < seconds[1] < 60  # not the seconds since the machine was started
+    assert 1000 < seconds[1] < 1060  # neither those of the second start alone nor those since the machine was started
+
+
+def schedule(name: str, **options: str) -> tuple[str, str]:
+    """Return the overrides of a schedule of torch's."""
+    words = ", ".join(f"{key}: {value}" for key, value in options.items())
+    return "~recipe.schedule", f"+recipe.schedule={{_target_: torch.optim.lr_scheduler.{name}, {words}}}"
+
+
+PLATEAU = schedule("ReduceLROnPlateau", patience="0", factor="0.1", threshold="10.0")
+IN_THE_THIRD = ("KillAfterBatch", {"epoch": 2, "batch": 1})
+RESUMED = {
+    # The options of a run, the callback that kills it, and where.
+    "a schedule that follows a metric": (PLATEAU, *IN_THE_THIRD),
+    "a schedule of epochs": (schedule("StepLR", step_size="1", gamma="0.3", interval="epoch"), *IN_THE_THIRD),
+    "averaged weights in a validation": (("recipe.ema_decay=0.9", BEST_FIRST[0]), "KillInValidation", {"epoch": 2}),
+    "averaged weights, the last epoch": (("recipe.ema_decay=0.9", "recipe.protocol=last_epoch"), *IN_THE_THIRD),
+    "parameters of several rates": (
+        ("recipe.bias_rate=2", "recipe.decay_norms_and_biases=false", "trainer.checkpoint_every_n_steps=2"),
+        *("KillAfterBatch", {"epoch": 1, "batch": 5}),
+    ),
+    "gradient norms of pieces": (
+        ("recipe.gradient_norms=true", "trainer.accumulate_grad_batches=2", "trainer.checkpoint_every_n_steps=2"),
+        *("KillAfterBatch", {"epoch": 1, "batch": 7}),
+    ),
+}
+FAST = ("a schedule that follows a metric", "averaged weights in a validation")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in FAST else pytest.mark.slow) for kind in RESUMED]
+)
+def test_a_resumed_run_equals_the_undisturbed_one(compose, kind):
+    options, target, at = RESUMED[kind]
+    undisturbed = train(compose("recipe.epochs=3", *options, folder="undisturbed"), strict=True)[0]
+    killed(compose("recipe.epochs=3", *options), target, **at)
+    assert_equal_runs(undisturbed, train(compose("recipe.epochs=3", *options), strict=True)[0])
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+def test_a_damaged_checkpoint_of_an_unfinished_run_is_told_with_what_helps(compose, tmp_path, name):
+    work = tmp_path / "run" / ".work" / "seed=0"
+    killed(compose(), "KillAfterBatch", epoch=1, batch=1)
+    if name == "best.ckpt":
+        (work / "fitted").touch()  # otherwise the second epoch makes another
+    (work / name).write_bytes((work / name).read_bytes()[:-500])
+    with pytest.raises(UserError, match=rf"{name} is damaged .*; delete .*run/\.work/seed=0 and start again\.$"):
+        train(compose(), strict=True)
 
 
 @pytest.mark.parametrize(
@@ -143,9 +206,10 @@ def test_the_best_epoch_is_that_of_the_best_value_of_the_monitored_metric(compos
     assert torch.load(folder / "best.ckpt", weights_only=True)["epoch"] + 1 == best
 
 
-def test_the_history_has_the_rate_that_the_last_step_of_an_epoch_was_made_with(compose):
+@pytest.mark.parametrize("options", [(), ("recipe.bias_rate=3", "recipe.no_decay=['*weight']")], ids=["", "biases"])
+def test_the_history_has_the_rate_that_the_last_step_of_an_epoch_was_made_with(compose, options):
     """One epoch of n steps along a cosine without warm-up: the last step has the factor of step n - 1."""
-    config = compose("recipe.epochs=1", "recipe.schedule.warmup_epochs=0", "recipe.optimizer.lr=0.1")
+    config = compose("recipe.epochs=1", "recipe.schedule.warmup_epochs=0", "recipe.optimizer.lr=0.1", *options)
     folder = train(config, strict=True)[0]
     with (folder / "history.csv").open() as file:
         row = next(csv.DictReader(file))

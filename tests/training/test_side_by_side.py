@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from convatlas.core.errors import UserError
+from convatlas.core.processes import stop
 from convatlas.tracking.tracker import SeedTracker, VariantTracker
 from convatlas.training import side_by_side
 from convatlas.training.run import run_identity
@@ -58,6 +61,23 @@ def test_of_seeds_that_fail_the_first_is_reported_and_the_others_finish(seeds, k
     assert {note for note in tracker.notes if note[0] == "start"} == {("start", seed, os.getpid()) for seed in seeds}
     assert tracker.notes.count(("end", "FINISHED")) == len({0, 4} & set(seeds))
     assert tracker.notes.count(("end", "KILLED")) == (3 in seeds)
+
+
+def test_a_signal_while_the_processes_are_made_leaves_none_behind(monkeypatch):
+    context = multiprocessing.get_context("fork")
+    start, before = context.Process.start, signal.signal(signal.SIGTERM, stop)
+
+    def started(process):
+        start(process)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(context.Process, "start", started)
+    try:
+        with pytest.raises(SystemExit, match="143"):
+            SideBySide(train, (0, 4), 2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not multiprocessing.active_children()
 
 
 def test_folders_come_in_the_order_of_the_seeds():

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -17,6 +18,7 @@ from convatlas.core.errors import UserError
 from convatlas.tasks.base import Task
 from convatlas.training import tuning
 from convatlas.training.tuning import read_search, search
+from convatlas.training.work_folder import WorkFolder
 from helpers import ROOT, assert_one_sentence
 
 SMALL = (
@@ -91,6 +93,30 @@ def test_a_search_that_was_interrupted_goes_on_to_the_same_trials(asked, tmp_pat
     search(read_search(asked(*few)))
     assert steps == 6 + 5 + 3 + 6  # the second epoch of the second trial again, and the third trial
     assert trials(tmp_path / "search") == trials(tmp_path / "undisturbed")
+
+
+class Killed(BaseException):
+    """Ends the search without any of the orderly ends."""
+
+
+KILLS = {"before the trial is stored": (optuna.Study, "add_trial"), "before its folder goes": (WorkFolder, "remove")}
+KILLS |= {"before its lock goes": (WorkFolder, "close"), "before the best is written": (tuning, "_write_best")}
+
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_a_search_that_is_killed_at_the_end_of_a_trial_leaves_nothing_in_the_end(asked, tmp_path, monkeypatch, kill):
+    def killed(*_):
+        raise Killed
+
+    options = asked(RATE, "tune.trials=2", "recipe.epochs=1")
+    with monkeypatch.context() as patched:
+        patched.setattr(*KILLS[kill], killed)
+        with pytest.raises(Killed):
+            search(read_search(options))
+    search(read_search(options))
+    assert [row["trial"] for row in trials(tmp_path / "search")] == ["0", "1"]
+    left = {path.name for path in (tmp_path / "search").iterdir()}
+    assert left == {".convatlas.json", "best.yaml", "trials.csv", "tune.db"}
 
 
 def test_a_trial_below_the_median_is_pruned(asked, tmp_path, monkeypatch):

@@ -140,12 +140,12 @@ def run(main: Callable[[], None], config_name: str = "train", *, interrupted: st
 def _end_at_once(code: int | str | None) -> NoReturn:
     """End as an interpreter does, but for freeing a million objects one by one, which takes more than a second."""
     try:
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # a second Ctrl-C
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-    except KeyboardInterrupt:
-        code = 130
     finally:
         os._exit(code if isinstance(code, int) else code is not None)
 

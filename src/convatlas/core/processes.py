@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -142,6 +143,21 @@ def is_alive(process: int) -> bool:
         return False
     except psutil.AccessDenied:
         return True
+
+
+def run_program(command: Sequence[str], **options: Any) -> int:
+    """Run another program and return its status; Ctrl-C, which it gets as well, lets it come to an orderly end first.
+
+    A second Ctrl-C, or any other end of this process, ends it at once.
+    """
+    with subprocess.Popen(command, **options) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.wait()
+            raise
+        finally:
+            process.kill()
 
 
 # ---- the end that a signal asks for ---------------------------------------------------------------------------------

@@ -165,7 +165,7 @@ def measure_latency(net: nn.Module, input_size: Sequence[int], batch_size: int =
     A GPU is waited for at each; ten of its first answers are left out, in which libraries choose their kernels.
     """
     device = next(net.parameters()).device
-    images = torch.rand(batch_size, *input_size, device=device)
+    images = torch.rand(batch_size, *input_size, device=device, dtype=next(net.parameters()).dtype)
     net.eval()
     seconds = []
     first = 10 if device.type == "cuda" else 3

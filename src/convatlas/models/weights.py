@@ -14,6 +14,8 @@ from convatlas.core.errors import UserError
 
 State = Mapping[str, Tensor]
 """Tensors by their names in a net's `state_dict`."""
+RETRAIN = "train again or take another file"
+"""What helps where a checkpoint of a finished run is damaged."""
 
 
 def take_weights(net: nn.Module, state: State, num_classes: int, source: str) -> list[str]:
@@ -64,8 +66,8 @@ def digest(state: State) -> str:
     return found.hexdigest()
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, executing nothing in it.
+def read_checkpoint(path: Path, remedy: str = RETRAIN) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, executing nothing in it; `remedy` ends the sentence about a damaged one.
 
     Raises:
         UserError: it is missing, truncated, or not a checkpoint of this project.
@@ -80,9 +82,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; train first, or correct the path.") from error
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} is damaged or not a checkpoint of convatlas; train again or take another file."
-        ) from error
+        raise UserError(f"{path} is damaged or not a checkpoint of convatlas; {remedy}.") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(
             f"{path} holds no weights of convatlas (no state_dict); take a best.ckpt or last.ckpt of a run."
@@ -90,14 +90,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_net(net: nn.Module, path: Path) -> None:
-    """Load a net's weights from a checkpoint of its run.
+def load_net(net: nn.Module, path: Path, remedy: str = RETRAIN) -> None:
+    """Load a net's weights from a checkpoint of its run; `remedy` is that of `read_checkpoint`.
 
     Raises:
         UserError: the checkpoint belongs to another net.
     """
     prefix = "net."
-    state = {k.removeprefix(prefix): v for k, v in read_checkpoint(path)["state_dict"].items() if k.startswith(prefix)}
+    saved = read_checkpoint(path, remedy)["state_dict"]
+    state = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
     own = net.state_dict()
     wrong = [
         key for key in sorted(own | state) if key not in own or key not in state or own[key].shape != state[key].shape

@@ -306,7 +306,9 @@ class Task(pl.LightningModule, ABC):
         mixed = self.config.trainer.precision.endswith("-mixed")
         optimizer = build_optimizer(self.net, recipe, mixed_precision=mixed)
         steps = max(1, int(self.trainer.estimated_stepping_batches) // recipe.epochs)
-        schedule = build_schedule(recipe.schedule, optimizer, recipe.epochs, steps, self.monitor)
+        schedule = build_schedule(
+            recipe.schedule, optimizer, recipe.epochs, steps, monitor=self.monitor, mode=self.monitor_mode
+        )
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:

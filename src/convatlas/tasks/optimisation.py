@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from convatlas.core.config import Recipe
 from convatlas.core.errors import UserError
+from convatlas.core.metrics import Direction
 from convatlas.core.targets import factory, locate
 
 __all__ = [
@@ -52,7 +53,8 @@ def parameter_groups(net: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Split the trainable parameters by whether they decay and by their rate.
 
     Vectors and scalars are the gains and shifts of normalisations and the biases of layers; kernels and matrices have
-    two dimensions or more. Without a `weight_decay` in `recipe.optimizer` the optimiser's own holds.
+    two dimensions or more. Without a `weight_decay` in `recipe.optimizer` the optimiser's own holds. The first group
+    has the recipe's rate, unless all parameters have another.
 
     Raises:
         UserError: a pattern of `recipe.no_decay` fits no parameter.
@@ -77,17 +79,23 @@ def parameter_groups(net: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
             **({"weight_decay": 0.0} if key[0] else decay),
             **({"lr": section["lr"] * recipe.bias_rate} if key[1] else {}),
         }
-        for key in sorted(groups)
+        for key in sorted(groups, key=lambda key: (key[1], key[0]))
     ]
 
 
 def build_schedule(
-    section: Mapping[str, Any], optimizer: Optimizer, epochs: int, steps_per_epoch: int, monitor: str
+    section: Mapping[str, Any],
+    optimizer: Optimizer,
+    epochs: int,
+    steps_per_epoch: int,
+    *,
+    monitor: str,
+    mode: Direction,
 ) -> dict[str, Any]:
     """Build a schedule of ours, of torch or of timm, as Lightning takes it.
 
     `interval` says whether it advances with each step or each epoch. The arguments `epochs`, `steps_per_epoch` and
-    `total_steps` are filled in where the schedule takes them and the section leaves them out.
+    `total_steps`, and the `mode` of `ReduceLROnPlateau`, are filled in where the section leaves them out.
 
     Args:
         section: `recipe.schedule`.
@@ -95,16 +103,37 @@ def build_schedule(
         epochs: of the whole training.
         steps_per_epoch: optimiser steps in an epoch.
         monitor: the metric that `ReduceLROnPlateau` follows.
+        mode: whether its highest or lowest value is the best.
 
     Raises:
-        UserError: its class does not exist or refuses its arguments.
+        UserError: its class does not exist or refuses its arguments, or it follows a metric that there is not, or the
+            wrong way.
     """
     given = {key: value for key, value in section.items() if key != "interval"}
-    known = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "total_steps": epochs * steps_per_epoch}
-    taken = inspect.signature(locate(given["_target_"], "recipe.schedule._target_")).parameters
+    known: dict[str, Any] = {
+        "epochs": epochs,
+        "steps_per_epoch": steps_per_epoch,
+        "total_steps": epochs * steps_per_epoch,
+    }
+    kind = locate(given["_target_"], "recipe.schedule._target_")
+    plateau = isinstance(kind, type) and issubclass(kind, ReduceLROnPlateau)
+    if getattr(kind, "__name__", "") == "PlateauLRScheduler":
+        raise UserError(
+            "recipe.schedule: timm's PlateauLRScheduler gets no metric here, and would change nothing; take "
+            "torch.optim.lr_scheduler.ReduceLROnPlateau."
+        )
+    if plateau and monitor == "step":
+        raise UserError(
+            "recipe.schedule: ReduceLROnPlateau follows the validation, which recipe.protocol=last_epoch has not; "
+            "choose another schedule."
+        )
+    if plateau and given.get("mode", mode) != mode:
+        better = "higher" if mode == "max" else "lower"
+        raise UserError(f"recipe.schedule.mode={given['mode']}: a {better} {monitor} is better; leave mode out.")
+    known |= {"mode": mode} if plateau else {}
+    taken = inspect.signature(kind).parameters
     filled = {name: value for name, value in known.items() if name in taken and name not in given}
     schedule = factory(given, "recipe.schedule")(optimizer, **filled)
-    plateau = isinstance(schedule, ReduceLROnPlateau)
     interval = section.get("interval", "epoch" if plateau else "step")
     return {"scheduler": schedule, "interval": interval, "reduce_on_plateau": plateau, "monitor": monitor}
 

@@ -136,8 +136,9 @@ class Run:
             self.client.log_artifact(self.id, str(path), None if place == "." else place)
 
     def end(self, status: str, end_time: int | None = None) -> None:
-        """End the run."""
-        self.client.set_terminated(self.id, status, end_time)
+        """End the run, though never before it began, as after a clock that was set back."""
+        now = max(int(time.time() * 1000), self.found.info.start_time)
+        self.client.set_terminated(self.id, status, end_time or now)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -57,7 +57,13 @@ def tracking_uri(configured: str | None) -> str:
         named = re.fullmatch(r"sqlite(?:\+pysqlite)?:///(?!:memory:)([^?]+)(\?.*)?", address)
         if named is None:
             raise UserError(f"The tracking store {address} names no file; write it as sqlite:///mlflow.db.")
-        return f"sqlite:///{(_project_folder() / named[1]).resolve()}{named[2] or ''}"
+        file = (_project_folder() / named[1]).resolve()
+        if re.search(r"""[?%]|'.*"|".*'""", str(file), re.DOTALL):
+            raise UserError(
+                f"The path {file} has a sign that MLflow cannot have in the address of a database (?, % or both kinds "
+                f"of quotes); rename the folder, {ANOTHER_STORE}."
+            )
+        return f"sqlite:///{file}{named[2] or ''}"
     is_folder = address.startswith("file:") or ("://" not in address and not address.startswith("databricks"))
     if is_folder and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("1", "true"):
         raise UserError(
@@ -268,8 +274,11 @@ def _make(database: Path) -> None:
     # A name of its own: MLflow keeps what it knows of an address as long as the process lives.
     partial = database.with_name(f".{database.name}.{os.getpid()}-{time.monotonic_ns()}.partial")
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL, 0o660))  # no other users, whatever the umask lets them
-    MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments(max_results=1)
-    partial.replace(database)
+    try:
+        MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments(max_results=1)
+        partial.replace(database)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _follow_move(connection: sqlite3.Connection, database: Path) -> None:

@@ -9,12 +9,15 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
 import torch
 
 from convatlas.core.config import RunConfig
+from convatlas.core.errors import UserError
 from convatlas.core.processes import die_with_parent
 from convatlas.data.lightning_module import open_data
 from convatlas.tasks.base import DivergedError
@@ -31,18 +34,28 @@ class Score(NamedTuple):
     higher_is_better: bool
 
 
-def validation_scores(configs: Sequence[RunConfig]) -> Iterator[tuple[int, Score]]:
+def validation_scores(configs: Sequence[RunConfig]) -> Generator[tuple[int, Score]]:
     """Train each configuration in its `work_dir`, as many at a time as cores, and yield place and score as they end.
 
     Raises:
-        UserError: a configuration cannot be trained.
+        UserError: a configuration cannot be trained, or a process was ended from outside.
     """
     if not configs:
         return
     threads = max(config.trainer.threads for config in configs)
     at_once = max(1, len(os.sched_getaffinity(0)) // threads)
-    with multiprocessing.get_context("fork").Pool(at_once, _begin) as pool:
-        yield from pool.imap_unordered(_score, enumerate(configs))
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("fork"), _begin) as pool:
+        try:
+            for trained in as_completed([pool.submit(_score, each) for each in enumerate(configs)]):
+                yield trained.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "A process that trained was ended from outside. The same command goes on from its last checkpoint; if "
+                "memory ran out, free some first."
+            ) from error
+        finally:
+            for process in multiprocessing.active_children():
+                process.kill()  # Lightning would make an exception of SIGTERM, and the pool begin the next training
 
 
 def _begin() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from convatlas.core.files import atomic_write
@@ -63,8 +65,28 @@ class StopsAgain(EarlyStopping):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop a training that had stopped already."""
-        if self.stopped_epoch and self.wait_count >= self.patience:
+        if self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED:
             trainer.should_stop = True
+
+
+class CatchesUp(pl.Callback):
+    """Advances a schedule that follows a metric where a training goes on from the end of an epoch.
+
+    Lightning advances it after the checkpoint of that epoch is written.
+
+    Args:
+        rows: the history, a row an epoch.
+    """
+
+    def __init__(self, rows: Callable[[], Sequence[Mapping[str, float]]]) -> None:
+        self._rows = rows
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the schedule the last epoch's metric, unless it has seen it."""
+        rows = self._rows()
+        for schedule in trainer.lr_scheduler_configs:
+            if schedule.reduce_on_plateau and schedule.scheduler.last_epoch < len(rows) // schedule.frequency:
+                pl_module.lr_scheduler_step(schedule.scheduler, rows[-1][str(schedule.monitor)])
 
 
 class WithinEpochs(MovableCheckpoint):

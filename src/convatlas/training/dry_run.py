@@ -56,7 +56,8 @@ def dry_run(net: nn.Module, config: RunConfig, prepared: PreparedData) -> None:
         class_activation_maps(net, torch.zeros(1, config.data.in_channels, size, size))
     optimizer = build_optimizer(net, with_scaled_rate(config).recipe)
     rates = [group["lr"] for group in optimizer.param_groups]
-    build_schedule(config.recipe.schedule, optimizer, config.recipe.epochs, 1, task.monitor)
+    epochs = config.recipe.epochs
+    build_schedule(config.recipe.schedule, optimizer, epochs, 1, monitor=task.monitor, mode=task.monitor_mode)
     if any(group.get("initial_lr", rate) != rate for group, rate in zip(optimizer.param_groups, rates, strict=True)):
         _check_rate_is_left_alone(config)
     if config.tracking.enabled:

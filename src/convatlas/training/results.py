@@ -113,15 +113,15 @@ def collect_results(
 def latency_on(net: nn.Module, shape: tuple[int, int, int], device: torch.device, precision: str) -> float:
     """Return the seconds of one image on a device, as the net is written, and leave the net on the CPU.
 
-    A compiled net would be compiled anew for a single image.
+    A compiled net would be compiled anew for a single image. The net's weights are float32, before and after.
     """
     compiled, net._compiled_call_impl = net._compiled_call_impl, None
     half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     try:
         with torch.autocast(device.type, dtype=half) if half else nullcontext():
-            return measure_latency(net.to(device), shape)
+            return measure_latency((net.double() if precision == "64-true" else net).to(device), shape)
     finally:
-        net.cpu()._compiled_call_impl = compiled
+        net.float().cpu()._compiled_call_impl = compiled
 
 
 @contextmanager

@@ -172,7 +172,7 @@ def _fit_and_test(
         whole = _with_whole_nets(config)
         task = build_task(whole, list(prepared.card.classes), seed)
         trainer = build_trainer(whole, task, seed, work, fitted.recorder)
-    load_net(task.net, work.best)
+    load_net(task.net, work.best, work.begin_anew)
     check_best(work.best, fitted.recorder, task)
     started = now()
     with fitted.recorder.measured("test"):

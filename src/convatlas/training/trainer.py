@@ -19,7 +19,7 @@ from convatlas.core.targets import build, named, user_errors
 from convatlas.data.module import batches_done
 from convatlas.models.weights import read_checkpoint
 from convatlas.tasks.base import Task
-from convatlas.training.checkpoints import StopsAgain, checkpoint_callbacks
+from convatlas.training.checkpoints import CatchesUp, StopsAgain, checkpoint_callbacks
 from convatlas.training.net_callbacks import AveragesWeights, FollowsNet, GradientNorms, InvertsImages
 from convatlas.training.recorder import Recorder
 from convatlas.training.strategies import ChannelsLast, build_plugins, build_strategy, device_of, precision_of
@@ -67,6 +67,7 @@ def trainer_of(
         *own,
         *user_callbacks(config).values(),
         recorder,
+        CatchesUp(lambda: recorder.rows),
         *checkpoint_callbacks(work.path, monitor, mode, machine.checkpoint_every_n_steps),
     ]
     if recipe.ema_decay is not None:
@@ -116,13 +117,14 @@ def fit_to_end(
     """
     resumed = work.last if work.last.exists() else None
     if not work.fitted.exists():
-        data.start_batch = batches_done(read_checkpoint(resumed)) if resumed else 0
+        data.start_batch = batches_done(read_checkpoint(resumed, work.begin_anew)) if resumed else 0
         with user_errors():
             trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
         if trainer.is_global_zero:
             work.fitted.touch()
     elif resumed:  # killed between training and test: the rows are in the last checkpoint
-        recorder.load_state_dict(read_checkpoint(resumed)["callbacks"][recorder.state_key])
+        state = read_checkpoint(resumed, work.begin_anew)
+        recorder.load_state_dict(state["callbacks"][recorder.state_key])
     trainer.strategy.barrier("fitted")
 
 

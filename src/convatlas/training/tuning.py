@@ -14,6 +14,7 @@ import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import optuna
@@ -179,6 +180,8 @@ def search(asked: Search) -> str:
         claim_files(folder, "tune", FILES, "output_dir")
         with open_tracker(asked.base, prepared.card) as tracker:
             trials = _Trials(asked, prepared, tracker)
+            for trial in trials.study.trials:
+                WorkFolder(trials.folder(trial.number), {}, strict=False).discard()
             while len(trials.study.trials) < asked.tune.trials:
                 trials.run_next()
         return _write_best(asked, trials.study)
@@ -229,6 +232,11 @@ class _Trials:
             raise UserError(f"{database} holds another search ({what}). {remedy}")
         self.study.set_user_attr("search", searched)
 
+    def folder(self, number: int) -> Path:
+        """Return where a trial trains."""
+        base = self.asked.base
+        return (base.work_dir or base.output_dir / ".work") / f"trial={number}"
+
     def run_next(self) -> None:
         """Propose a trial, train it, and store its score; pruned and diverged ones count as trials as well."""
         number = len(self.study.trials)
@@ -245,8 +253,7 @@ class _Trials:
         config = _composed([*self.asked.fixed, *_overrides(trial.params)])[0].model_copy(update=named)
         seed = config.seeds[0]
         dry_run(build_model(config.model), config, self.prepared)
-        folder = (base.work_dir or base.output_dir / ".work") / f"trial={number}"
-        work = WorkFolder(folder, run_identity(config, seed, self.prepared.card.fingerprint), strict=False)
+        work = WorkFolder(self.folder(number), run_identity(config, seed, self.prepared.card.fingerprint), strict=False)
         work.open(overwrite=base.overwrite)
         parent = copy.copy(self.tracker)
         vars(parent)["config"] = config

@@ -46,6 +46,11 @@ class WorkFolder:
         return self.path / "last.ckpt"
 
     @property
+    def begin_anew(self) -> str:
+        """What helps where a checkpoint of the unfinished training is damaged."""
+        return f"delete {self.path} and start again"
+
+    @property
     def best(self) -> Path:
         """The checkpoint of the best epoch so far."""
         return self.path / "best.ckpt"
@@ -139,6 +144,12 @@ class WorkFolder:
         """Delete what the training left, and only then unlock the folder."""
         self._clear()
         self.close()
+
+    def discard(self) -> None:
+        """Delete what a kill in the middle of `remove` left of a training whose result is kept elsewhere."""
+        if self.path.is_dir() or self._lock_file.exists():
+            self.open(overwrite=True)
+            self.remove()
 
     def close(self) -> None:
         """Unlock the folder, and remove empty folders around it inside `.work`."""
