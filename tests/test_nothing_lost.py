@@ -7,6 +7,7 @@ one sentence and status 2, and all that it does not own is as before.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -416,3 +417,13 @@ def test_a_project_that_may_only_be_read(enter, world, command):
         assert_one_sentence(entered)
         assert not any(word in entered.err for word in (".tmp", ".partial"))
         assert "epoch 1" not in entered.out
+
+
+def test_every_fault_is_held_by_a_test_that_there_is():
+    page = (ROOT / "docs" / "faults.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| fault |")]
+    held = re.findall(r"`([\w/]+\.py)::(test_\w+)`", page)
+    assert len(rows) > 100
+    assert len([row for row in rows if "::" not in row]) == 1, "one refusal is DVC's own"
+    missing = [f"{file}::{name}" for file, name in held if f"def {name}(" not in (ROOT / "tests" / file).read_text()]
+    assert missing == []

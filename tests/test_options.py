@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -134,3 +136,15 @@ def test_the_pages_answer_to_every_name_of_the_machine() -> None:
     names = allowed_names("box.example")
     assert {"box.example", "box.example:*", socket.gethostname(), f"{socket.gethostname()}:*"} <= set(names)
     assert set(DEFAULT_NAMES) <= set(names)
+
+
+def test_the_printed_address_is_one_that_other_machines_can_open(enter, tmp_path, monkeypatch) -> None:
+    import mlflow
+
+    store = f"sqlite:///{tmp_path / 'runs.db'}"
+    mlflow.MlflowClient(store).create_experiment("overview")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setattr(os, "execv", lambda *_: sys.exit(0))  # MLflow's server, which would not end
+    printed = enter("ui", "host=0.0.0.0", "port=5123").out
+    assert f"overview, table: http://{socket.gethostname()}:5123/" in printed
+    assert "0.0.0.0" not in printed

@@ -242,6 +242,30 @@ def test_predict_prints_the_first_answers_and_draws_what_the_net_sees(trained, e
     assert not (tmp_path / "predictions-3" / "contact_sheet.png").exists()
 
 
+def test_predict_reads_no_further_ahead_than_a_batch(trained, enter, tmp_path, monkeypatch):
+    """Folders of any size: what is decoded and not yet answered is bounded by the batch."""
+    from convatlas.data import medical
+
+    run, pictures, ahead = trained("classification"), tmp_path / "pictures", []
+    pictures.mkdir()
+    for number in range(40):
+        Image.new("L", (30, 30), 100).save(pictures / f"{number:02d}.png")
+    decoded, decode = [], medical.decode_images
+    monkeypatch.setattr(medical, "decode_images", lambda file, card: decoded.append(file) or decode(file, card))
+    save, out = Image.Image.save, tmp_path / "out"
+
+    def noting(image, path, *args, **kwargs):
+        if str(path).endswith(".png") and "contact" not in str(path):
+            ahead.append(len(decoded) - len(ahead))
+        save(image, path, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "save", noting)
+    entered = enter("predict", f"run={run}", str(pictures), "batch_size=4", f"output_dir={out}")
+    assert entered.status == 0, entered.err
+    assert (len(decoded), len(ahead)) == (40, 40)
+    assert max(ahead) <= 2 * 4
+
+
 @pytest.mark.parametrize(("task", "tta"), [("segmentation", "flip"), ("classification", "multi_scale")])
 def test_views_that_do_not_fit_are_refused(trained, enter, task, tta):
     words = {"segmentation": "is for classification", "classification": "does not take images of other sizes"}[task]

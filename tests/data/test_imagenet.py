@@ -62,3 +62,10 @@ def test_the_kit_s_archive_is_compared_with_its_checksum(tmp_path: Path) -> None
 def test_how_to_get_it_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no folder .*train\. Its terms do not let a program fetch it"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(("devkit", "licence"), [("none", "not stated"), ("folder", "non-commercial research")])
+def test_only_the_official_set_has_its_licence(tmp_path: Path, devkit: str, licence: str) -> None:
+    raw = load(write_imagenet(tmp_path, flat=devkit != "none", devkit=devkit), verify=False)
+    assert raw.licence.startswith(licence)
+    assert ("ImageNet" in raw.origin) == (devkit == "folder")
