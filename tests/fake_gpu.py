@@ -4,8 +4,8 @@ torch's `FakeTensorMode` runs every operation of autocast, of autograd and of th
 CUDA would refuse is refused here too: tensors on two devices, operations that autocast bans, shapes and types that do
 not go together. What it cannot say is how fast a GPU is and what it computes.
 
-Three things stand in for the driver. Autocast and CUDA's random number generators ask for one, and are told that it is
-there. autograd's engine waits for CUDA's streams, so `differentiate` walks through the graph instead, node by node, by
+Three things stand in for the driver. Autocast and CUDA's random number generators check for one, and the check passes.
+autograd's engine waits for CUDA's streams, so `differentiate` walks through the graph instead, node by node, by
 the same rules. And where a size depends on values (`nonzero`, masks, suppression of boxes), or Python asks for one,
 `Watch` writes down the place, because a GPU has to be waited for there, and goes on with a size that it makes up.
 """

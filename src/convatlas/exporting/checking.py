@@ -109,15 +109,15 @@ class ForeignNet(nn.Module):
 
     def forward(self, images: Any) -> Any:
         """Take normalised images and return logits; of detectors, a list of images and their detections."""
-        outputs = SERVED[self.trained.config.data.task].outputs
-        if len(outputs) == 1:
+        served = SERVED[self.trained.config.data.task]
+        if not served.one_at_a_time:
             answer = self.answers(raw(images, self.trained).cpu().float().numpy())[0]
             return torch.from_numpy(np.array(answer)).clamp_min(1e-30).log().to(images.device)
         found = [self.answers(image[None].cpu().numpy()) for image in images]
         return [
             {
                 name: torch.from_numpy(np.array(value)).to(images[0].device)
-                for name, value in zip(outputs, each, strict=True)
+                for name, value in zip(served.outputs, each, strict=True)
             }
             for each in found
         ]

@@ -192,6 +192,8 @@ def taken_in_turns(turns: Sequence[Callable[[], Any]], seconds: float) -> list[l
 def _training_step(run: Path) -> Callable[[], None]:
     """Return what trains the net of a run one step further each time, on the same batch."""
     trained = load_run(run)
+    if trained.config.data.module is not None:
+        raise UserError(f"run={run}: record=true trains steps on prepared data, and data.module has its own.")
     config, prepared = trained.config, trained.prepared()
     task = build_task(config, list(prepared.card.classes), config.seeds[0])
     data = DataModule(prepared, config.data, config.recipe, workers=0, limit_batches=None, seed=config.seeds[0])
