@@ -162,11 +162,17 @@ def deaf(_numbered: Any) -> None:
     time.sleep(60)
 
 
-def test_ctrl_c_ends_the_trainings(project, monkeypatch) -> None:
+@pytest.mark.parametrize("during", ["the fork", "training"])
+def test_ctrl_c_ends_the_trainings(project, monkeypatch, during: str) -> None:
     monkeypatch.setattr(calibration, "_score", deaf)
+    press = [lambda: os.kill(os.getpid(), signal.SIGINT)]
+    if during == "the fork":  # where Python loses an exception
+        os.register_at_fork(after_in_parent=lambda: press.pop()() if press else None)
+    else:
+        after_forks = threading.Timer(1, press.pop())
+        os.register_at_fork(after_in_parent=lambda: None if after_forks.ident else after_forks.start())
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        threading.Timer(2, os.kill, [os.getpid(), signal.SIGINT]).start()
         with pytest.raises(KeyboardInterrupt):
             calibrate.main()
     finally:

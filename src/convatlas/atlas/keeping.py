@@ -17,6 +17,7 @@ from typing import Any
 
 from convatlas.core.digests import digest
 from convatlas.core.files import write_json
+from convatlas.core.processes import serve_parent, while_forking
 from convatlas.core.source_code import PACKAGE, Code, code_behind
 
 __all__ = ["KEPT", "anatomies", "fingerprints"]
@@ -42,8 +43,10 @@ def anatomies(nets: Mapping[str, Plain], kept: Path = KEPT, processes: int = 2) 
     if missing:
         from convatlas.atlas.anatomy import anatomy  # torch and all the rest, once, before the processes are forked
 
-        with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
-            for name, drawn in zip(missing, pool.map(anatomy, missing.values()), strict=True):
+        with ProcessPoolExecutor(processes, get_context("fork"), serve_parent) as pool:
+            with while_forking():
+                drawings = pool.map(anatomy, missing.values())
+            for name, drawn in zip(missing, drawings, strict=True):
                 write_json(kept / f"{name}.json", {"key": keys[name], "anatomy": drawn})
                 found[name] = drawn
     return {name: found[name] for name in nets}

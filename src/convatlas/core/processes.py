@@ -162,6 +162,7 @@ def run_program(command: Sequence[str], **options: Any) -> int:
 
 # ---- the end that a signal asks for ---------------------------------------------------------------------------------
 
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 _received: list[int] = []
 
 
@@ -192,3 +193,36 @@ def stop(signum: int, _frame: Any) -> None:
     """End in an orderly way when asked to: the run is marked KILLED and can be resumed."""
     _received.append(signum)
     raise SystemExit(128 + signum)
+
+
+@contextmanager
+def while_forking() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until the end of the block, where processes are forked.
+
+    Around a fork Python calls functions of libraries, and loses the exception of a signal that comes in one of them.
+    The processes begin with `serve_parent`.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    before = {each: handler for each in _ENDING if (handler := signal.getsignal(each)) is not None}
+    for each in before:  # Python's part of the signal: the system's part may come to another thread
+        signal.signal(each, lambda signum, _frame: waiting.append(signum))
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # in the new processes, until they have handlers of their own
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+        for signum in waiting:
+            signal.raise_signal(signum)
+
+
+def serve_parent() -> None:
+    """Begin a forked process that lives for its parent: the parent answers Ctrl-C, and ends this one by SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    die_with_parent(signal.SIGKILL)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-import signal
 from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -18,7 +17,7 @@ import torch
 
 from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
-from convatlas.core.processes import die_with_parent
+from convatlas.core.processes import serve_parent, while_forking
 from convatlas.data.lightning_module import open_data
 from convatlas.tasks.base import DivergedError
 from convatlas.training.run import fit, quieten_libraries, run_identity
@@ -46,7 +45,9 @@ def validation_scores(configs: Sequence[RunConfig]) -> Generator[tuple[int, Scor
     at_once = max(1, len(os.sched_getaffinity(0)) // threads)
     with ProcessPoolExecutor(at_once, multiprocessing.get_context("fork"), _begin) as pool:
         try:
-            for trained in as_completed([pool.submit(_score, each) for each in enumerate(configs)]):
+            with while_forking():
+                trainings = [pool.submit(_score, each) for each in enumerate(configs)]
+            for trained in as_completed(trainings):
                 yield trained.result()
         except BrokenProcessPool as error:
             raise UserError(
@@ -59,8 +60,7 @@ def validation_scores(configs: Sequence[RunConfig]) -> Generator[tuple[int, Scor
 
 
 def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C, and ends this process
-    die_with_parent(signal.SIGKILL)
+    serve_parent()
     quieten_libraries()
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
 from pathlib import Path
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
-from convatlas.core.processes import die_with_parent, launched, uses_gpu
+from convatlas.core.processes import launched, serve_parent, uses_gpu, while_forking
 from convatlas.models.build import build_model
 from convatlas.models.costs import costs_of
 from convatlas.tracking.tracker import SeedTracker, VariantTracker
@@ -32,7 +31,6 @@ __all__ = ["SideBySide", "seeds_at_once"]
 
 CONTEXT_BYTES = 2 * 2**30
 """What a process takes of a GPU's memory beside its net: CUDA's context, cuDNN's workspaces, freed blocks."""
-ENDING = {signal.SIGINT, signal.SIGTERM}
 
 
 _started: set[str] = set()
@@ -102,7 +100,7 @@ class SideBySide:
         self._running: dict[Connection, int] = {}
         self._trackers: dict[int, SeedTracker] = {}
         try:
-            with _held(ENDING):  # around a fork the exception of a signal may be lost
+            with while_forking():
                 for _ in range(processes):
                     ours, theirs = context.Pipe()
                     process = context.Process(target=_work, args=(train, theirs, [*self._processes, ours]))
@@ -202,16 +200,6 @@ class SideBySide:
         self._end()
 
 
-@contextmanager
-def _held(signals: set[signal.Signals]) -> Iterator[None]:
-    """Let signals wait until the end of the block."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-
-
 def _send(connection: Connection, value: Any) -> None:
     """Send something to a process that may be gone; reading from it tells."""
     with suppress(OSError):
@@ -220,9 +208,7 @@ def _send(connection: Connection, value: Any) -> None:
 
 def _work(train: Train, connection: Connection, others: Sequence[Connection]) -> None:
     """Train the seeds that come through a connection."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C, and ends this process by SIGTERM
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-    die_with_parent(signal.SIGKILL)
+    serve_parent()
     for other in others:  # so that the end of the parent is the end of the connection
         other.close()
     while True:
