@@ -208,7 +208,7 @@ def _training_step(run: Path) -> Callable[[], None]:
         if isinstance(task.net, FollowsTraining):
             number = next(spread)
             task.net.begin_step(number, steps, mixed_seed(config.seeds[0], number))
-        loss = task.losses(batch)["loss"]
+        loss = task.all_losses(batch)["loss"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -336,12 +336,17 @@ class Task(pl.LightningModule, ABC):
         """Return a number for each training batch, the same on every process and in each micro-batch of it."""
         return mixed_seed(self.seed, self.current_epoch, self._batches // self.trainer.accumulate_grad_batches)
 
+    def all_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the loss terms of one training batch and those that the net adds itself; `loss` is the whole."""
+        terms = self.losses(batch)
+        if not isinstance(self.net, AddsLossTerms):
+            return terms
+        added = self.net.loss_terms()
+        return terms | added | {"loss": terms["loss"] + sum(added.values())}
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the loss; its terms are summed on the device and logged once an epoch."""
-        terms = self.losses(batch)
-        if isinstance(self.net, AddsLossTerms):
-            added = self.net.loss_terms()
-            terms = terms | added | {"loss": terms["loss"] + sum(added.values())}
+        terms = self.all_losses(batch)
         for name, value in terms.items():
             detached = value.detach().float()
             # A copy: the next replay of a CUDA graph writes where a loss that it computed lies.

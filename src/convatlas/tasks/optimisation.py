@@ -146,6 +146,7 @@ class Warmup(TypedDict, total=False):
 
     warmup_epochs: float
     warmup_steps: int
+    warmup_fraction: float
     warmup_start: float
     warmup_power: float
 
@@ -238,6 +239,7 @@ def _after_warmup(
     *,
     warmup_epochs: float = 0,
     warmup_steps: int = 0,
+    warmup_fraction: float = 0,
     warmup_start: float = 0.0,
     warmup_power: float = 1,
 ) -> LambdaLR:
@@ -250,13 +252,23 @@ def _after_warmup(
         factor: of the rate after the warm-up.
         warmup_epochs: its length in epochs.
         warmup_steps: or in steps.
+        warmup_fraction: or as a fraction of the training.
         warmup_start: share of the rate that it starts from.
         warmup_power: the rate rises with the share of the warm-up to this power.
     """
-    if min(warmup_epochs, warmup_steps) < 0 or (warmup_epochs and warmup_steps):
-        raise ValueError(f"give one of warmup_epochs={warmup_epochs} and warmup_steps={warmup_steps}, not negative")
+    lengths = {
+        "warmup_epochs": warmup_epochs,
+        "warmup_steps": warmup_steps,
+        "warmup_fraction": warmup_fraction,
+    }
+    given = ", ".join(f"{name}={length}" for name, length in lengths.items() if length)
+    if min(lengths.values()) < 0 or warmup_fraction > 1:
+        raise ValueError(f"{given}: a warm-up is not negative, and no longer than the training")
+    if sum(map(bool, lengths.values())) > 1:
+        raise ValueError(f"{given}: give one of them")
     total = epochs * steps_per_epoch
-    warmup = min(warmup_steps or round(warmup_epochs * steps_per_epoch), total)
+    asked = warmup_steps or round(warmup_epochs * steps_per_epoch) or round(warmup_fraction * total)
+    warmup = min(asked, total)
 
     def at(step: int) -> float:
         if step < warmup:
