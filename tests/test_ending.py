@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import nullcontext
 
 import pytest
@@ -142,13 +143,20 @@ def test_a_signal_that_a_library_makes_an_error_of_ends_the_command(capsys, numb
 
 @pytest.mark.parametrize(("presses", "orderly"), [(0, True), (1, True), (2, False)])
 def test_a_program_that_a_command_runs_ends_in_its_own_way_at_the_first_ctrl_c(tmp_path, presses, orderly):
-    program = f"import pathlib, time; time.sleep(1.5); pathlib.Path({str(tmp_path / 'ended')!r}).touch()"
+    program = "import pathlib, time; pathlib.Path('begun').touch(); time.sleep(1.5); pathlib.Path('ended').touch()"
+
+    def press() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        for _ in range(presses):
+            time.sleep(0.4)  # two within a quarter of a second are one to subprocess
+            os.kill(os.getpid(), signal.SIGINT)
+
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        for press in range(presses):
-            threading.Timer(0.5 + 0.4 * press, os.kill, [os.getpid(), signal.SIGINT]).start()
+        threading.Thread(target=press, daemon=True).start()
         with pytest.raises(KeyboardInterrupt) if presses else nullcontext():
-            assert run_program([sys.executable, "-c", program]) == 0
+            assert run_program([sys.executable, "-c", program], cwd=tmp_path) == 0
     finally:
         signal.signal(signal.SIGINT, before)
     assert (tmp_path / "ended").exists() == orderly

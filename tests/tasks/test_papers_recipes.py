@@ -24,7 +24,7 @@ from convatlas.data.decoding import encode
 from convatlas.data.squares import centre_square, fit_image, read_crop, resize_centre
 from convatlas.models.build import build_model
 from convatlas.reporting.recipe_page import NOT_STATED, page, paper_runs, steps_per_epoch
-from convatlas.tasks.optimisation import build_schedule, multi_step, parameter_groups
+from convatlas.tasks.optimisation import build_schedule, cosine, multi_step, parameter_groups
 from convatlas.training.run import train
 from helpers import ROOT
 
@@ -103,6 +103,19 @@ def test_a_factor_of_its_own_for_each_milestone_and_a_wrong_number_of_them() -> 
     assert [factor(step) for step in (0, 19, 20, 59, 60)] == pytest.approx([1, 1, 0.5, 0.5, 0.05])
     with pytest.raises(ValueError, match="a factor for each"):
         multi_step(optimizer, 10, 10, milestones=[0.2], gamma=[0.5, 0.1])
+
+
+def test_a_warm_up_is_so_many_epochs_or_steps_or_a_fraction_of_the_training() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    of_same_length = [{"warmup_epochs": 3}, {"warmup_steps": 30}, {"warmup_fraction": 0.3}]
+    for warmup in of_same_length:
+        factor = cosine(optimizer, 10, 10, **warmup).lr_lambdas[0]
+        assert [factor(step) for step in (0, 14, 29, 30, 65, 100)] == pytest.approx([1 / 30, 0.5, 1, 1, 0.5, 0])
+    with pytest.raises(ValueError, match=r"warmup_epochs=3, warmup_fraction=0\.3: give one of them"):
+        cosine(optimizer, 10, 10, **of_same_length[0], **of_same_length[2])
+    for wrong in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=rf"warmup_fraction={wrong}: a warm-up is not negative, and no longer than"):
+            cosine(optimizer, 10, 10, warmup_fraction=wrong)
 
 
 # ---- what decays, and at which rate ---------------------------------------------------------------------------------
