@@ -27,7 +27,7 @@ def test_markdown_cannot_be_broken_by_a_title(study):
 
 def test_markdown_has_the_verdicts_with_their_figures(study):
     text = as_markdown(study)
-    assert "- **Confirmed**: a is better.\n  - `error[a] < error[b]`: difference -0.09667, 99.5 % interval" in text
+    assert "- **Confirmed**: a is better.\n  - `error[a] < error[b]`: difference -0.09667, 98 % interval" in text
     assert "- **Not tested**: it is so. (No figure.)" in text
 
 

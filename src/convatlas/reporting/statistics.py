@@ -28,7 +28,7 @@ from convatlas.core.statistics import Spread, spread
 CONFIDENCE = 0.95
 LOOKS = (3, 6, 12, 24)
 """Numbers of seeds at which a claim is judged; up to the first, between them and beyond the last, the next is meant."""
-SHARES = (0.005, 0.01, 0.01, 0.015)
+SHARES = (0.02, 0.01, 0.01, 0.01)
 """The part of the 5 % that each of them has; what is left of it is for a prior that does not fit."""
 MOST_PRIOR_FREEDOM = 6.0
 """However alike the variances are, a prior counts for no more: the fit rests on few variants."""
