@@ -114,7 +114,7 @@ def test_a_warm_up_is_so_many_epochs_or_steps_or_a_fraction_of_the_training() ->
     with pytest.raises(ValueError, match=r"warmup_epochs=3, warmup_fraction=0\.3: give one of them"):
         cosine(optimizer, 10, 10, **of_same_length[0], **of_same_length[2])
     for wrong in (-0.1, 1.1):
-        with pytest.raises(ValueError, match=rf"warmup_fraction={wrong}: a warm-up is not negative, and no longer than"):
+        with pytest.raises(ValueError, match=rf"warmup_fraction={wrong}: a warm-up is not negative, and no longer"):
             cosine(optimizer, 10, 10, warmup_fraction=wrong)
 
 
