@@ -119,6 +119,22 @@ def die_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
             sys.exit(128 + by)
 
 
+def keep_freed_memory() -> None:
+    """Keep the memory that is freed, to use it again, rather than give it back to the system.
+
+    A step frees what it computed, glibc gives large blocks back, and Linux fills each page with zeros when the next step
+    asks for it: an eighth of the CPU time of a small net's training. Other allocators are left as they are.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        library = ctypes.CDLL(None)
+        if hasattr(library, "mallopt"):
+            mmap_threshold, trim_threshold = -3, -1  # of <malloc.h>
+            library.mallopt(mmap_threshold, 32 * 2**20)  # the most that it takes
+            library.mallopt(trim_threshold, 2**31 - 1)
+
+
 ValueT = TypeVar("ValueT")
 
 

@@ -17,7 +17,7 @@ from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
 from convatlas.core.files import atomic_write, write_json, write_text
 from convatlas.core.folders import check_replaceable, put_in_place
-from convatlas.core.processes import uses_gpu
+from convatlas.core.processes import keep_freed_memory, uses_gpu
 from convatlas.search.composing import compared_nets, search_code
 from convatlas.search.config import SearchRun
 from convatlas.search.darts import DartsSearch
@@ -55,6 +55,7 @@ def run_search(run: SearchRun, *, strict: bool = True) -> Path:
         UserError: something that the user can correct; the message says how.
     """
     quieten_libraries()
+    keep_freed_memory()
     torch.set_num_threads(run.trainer.threads)
     if run.trainer.deterministic:  # as Lightning does
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

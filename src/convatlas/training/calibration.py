@@ -17,7 +17,7 @@ import torch
 
 from convatlas.core.config import RunConfig
 from convatlas.core.errors import UserError
-from convatlas.core.processes import serve_parent, while_forking
+from convatlas.core.processes import keep_freed_memory, serve_parent, while_forking
 from convatlas.data.lightning_module import open_data
 from convatlas.tasks.base import DivergedError
 from convatlas.training.run import fit, quieten_libraries, run_identity
@@ -62,6 +62,7 @@ def validation_scores(configs: Sequence[RunConfig]) -> Generator[tuple[int, Scor
 def _begin() -> None:
     serve_parent()
     quieten_libraries()
+    keep_freed_memory()
 
 
 def _score(numbered: tuple[int, RunConfig]) -> tuple[int, Score]:

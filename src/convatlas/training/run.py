@@ -17,7 +17,7 @@ from convatlas.core.config import RunConfig
 from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
 from convatlas.core.folders import check_replaceable, tidy_up
-from convatlas.core.processes import rank, rank_zero_first, stop
+from convatlas.core.processes import keep_freed_memory, rank, rank_zero_first, stop
 from convatlas.core.record import RunRecord
 from convatlas.core.source_code import run_code
 from convatlas.data.lightning_module import ModuleData, open_data
@@ -67,6 +67,7 @@ def train(config: RunConfig, *, strict: bool) -> list[Path]:
     """
     signal.signal(signal.SIGTERM, stop)
     quieten_libraries()
+    keep_freed_memory()
     prepared = open_data(config.data)
     at_once = seeds_at_once(config)
     torch.set_num_threads(config.trainer.threads if at_once == 1 else 1)

@@ -35,7 +35,7 @@ from convatlas.core.digests import digest
 from convatlas.core.errors import UserError
 from convatlas.core.files import full_disk, read_json, write_json, write_text, write_yaml
 from convatlas.core.folders import claim_files
-from convatlas.core.processes import stop
+from convatlas.core.processes import keep_freed_memory, stop
 from convatlas.core.seeds import mixed_seed
 from convatlas.data.lightning_module import open_data
 from convatlas.data.prepared import PreparedData
@@ -171,6 +171,7 @@ def search(asked: Search) -> str:
     """
     signal.signal(signal.SIGTERM, stop)
     quieten_libraries()
+    keep_freed_memory()
     torch.set_num_threads(asked.base.trainer.threads)
     prepared = open_data(asked.base.data)
     folder = asked.base.output_dir
