@@ -122,8 +122,8 @@ def die_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
 def keep_freed_memory() -> None:
     """Keep the memory that is freed, to use it again, rather than give it back to the system.
 
-    A step frees what it computed, glibc gives large blocks back, and Linux fills each page with zeros when the next step
-    asks for it: an eighth of the CPU time of a small net's training. Other allocators are left as they are.
+    A step frees what it computed, glibc gives large blocks back, and Linux fills each page with zeros when the next
+    step asks for it: an eighth of the CPU time of a small net's training. Other allocators are left as they are.
     """
     if sys.platform == "linux":
         import ctypes
