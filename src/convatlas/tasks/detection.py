@@ -267,21 +267,22 @@ def left_out(rows: Sequence[Mapping[Any, Any]]) -> NDArray[np.float64]:
     order = np.argsort(-hits.scores, kind="stable")
     classes = np.unique(hits.true_labels)
 
-    def precision_of(label: int, without: int) -> float:
-        chosen = order[(hits.labels[order] == label) & (of_found[order] != without)]
-        objects = int(((hits.true_labels == label) & (of_true != without)).sum())
-        if not objects:
-            return math.nan
-        found = np.cumsum(hits.hits[chosen], dtype=np.int64)
-        return average_precision((found / np.arange(1, len(found) + 1), found / objects))
+    def precision_of(ranks: NDArray[np.int64], objects: int) -> float:
+        """Precision is highest where a detection finds an object, so those tell all."""
+        found = np.arange(1, len(ranks) + 1)
+        return average_precision((found / ranks, found / objects)) if objects else math.nan
 
-    nobody = -1
     parts = np.zeros((len(rows), len(classes)))
     for column, label in enumerate(classes.tolist()):
-        whole = precision_of(label, nobody)
-        concerned = np.union1d(of_found[hits.labels == label], of_true[hits.true_labels == label])
-        for image in concerned.tolist():
-            parts[image, column] = (len(rows) - 1) * (whole - precision_of(label, image))
+        chosen = order[hits.labels[order] == label]
+        images, ranks = of_found[chosen], np.flatnonzero(hits.hits[chosen]) + 1
+        objects = np.bincount(of_true[hits.true_labels == label], minlength=len(rows))
+        total = int(objects.sum())
+        whole = precision_of(ranks, total)
+        for image in np.union1d(images, np.flatnonzero(objects)).tolist():
+            others = ranks[images[ranks - 1] != image]
+            before = np.searchsorted(np.flatnonzero(images == image) + 1, others)  # detections that are gone
+            parts[image, column] = (len(rows) - 1) * (whole - precision_of(others - before, total - objects[image]))
     return np.nan_to_num(parts).mean(axis=1) if len(classes) else np.zeros(len(rows))
 
 
