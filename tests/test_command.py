@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -126,3 +127,14 @@ def test_the_layers_of_a_net_are_shown_with_shapes_and_counts(enter):
     row = next(line for line in shown.splitlines() if "Conv2d: 2-1" in line)
     assert row.split()[-2:] == ["3]", "442,368"], "16 * 3 * 9 multiply-adds at each of 32 * 32 places"
     assert "[1, 16, 32, 32]" in row
+
+
+@pytest.mark.parametrize("words", [["show", "model=lenet5"], ["models", "lenet*"]])
+def test_a_reader_that_has_seen_enough_is_no_bug(words):
+    """As `| head` does; the pipe is closed before anything is written."""
+    read, written = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "convatlas", *words]
+    done = subprocess.run(command, cwd=ROOT, stdout=written, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(written)
+    assert done.stderr == ""

@@ -427,3 +427,25 @@ def test_every_fault_is_held_by_a_test_that_there_is():
     assert len([row for row in rows if "::" not in row]) == 1, "one refusal is DVC's own"
     missing = [f"{file}::{name}" for file, name in held if f"def {name}(" not in (ROOT / "tests" / file).read_text()]
     assert missing == []
+
+
+def test_dvc_leaves_what_a_new_plan_leaves_out(tmp_path, monkeypatch):
+    """`dvc exp run` begins with a checkout, which deletes what DVC linked and no stage writes any more."""
+    from dvc.repo import Repo
+
+    from convatlas.plan import keep_from_dvc
+
+    monkeypatch.chdir(tmp_path)
+    repo = Repo.init(no_scm=True)
+    kept, other = Path("runs", "study", "kept"), Path("runs", "study", "other")
+    stage = "  {0}:\n    cmd: mkdir -p {1} && echo 1 > {1}/metrics.json\n    outs: [{1}: {{persist: true}}]\n"
+    Path("dvc.yaml").write_text("stages:\n" + stage.format("kept", kept) + stage.format("other", other))
+    repo.reproduce()
+    for path in (kept, other):
+        shutil.rmtree(path)
+    repo.checkout()
+    Path("dvc.yaml").write_text("stages: {}\n")
+    keep_from_dvc([kept, Path("runs", "nowhere")])
+    Repo(".").checkout(force=True)
+    assert (kept / "metrics.json").read_text() == "1\n"
+    assert not other.exists(), "DVC has changed, and nothing is to be kept from it"

@@ -37,6 +37,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "plan": "choose the studies, scale and seeds of the pipeline",
         "repro": "run the pipeline: what changed, and nothing else",
         "experiments": "compare the experiments of `dvc exp run` in a few columns",
+        "calibrate": "choose optimiser and rate of every variant on validation",
         "decide": "add seeds until the claims are decided",
         "report": "write the reports of the planned studies",
         "track": "send finished runs to MLflow again",
@@ -49,6 +50,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Data and nets": {
         "prepare": "read, check and split a data set",
         "models": "list the nets",
+        "atlas": "draw every net, and how the nets grew out of one another",
         "show": "print a net's layers with shapes, parameters and multiply-adds",
         "profile": "count what a net costs, without training it",
     },

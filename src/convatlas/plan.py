@@ -8,8 +8,10 @@ Seeds and scale in it may be edited by hand, and `overrides` apply to every run.
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
@@ -33,6 +35,7 @@ from convatlas.studies.planning import (
     template_values,
 )
 
+RUNS = Path("runs")
 AsList = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
 
 
@@ -154,9 +157,41 @@ def main() -> None:
         Plan.model_validate(plan)
     except ValidationError as error:
         raise UserError(describe(error, "the command line")) from error
+    keep_from_dvc(left_out(plan))
     write_plan(plan)
     with answering(options) as answer:
         answer(*said(plan))
+
+
+def left_out(plan: Mapping[str, Any]) -> list[Path]:
+    """Return what the stages of the plan before wrote that those of this one do not."""
+    try:
+        before = read_plan(FILE)
+    except UserError:
+        return []
+    return [
+        *(
+            path
+            for key in before.runs
+            if key not in plan["runs"]
+            for path in (RUNS / key, RUNS / f".finished/{key}.json")
+        ),
+        *(Path("data", "prepared", name) for name in before.data if name not in plan["data"]),
+        *(Path("reports", "data", f"{name}.html") for name in before.data if name not in plan["data"]),
+        *(Path("searches", name) for name in before.searches if name not in plan["searches"]),
+    ]
+
+
+def keep_from_dvc(paths: Iterable[Path]) -> None:
+    """Let DVC take these files and folders for the user's own.
+
+    `dvc exp run` and `dvc checkout` delete what DVC has linked and no stage writes any more, but nothing whose times
+    have changed since.
+    """
+    for path in paths:
+        files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+        for file in files[:1]:
+            os.utime(file)
 
 
 def said(plan: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -11,13 +12,13 @@ from urllib.parse import unquote
 import pytest
 from made_runs import MadeVariant, accuracies, make_study, rising_history
 
+import convatlas.atlas.__main__ as atlas
 from convatlas.atlas.film import drop_paths, gradient_films, stored_by_depth
 from convatlas.atlas.keeping import anatomies
 from convatlas.atlas.lineage import Lineage, read_lineage
 from convatlas.atlas.lineage_map import draw_map
 from convatlas.atlas.nets import read_nets
 from convatlas.atlas.pages import write_atlas
-from convatlas.core.errors import UserError
 from convatlas.reporting.findings import Finding
 from convatlas.reporting.reading import read_study
 from convatlas.reporting.report import write_index, write_report
@@ -189,13 +190,20 @@ def test_every_net_has_a_family_and_the_lecture_s_ideas_are_marked():
     lineage = read_lineage()
     members = lineage.members(read_nets())
     assert set(members) == set(lineage.families)
+    assert sorted(net for nets in members.values() for net in nets) == sorted(read_nets())
     marked = [name for name, family in lineage.families.items() if any(edge.lecture for edge in family.parents)]
     assert marked == ["alexnet", "vgg", "googlenet", "resnet", "xception", "mobilenet_v1", "nasnet"]
 
 
-def test_a_net_of_no_family_is_told():
-    with pytest.raises(UserError, match=r"^conf/model/new_net\.yaml belongs to no family; name it in lineage\.yaml"):
-        read_lineage().members(["new_net"])
+def test_a_net_of_no_family_is_told_and_the_others_are_drawn(tmp_path, monkeypatch, capsys):
+    net = read_nets()["lenet5_modern"]
+    monkeypatch.setattr(atlas, "read_nets", lambda: {"lenet5_modern": net, "new_net": net})
+    monkeypatch.setattr(sys, "argv", ["atlas"])
+    monkeypatch.chdir(tmp_path)
+    atlas.main()
+    message = "conf/model/new_net.yaml is not in the atlas: name its family in src/convatlas/atlas/lineage.yaml."
+    assert message in "".join(capsys.readouterr())
+    assert [page.stem for page in (tmp_path / "reports" / "atlas" / "nets").glob("*.html")] == ["lenet5_modern"]
 
 
 def test_a_lineage_in_which_time_runs_backwards_is_refused():

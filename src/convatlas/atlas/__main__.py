@@ -29,10 +29,20 @@ PLAN, RUNS, ATLAS = Path("plan"), Path("runs"), Path("reports", "atlas")
 VERDICTS = Path("docs", "studies", "verdicts.json")
 
 
+class Options(Section):
+    """There are none."""
+
+
 def main() -> None:
     """Write the atlas."""
-    read_options(Section, sys.argv[1:])
-    nets = read_nets()
+    read_options(Options, sys.argv[1:])
+    nets, lineage = read_nets(), read_lineage()
+    known = {net for names in lineage.members(nets).values() for net in names}
+    for net in nets.keys() - known:
+        print_message(
+            f"conf/model/{net}.yaml is not in the atlas: name its family in src/convatlas/atlas/lineage.yaml."
+        )
+    nets = {net: nets[net] for net in nets if net in known}
     with quick_imports():
         drawn = anatomies(nets, processes=min(4, os.cpu_count() or 1))
         from convatlas.atlas.pages import write_atlas
@@ -42,7 +52,7 @@ def main() -> None:
     studies = read_studies(PLAN, RUNS) if any(PLAN.glob("*.yaml")) else []
     found = all_findings(VERDICTS, [study for study in studies if study.runs_finished])
     with written_folder(ATLAS, "atlas", "folder") as partial:
-        write_atlas(partial, nets, drawn, lineage=read_lineage(), studies=studies, found=found)
+        write_atlas(partial, nets, drawn, lineage=lineage, studies=studies, found=found)
     print(ATLAS / "index.html")
     publish(studies)
 

@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from convatlas.core.config import Section
-from convatlas.core.errors import UserError
 from convatlas.core.files import read_yaml
 
 __all__ = ["Edge", "Family", "Lineage", "read_lineage"]
@@ -64,17 +63,11 @@ class Lineage(Section):
         return self
 
     def members(self, nets: Iterable[str]) -> dict[str, list[str]]:
-        """Return the nets of each family that has any.
-
-        Raises:
-            UserError: a net belongs to no family.
-        """
+        """Return the nets of each family that has any; a net without a family is left out."""
         found: dict[str, list[str]] = {name: [] for name in self.families}
         for net in nets:
-            family = next((name for name, each in self.families.items() if each.includes(net)), None)
-            if family is None:
-                raise UserError(f"conf/model/{net}.yaml belongs to no family; name it in {FILE.name} of the atlas.")
-            found[family].append(net)
+            for family in [name for name, each in self.families.items() if each.includes(net)][:1]:
+                found[family].append(net)
         return {name: names for name, names in found.items() if names}
 
 

@@ -70,6 +70,8 @@ def run_hydra(
         job = _job_of_multirun()
         try:
             returned.append((job or "", main(config)))
+        except BrokenPipeError:  # the reader of the output has seen enough, of which Hydra would make an error
+            os._exit(0)
         except Exception as error:
             if ending_signal() is not None:
                 raise
