@@ -19,7 +19,7 @@ from convatlas.reporting.printed_numbers import printed_numbers
 from convatlas.reporting.rendering import chart_library, for_script_element, render, template_source
 from convatlas.reporting.run_pictures import RunPictures, run_pictures
 from convatlas.reporting.score_plots import interval_plots, score_plots
-from convatlas.reporting.statistics import LOOKS
+from convatlas.reporting.statistics import LOOKS, SHARES
 from convatlas.reporting.study import Group, Step, Study, Variant
 from convatlas.reporting.tables import further_table, leaders, main_table
 from convatlas.reporting.trade_offs import trade_offs
@@ -61,6 +61,7 @@ def render_report(study: Study, runs: Path) -> str:
         steps=_steps(study),
         claims=judge(study)[: len(study.plan.claims)],
         looks=listed([f"{seeds}" for seeds in LOOKS]),
+        levels=listed([f"{100 * (1 - share):g}" for share in SHARES]),
         calibration=study.plan.calibration,
         tried=list(dict.fromkeys(c for each in study.plan.calibration.variants.values() for c in each.scores)),
         origin=origin(study),
