@@ -39,6 +39,14 @@ def test_a_single_seed_has_no_band(tmp_path):
     assert "area" not in {mark["type"] for mark in score.vega["marks"]}
 
 
+@pytest.mark.parametrize(("scores", "seen"), [((0.5,), 1), ((0.5, 0.6), 0)])
+def test_one_epoch_is_a_point_that_is_seen(tmp_path, scores, seen):
+    made = {"a": MadeVariant(test=accuracies(0.9), history={0: rising_history("val/accuracy", scores)})}
+    _, score, _ = learning_curves(group(tmp_path, made))
+    (points,) = [mark for mark in score.vega["marks"] if mark["type"] == "symbol"]
+    assert points["encode"]["update"]["opacity"] == {"value": seen}
+
+
 def test_a_curve_ends_where_the_first_seed_stopped(tmp_path):
     history = {
         0: rising_history("val/accuracy", (0.5, 0.6, 0.7)),

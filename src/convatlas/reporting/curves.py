@@ -142,7 +142,8 @@ def _chart(rows: list[Row], title: str, note: str, y: dict[str, Any], *, best: A
     if len(rows) <= HOVER_POINTS:
         shown = (("m", "mean"), ("l", "lowest seed"), ("h", "highest seed"))
         numbers = [alt.Tooltip(f"{field}:Q", title=word, format=".4g") for field, word in shown]
-        points = base.mark_circle(aria=False, clip=True, opacity=0, size=90)
+        is_line = len({row["e"] for row in rows}) > 1
+        points = base.mark_circle(aria=False, clip=is_line, opacity=0 if is_line else 1, size=90)
         layers.append(points.encode(tooltip=[*tooltip(v="variant", e="epoch"), *numbers]))
     return Chart(capital(title), note, compiled(layers, rows, description))
 
