@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from convatlas import plan
 from helpers import ROOT, Entered, assert_one_sentence, protected
 
 SMALL = ("model=lenet5_modern", "recipe.epochs=1", "trainer.threads=1", "trainer.limit_batches=1", "tracking=none")
@@ -433,8 +435,6 @@ def test_dvc_leaves_what_a_new_plan_leaves_out(tmp_path, monkeypatch):
     """`dvc exp run` begins with a checkout, which deletes what DVC linked and no stage writes any more."""
     from dvc.repo import Repo
 
-    from convatlas.plan import keep_from_dvc
-
     monkeypatch.chdir(tmp_path)
     repo = Repo.init(no_scm=True)
     kept, other = Path("runs", "study", "kept"), Path("runs", "study", "other")
@@ -445,7 +445,14 @@ def test_dvc_leaves_what_a_new_plan_leaves_out(tmp_path, monkeypatch):
         shutil.rmtree(path)
     repo.checkout()
     Path("dvc.yaml").write_text("stages: {}\n")
-    keep_from_dvc([kept, Path("runs", "nowhere")])
+    plan.keep_from_dvc([kept, Path("runs", "nowhere")])
     Repo(".").checkout(force=True)
     assert (kept / "metrics.json").read_text() == "1\n"
     assert not other.exists(), "DVC has changed, and nothing is to be kept from it"
+
+
+def test_what_a_plan_leaves_out_is_runs_data_and_searches(monkeypatch):
+    before = SimpleNamespace(runs={"s/a": {}, "s/b": {}}, data={"d": {}, "e": {}}, searches={"f": {}})
+    monkeypatch.setattr(plan, "read_plan", lambda _: before)
+    found = {str(path) for path in plan.left_out({"runs": {"s/b": {}}, "data": {"e": {}}, "searches": {}})}
+    assert found == {"runs/s/a", "runs/.finished/s/a.json", "data/prepared/d", "reports/data/d.html", "searches/f"}

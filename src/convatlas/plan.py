@@ -189,8 +189,8 @@ def keep_from_dvc(paths: Iterable[Path]) -> None:
     have changed since.
     """
     for path in paths:
-        files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
-        for file in files[:1]:
+        file = path if path.is_file() else next((each for each in path.rglob("*") if each.is_file()), None)
+        if file is not None:
             os.utime(file)
 
 

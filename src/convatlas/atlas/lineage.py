@@ -66,7 +66,8 @@ class Lineage(Section):
         """Return the nets of each family that has any; a net without a family is left out."""
         found: dict[str, list[str]] = {name: [] for name in self.families}
         for net in nets:
-            for family in [name for name, each in self.families.items() if each.includes(net)][:1]:
+            family = next((name for name, each in self.families.items() if each.includes(net)), None)
+            if family is not None:
                 found[family].append(net)
         return {name: names for name, names in found.items() if names}
 
